@@ -1,0 +1,33 @@
+# The environment is made once in .venv and reused; it is renewed when the dependencies change.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := src examples tests
+INSTALLED := .venv/.installed
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test quality style test-transformers
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/quickstart.py --output_dir out
+
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+# The model, backbone, configuration and image processor tests of the installed transformers, run over our classes.
+test-transformers: $(INSTALLED)
+	$(BIN)/python tests/transformers_suite/prepare.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/transformers_suite -rs
+
+$(INSTALLED): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@

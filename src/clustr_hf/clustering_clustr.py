@@ -1,0 +1,343 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+kNN-based density peaks clustering of vision tokens (section 3.1 of the paper) and their aggregation.
+
+Tensor functions that know no model: [`find_clusters`] decides which tokens belong together, without gradient;
+[`aggregate_tokens`] merges them, with gradient.
+
+Shapes: B images, N tokens, C channels, k neighbours, M clusters, R rows of a chunk.
+
+Distances are Euclidean divided by sqrt(C), as in the authors' release: without that Eq. 1 underflows in float32. They
+are found in two steps: a matrix product ranks candidates, and the few that are chosen (k neighbours, one denser token)
+are measured again from coordinate differences, so that no value suffers from cancellation and equal tokens are exactly
+0 apart. No tensor is larger than `CHUNK_ELEMENTS`, or N if that is more, times the constants above.
+
+Ties go to the lower index: of two equally dense tokens the first is the denser one, of two equally near tokens the
+first is the nearer one, and so for decision values and for the labels of equally near centres. Two *different* tokens
+at the same distance tie up to the rounding of the matrix product.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+# Elements of one block of distances: 2 MiB in float32, so that it is still in the cache when it is searched.
+CHUNK_ELEMENTS = 2**19
+
+# Keeps the aggregation finite when a cluster is empty or its weights underflow (the value of the authors' release).
+WEIGHT_EPSILON = 1e-6
+
+ASSIGNMENTS = ("density_parent", "nearest_center")
+
+
+@torch.no_grad()
+def find_clusters(
+    tokens: torch.Tensor,
+    num_clusters: Sequence[int],
+    num_neighbors: int = 5,
+    assignment: str = "density_parent",
+) -> list[torch.Tensor]:
+    """
+    Cluster the tokens of each image by density peaks, at several scales from one density pass (Eqs. 1, 2 and 7).
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`):
+            Floating point tokens. float64 is clustered in float64, everything else in float32, under any autocast.
+        num_clusters (`Sequence[int]`):
+            M for each scale, at least 1. A scale with M >= N makes every token a cluster of its own.
+        num_neighbors (`int`, defaults to 5):
+            k of Eq. 1, the token itself included; N if that is less.
+        assignment (`str`, defaults to `"density_parent"`):
+            `"density_parent"`: each token joins the cluster of its nearest token with higher density (the paper).
+            `"nearest_center"`: each token joins the nearest centre (the authors' release).
+
+    Returns:
+        `list[torch.LongTensor]`: for each scale the cluster of every token, shape `(B, N)`, values in
+        `[0, min(M, N))`. Clusters are numbered by falling decision value of their centre, so cluster m has the same
+        centre in every scale. The result for an image does not depend on the other images of the batch.
+
+    Raises:
+        ValueError: for tokens of a wrong rank, size or dtype, and for numbers or an assignment out of range.
+    """
+    _check_arguments(tokens, num_clusters, num_neighbors, assignment)
+    num_clusters = [int(number) for number in num_clusters]
+    if torch.compiler.is_compiling():
+        # One opaque node for the compiler: the chunk loops would be unrolled into thousands of nodes.
+        return list(torch.ops.clustr_hf.find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
+    return list(_find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
+
+
+def aggregate_tokens(
+    tokens: torch.Tensor,
+    cluster_index: torch.Tensor,
+    num_clusters: int,
+    token_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Merge the tokens of each cluster into one, h_m = sum_i w_i x_i / (sum_i w_i + 1e-6) over its members (Eq. 3).
+
+    The normalisation is that of the authors' release; Eq. 3 leaves the weights unnormalised. Sums are taken in float32
+    or wider.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`):
+            Floating point tokens.
+        cluster_index (`torch.LongTensor` of shape `(B, N)`):
+            Cluster of each token, values in `[0, num_clusters)`.
+        num_clusters (`int`):
+            M.
+        token_weight (`torch.Tensor` of shape `(B, N, 1)` or `(B, N)`, *optional*):
+            Positive weights w; default is 1 for every token.
+
+    Returns:
+        `torch.Tensor` of shape `(B, M, C)` in the dtype of `tokens`; zeros for a cluster without members.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    batch_size, num_tokens, channels = tokens.shape
+    if cluster_index.shape != (batch_size, num_tokens):
+        raise ValueError(
+            f"`cluster_index` must have shape {(batch_size, num_tokens)} like `tokens` {tuple(tokens.shape)}, "
+            f"got {tuple(cluster_index.shape)}."
+        )
+    weight = _as_weight(token_weight, tokens)
+    image_offset = torch.arange(batch_size, device=tokens.device)[:, None] * num_clusters
+    slots = (cluster_index + image_offset).flatten()
+
+    weighted_sum = weight.new_zeros(batch_size * num_clusters, channels)
+    weighted_sum = weighted_sum.index_add(0, slots, (weight * tokens).flatten(0, 1))
+    weight_sum = weight.new_zeros(batch_size * num_clusters, 1).index_add(0, slots, weight.flatten(0, 1))
+    merged = weighted_sum / (weight_sum + WEIGHT_EPSILON)
+    return merged.view(batch_size, num_clusters, channels).to(tokens.dtype)
+
+
+def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Tensor:
+    """
+    What [`aggregate_tokens`] gives when every token is a cluster of its own (lambda = 1), in the order of the tokens:
+    x_i w_i / (w_i + 1e-6).
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.
+        token_weight (`torch.Tensor` of shape `(B, N, 1)` or `(B, N)`): Positive weights.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N, C)` in the dtype of `tokens`.
+    """
+    weight = _as_weight(token_weight, tokens)
+    return (tokens * (weight / (weight + WEIGHT_EPSILON))).to(tokens.dtype)
+
+
+def local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+    """
+    rho of Eq. 1, exp of minus the mean squared distance to the k nearest tokens, the token itself included.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
+        num_neighbors (`int`): k; N if that is less.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`, values in [0, 1].
+    """
+    k = min(num_neighbors, tokens.shape[1])
+    half_norm = _half_norm(tokens)
+    density = []
+    for rows in _row_chunks(tokens):
+        neighbors = _farness(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False).indices
+        near_tokens = _gather_tokens(tokens, neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
+        squared = _squared_distance(rows.unsqueeze(2), near_tokens)
+        # Sorted, so that equal neighbourhoods have bitwise equal densities whatever order they were found in.
+        total = squared.sort(dim=-1).values.sum(dim=-1)
+        density.append(torch.exp(-total / (k * tokens.shape[-1])))
+    return torch.cat(density, dim=1)
+
+
+def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    delta of Eq. 2, the distance to the nearest denser token, and which token that is.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
+        density_rank (`torch.LongTensor` of shape `(B, N)`): 0 for the densest token of an image, N - 1 for the last.
+
+    Returns:
+        `tuple[torch.Tensor, torch.LongTensor]`, each of shape `(B, N)`: delta, and the index of the nearest denser
+        token. The densest token is its own parent and has the distance to its farthest token as delta.
+    """
+    half_norm = _half_norm(tokens)
+    parent = []
+    for rows, rows_rank in zip(_row_chunks(tokens), _row_chunks(tokens, density_rank)):
+        farness = _farness(rows, tokens, half_norm)
+        not_denser = density_rank.unsqueeze(1) >= rows_rank.unsqueeze(2)
+        parent.append(farness.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
+    parent = torch.cat(parent, dim=1)
+
+    densest = density_rank.argmin(dim=1, keepdim=True)
+    is_densest = density_rank == 0
+    parent = torch.where(is_densest, densest, parent)
+    to_parent = _squared_distance(tokens, _gather_tokens(tokens, parent))
+    to_farthest = _squared_distance(tokens, _gather_tokens(tokens, densest)).amax(dim=1, keepdim=True)
+    squared = torch.where(is_densest, to_farthest, to_parent)
+    return (squared / tokens.shape[-1]).sqrt(), parent
+
+
+def _find_clusters(
+    tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str
+) -> torch.Tensor:
+    """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
+    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    with torch.autocast(device_type=tokens.device.type, enabled=False):
+        # Small images are clustered together, as many as fill a chunk; large ones one at a time, rows in chunks.
+        images_at_once = max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2)
+        groups = [
+            _cluster_group(images.to(dtype), num_clusters, num_neighbors, assignment)
+            for images in tokens.split(images_at_once)
+        ]
+    return torch.cat(groups, dim=1)
+
+
+def _cluster_group(
+    tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str
+) -> torch.Tensor:
+    """Clusters of a few images, (B, N, C) -> (S, B, N)."""
+    twin = _first_equal_token(tokens)
+    density = local_density(tokens, num_neighbors).gather(1, twin)
+    density_rank = _rank_descending(density)
+    separation, parent = separation_and_parent(tokens, density_rank)
+    # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
+    parent = twin.gather(1, parent)
+    decision_value = density * separation
+    # Eq. 2 makes the densest token the first centre; said outright, no rounding can take its place away.
+    decision_rank = _rank_descending(decision_value.masked_fill(density_rank == 0, torch.inf))
+
+    if assignment == "nearest_center":
+        scales = _join_nearest_center(tokens, decision_rank, twin, num_clusters)
+    else:
+        scales = [_follow_parents(decision_rank, parent, number) for number in num_clusters]
+    return torch.stack(scales)
+
+
+def _follow_parents(decision_rank: torch.Tensor, parent: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    """Label of the first centre on each token's way to denser tokens; all tensors (B, N)."""
+    num_tokens = parent.shape[1]
+    itself = torch.arange(num_tokens, device=parent.device).expand_as(parent)
+    ancestor = torch.where(decision_rank < num_clusters, itself, parent)
+    for _ in range((num_tokens - 1).bit_length()):  # each step doubles the way
+        ancestor = ancestor.gather(1, ancestor)
+    # The clamp matters for NaN tokens only, whose parents may run in circles: still a valid index.
+    return decision_rank.gather(1, ancestor).clamp(max=num_clusters - 1)
+
+
+def _join_nearest_center(
+    tokens: torch.Tensor, decision_rank: torch.Tensor, twin: torch.Tensor, num_clusters: list[int]
+) -> list[torch.Tensor]:
+    """Label of each token's nearest centre for every scale; centres keep their own label."""
+    most = min(max(num_clusters), tokens.shape[1])
+    center_index = decision_rank.argsort(dim=1)[:, :most]  # the centres of a coarse scale come first among a fine one's
+    centers = _gather_tokens(tokens, center_index)
+    half_norm = _half_norm(centers)
+    labels: list[list[torch.Tensor]] = [[] for _ in num_clusters]
+    for rows in _row_chunks(tokens):
+        farness = _farness(rows, centers, half_norm)
+        for scale, number in zip(labels, num_clusters):
+            scale.append(farness[..., :number].argmin(dim=-1))
+
+    scales = []
+    for label, number in zip(labels, num_clusters):
+        nearest = center_index.gather(1, torch.cat(label, dim=1))
+        nearest_rank = decision_rank.gather(1, twin.gather(1, nearest))
+        scales.append(torch.where(decision_rank < number, decision_rank, nearest_rank).clamp(max=number - 1))
+    return scales
+
+
+def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
+    """
+    For each token the index of the first token of its image that equals it, often itself; (B, N, C) -> (B, N).
+
+    A matrix product may round equal tokens differently, which would make ties between them a matter of chance.
+    """
+    batch_size, num_tokens, channels = tokens.shape
+    key_direction = torch.arange(1, channels + 1, device=tokens.device, dtype=tokens.dtype).cos()
+    order = (tokens * key_direction).sum(dim=-1).argsort(dim=1, stable=True)
+    ordered = _gather_tokens(tokens, order)
+    starts_run = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=tokens.device)
+    starts_run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).any(dim=-1)
+    position = torch.arange(num_tokens, device=tokens.device)
+    run_start = torch.where(starts_run, position, 0).cummax(dim=1).values
+    return torch.empty_like(order).scatter_(1, order, order.gather(1, run_start))
+
+
+def _farness(rows: torch.Tensor, tokens: torch.Tensor, half_norm: torch.Tensor) -> torch.Tensor:
+    """|x_j|^2 / 2 - x_i x_j: orders the tokens j of a row i as their distance does; (B, R, C), (B, N, C) -> (B, R, N)."""
+    return torch.baddbmm(half_norm.unsqueeze(1), rows, tokens.mT, alpha=-1)
+
+
+def _half_norm(tokens: torch.Tensor) -> torch.Tensor:
+    return tokens.square().sum(dim=-1) / 2
+
+
+def _squared_distance(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distance along the last dimension, not yet divided by C."""
+    return (tokens - others).square().sum(dim=-1)
+
+
+def _gather_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """(B, N, C), (B, I) -> (B, I, C)."""
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def _row_chunks(tokens: torch.Tensor, values: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    """Chunks of rows of `values` (default: `tokens`), each few enough for a block of distances to all N tokens."""
+    values = tokens if values is None else values
+    return iter(values.split(max(1, CHUNK_ELEMENTS // tokens.shape[1]), dim=1))
+
+
+def _rank_descending(values: torch.Tensor) -> torch.Tensor:
+    """Rank of each value, 0 for the largest, ties by index; (B, N) -> (B, N)."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    rank = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, rank)
+
+
+def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
+    """Weights as (B, N, 1), in float32 or wider."""
+    batch_size, num_tokens, _ = tokens.shape
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    if token_weight is None:
+        return torch.ones(batch_size, num_tokens, 1, dtype=dtype, device=tokens.device)
+    if token_weight.shape not in ((batch_size, num_tokens), (batch_size, num_tokens, 1)):
+        raise ValueError(
+            f"`token_weight` must have shape {(batch_size, num_tokens, 1)} or {(batch_size, num_tokens)}, "
+            f"got {tuple(token_weight.shape)}."
+        )
+    return token_weight.reshape(batch_size, num_tokens, 1).to(dtype)
+
+
+def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, assignment: str):
+    if tokens.ndim != 3 or 0 in tokens.shape[1:]:
+        raise ValueError(f"`tokens` must have shape (B, N, C) with N, C >= 1, got {tuple(tokens.shape)}.")
+    if not tokens.is_floating_point():
+        raise ValueError(f"`tokens` must be floating point, got {tokens.dtype}.")
+    if not isinstance(num_clusters, Sequence) or not num_clusters or min(num_clusters) < 1:
+        raise ValueError(f"`num_clusters` must be a sequence of numbers of at least 1, got {num_clusters!r}.")
+    if num_neighbors < 1:
+        raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"`assignment` must be one of {list(ASSIGNMENTS)}, got {assignment!r}.")
+
+
+@torch.library.custom_op("clustr_hf::find_clusters", mutates_args=())
+def _find_clusters_op(
+    tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, assignment: str
+) -> torch.Tensor:
+    return _find_clusters(tokens, list(num_clusters), num_neighbors, assignment)
+
+
+@_find_clusters_op.register_fake
+def _(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, assignment: str) -> torch.Tensor:
+    batch_size, num_tokens, _ = tokens.shape
+    return tokens.new_empty((len(num_clusters), batch_size, num_tokens), dtype=torch.long)
+
+
+__all__ = ["aggregate_tokens", "find_clusters", "local_density", "separation_and_parent", "weight_tokens"]

@@ -1,0 +1,242 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Every hyper-parameter of ClusTR, what it means, and which values are allowed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
+
+# Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
+PAPER_VARIANTS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [1, 2, 6, 1],
+        "num_attention_heads": [1, 2, 4, 8],
+    },
+    "small": {
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [3, 5, 13, 2],
+        "num_attention_heads": [1, 2, 4, 8],
+    },
+    "base": {
+        "hidden_sizes": [64, 128, 320, 512],
+        "depths": [3, 5, 18, 3],
+        "num_attention_heads": [1, 2, 5, 8],
+    },
+}
+
+# Not one of the paper's: about 1.1 million parameters for images of 32 to 128 pixels, for demos, tests and CPUs.
+NANO_VARIANT: dict[str, Any] = {
+    "hidden_sizes": [32, 64, 128, 160],
+    "depths": [1, 1, 2, 1],
+    "num_attention_heads": [1, 2, 4, 5],
+    "mlp_ratios": [4, 4, 4, 4],
+    "patch_sizes": [3, 3, 3, 3],
+    "strides": [2, 2, 2, 2],
+    "reduction_ratios": [[16, 4], [4, 1], [1], [1]],
+}
+
+# Fields with one entry for each stage.
+PER_STAGE_FIELDS = (
+    "hidden_sizes",
+    "depths",
+    "num_attention_heads",
+    "mlp_ratios",
+    "patch_sizes",
+    "strides",
+    "reduction_ratios",
+)
+
+
+@strict
+class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a ClusTR model; the defaults are ClusTR-S of the paper (Table A1), with two labels.
+
+    Args:
+        num_channels (`int`, defaults to 3):
+            Channels of the input image.
+        hidden_sizes (`list[int]`, defaults to `[64, 128, 256, 512]`):
+            Channels C of the tokens in each stage.
+        depths (`list[int]`, defaults to `[3, 5, 13, 2]`):
+            Blocks in each stage.
+        num_attention_heads (`list[int]`, defaults to `[1, 2, 4, 8]`):
+            Attention heads in each stage; must divide the stage's hidden size.
+        mlp_ratios (`list[int | float]`, defaults to `[8, 8, 4, 4]`):
+            Width of the feed-forward network as a multiple of the stage's hidden size.
+        patch_sizes (`list[int]`, defaults to `[7, 3, 3, 3]`):
+            Kernel of the overlapping convolution that opens each stage; padding is half of it.
+        strides (`list[int]`, defaults to `[4, 2, 2, 2]`):
+            Stride of that convolution. Images need at least the product of the strides on each side.
+        reduction_ratios (`list[list[int | float]]`, defaults to `[[64, 16], [16, 4], [4, 1], [1]]`):
+            The paper's token reduction ratios lambda (Eqs. 3 and 7), for each stage one per scale: N tokens become
+            `max(1, floor(N / lambda))` clusters. One number for a stage is a single scale. 1 means that every token
+            is a cluster of its own; a stage whose only ratio is 1 has plain self-attention (Eq. 4).
+        num_neighbors (`int`, defaults to 5):
+            k of the local density (Eq. 1). A token is one of its own k neighbours.
+        cluster_assignment (`str`, defaults to `"density_parent"`):
+            `"density_parent"`: tokens join the cluster of their nearest denser token (the paper's text, section 3.1).
+            `"nearest_center"`: tokens join the nearest cluster centre (the authors' release).
+        hidden_act (`str`, defaults to `"gelu"`):
+            Activation of the feed-forward network.
+        qkv_bias (`bool`, defaults to `True`):
+            Whether the query, key and value projections have a bias.
+        hidden_dropout_prob (`float`, defaults to 0.0):
+            Dropout in the feed-forward network and after the attention's output projection, in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0):
+            Dropout of the attention weights, in [0, 1).
+        drop_path_rate (`float`, defaults to 0.0):
+            Stochastic depth of the last block, in [0, 1); grows linearly from 0 at the first block.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the truncated normal initialisation of linear layers.
+        layer_norm_eps (`float`, defaults to 1e-6):
+            Epsilon of the layer norms in the blocks and at the end of each stage.
+        embedding_layer_norm_eps (`float`, defaults to 1e-5):
+            Epsilon of the layer norms of the patch embeddings.
+        out_features (`list[str]`, *optional*):
+            For [`ClusTRBackbone`]: which of `"stem", "stage1", ..., "stage4"` to return; default is the last one.
+        out_indices (`list[int]`, *optional*):
+            The same as indices into `stage_names`.
+
+    Raises:
+        ValueError: for values that do not fit together; the message names the field, what was expected and what came.
+
+    Example:
+
+    ```python
+    >>> from clustr_hf import ClusTRConfig
+
+    >>> ClusTRConfig.from_variant("tiny", num_labels=10).depths
+    [1, 2, 6, 1]
+    ```
+    """
+
+    model_type = "clustr"
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    num_channels: int = 3
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (3, 5, 13, 2)
+    num_attention_heads: list[int] | tuple[int, ...] = (1, 2, 4, 8)
+    mlp_ratios: list[int | float] | tuple[int | float, ...] = (8, 8, 4, 4)
+    patch_sizes: list[int] | tuple[int, ...] = (7, 3, 3, 3)
+    strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
+    reduction_ratios: list[Any] | tuple[Any, ...] = ((64, 16), (16, 4), (4, 1), (1,))
+    num_neighbors: int = 5
+    cluster_assignment: str = "density_parent"
+    hidden_act: str = "gelu"
+    qkv_bias: bool = True
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    embedding_layer_norm_eps: float = 1e-5
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        # JSON knows only lists: a configuration equals its reloaded self from the start.
+        for name in PER_STAGE_FIELDS:
+            setattr(self, name, list(getattr(self, name)))
+        self.reduction_ratios = [
+            list(ratios) if isinstance(ratios, (list, tuple)) else [ratios] for ratios in self.reduction_ratios
+        ]
+        self.validate_architecture()
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """`int`: The number of stages."""
+        return len(self.depths)
+
+    @classmethod
+    def from_variant(cls, variant: str, **overrides) -> "ClusTRConfig":
+        """
+        The configuration of a named variant.
+
+        Args:
+            variant (`str`):
+                `"tiny"`, `"small"` or `"base"`: ClusTR-T, -S, -B of the paper (Table A1), with 1000 labels unless
+                `num_labels` or `id2label` say otherwise. `"nano"`: a small model of our own for images of 32 to 128
+                pixels, total stride 16; for larger images pass `patch_sizes=[7, 3, 3, 3], strides=[4, 2, 2, 2]`.
+            overrides:
+                Any field of the configuration.
+
+        Raises:
+            ValueError: if the variant is unknown.
+        """
+        variants = {**PAPER_VARIANTS, "nano": NANO_VARIANT}
+        if variant not in variants:
+            raise ValueError(f"`variant` must be one of {sorted(variants)}, got {variant!r}.")
+        settings = {**variants[variant], **overrides}
+        if variant in PAPER_VARIANTS and "num_labels" not in overrides and "id2label" not in overrides:
+            settings["num_labels"] = 1000
+        return cls(**settings)
+
+    def validate_architecture(self):
+        """Raise a `ValueError` that names the first field whose value does not fit (runs on creation and on saving)."""
+        self._validate_lengths()
+        self._validate_stage_values()
+        self._validate_scalars()
+
+    def _validate_lengths(self):
+        expected = len(self.depths)
+        if expected == 0:
+            raise ValueError("`depths` must name at least one stage, got an empty list.")
+        for name in PER_STAGE_FIELDS:
+            length = len(getattr(self, name))
+            if length != expected:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {expected} stages in `depths`, "
+                    f"got {length}: {getattr(self, name)}."
+                )
+
+    def _validate_stage_values(self):
+        for name in ("hidden_sizes", "depths", "num_attention_heads", "patch_sizes", "strides", "mlp_ratios"):
+            _require_positive(name, getattr(self, name))
+        for stage, (hidden_size, heads) in enumerate(zip(self.hidden_sizes, self.num_attention_heads), start=1):
+            if hidden_size % heads:
+                raise ValueError(
+                    f"`hidden_sizes` must be divisible by `num_attention_heads` in every stage, "
+                    f"got {hidden_size} channels and {heads} heads in stage {stage}."
+                )
+        for stage, ratios in enumerate(self.reduction_ratios, start=1):
+            if not ratios or not all(_is_real(ratio) and ratio >= 1 for ratio in ratios):
+                raise ValueError(
+                    f"`reduction_ratios` must hold finite numbers of at least 1 for every stage (lambda = N / M), "
+                    f"got {ratios} in stage {stage}."
+                )
+
+    def _validate_scalars(self):
+        _require_positive("num_channels", [self.num_channels])
+        _require_positive("num_neighbors", [self.num_neighbors])
+        if self.cluster_assignment not in CLUSTER_ASSIGNMENTS:
+            raise ValueError(
+                f"`cluster_assignment` must be one of {list(CLUSTER_ASSIGNMENTS)}, got {self.cluster_assignment!r}."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require_positive(name: str, values: Sequence[Any]):
+    if not all(_is_real(value) and value > 0 for value in values):
+        raise ValueError(f"`{name}` must be positive, got {values}.")
+
+
+__all__ = ["ClusTRConfig"]

@@ -1,0 +1,234 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+A checkpoint of the authors' code as a checkpoint of this package.
+
+    python -m clustr_hf.convert_checkpoint IN OUT [--num_attention_heads 1 2 4 8] [--reduction_ratios "[[64,16],...]"]
+
+IN is a `.safetensors` file, or a PyTorch file that is read with `weights_only=True`; OUT becomes a folder with
+`model.safetensors`, the configuration, the image processor and the code for `trust_remote_code=True`.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.utils import logging
+
+from .configuration_clustr import ClusTRConfig
+from .image_processing_clustr import ClusTRImageProcessor
+from .modeling_clustr import ClusTRForImageClassification
+
+
+logger = logging.get_logger(__name__)
+
+# The paper's heads have 64 channels each (Table A1); shapes do not tell.
+PAPER_HEAD_DIM = 64
+
+# The authors' name -> ours. Stage and block numbers: theirs count stages from 1, ours from 0.
+_RENAMINGS = [
+    (r"patch_embed(?P<stage>\d+)\.proj\.", "embeddings.projection."),
+    (r"patch_embed(?P<stage>\d+)\.norm\.", "embeddings.layer_norm."),
+    (r"norm(?P<stage>\d+)\.", "layer_norm."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.norm1\.", "layer_norm_before."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.norm2\.", "layer_norm_after."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.attn\.q\.", "attention.q_proj."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.attn\.kv(?P<scale>\d*)\.", "attention.kv_projs.{scale}."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.attn\.proj\.", "attention.o_proj."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.attn\.weight_layer\.", "attention.token_weight."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.mlp\.dwconv\.dwconv\.", "mlp.depthwise."),
+    (r"block(?P<stage>\d+)\.(?P<block>\d+)\.mlp\.(?P<layer>fc[12])\.", "mlp.{layer}."),
+]
+
+# What training scripts and recordings put around or before the weights.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_PREFIXES = ("module.", "model.", "weights.")
+
+
+def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Rename the authors' weights for [`ClusTRForImageClassification`]; the tensors themselves stay as they are.
+
+    The matching configuration has `cluster_assignment="nearest_center"`, the rule of the authors' release.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`):
+            Weights under the authors' names (`patch_embed1.proj.weight`, `block1.0.attn.q.weight`, `head.weight`, ...).
+
+    Returns:
+        `dict[str, torch.Tensor]`: The same tensors under our names.
+
+    Raises:
+        ValueError: if a name is none of the authors'.
+    """
+    return {_convert_name(name): tensor for name, tensor in state_dict.items()}
+
+
+def infer_config(
+    state_dict: Mapping[str, torch.Tensor],
+    num_attention_heads: list[int] | None = None,
+    reduction_ratios: list | None = None,
+) -> ClusTRConfig:
+    """
+    The configuration that a converted state dict fits, read off its shapes.
+
+    Args:
+        state_dict (`Mapping[str, torch.Tensor]`): As [`convert_state_dict`] returns it.
+        num_attention_heads (`list[int]`, *optional*):
+            Heads for each stage, which no shape tells; default is one for 64 channels, as in the paper.
+        reduction_ratios (`list`, *optional*):
+            Likewise; default is the paper's two scales (or the coarser one of them where a stage has one).
+
+    Returns:
+        [`ClusTRConfig`] with `cluster_assignment="nearest_center"`.
+    """
+    stages = range(_count(state_dict, r"clustr\.stages\.(\d+)\."))
+    prefix = "clustr.stages.{}."
+    kernels = [state_dict[prefix.format(i) + "embeddings.projection.weight"] for i in stages]
+    hidden_sizes = [kernel.shape[0] for kernel in kernels]
+    fc1 = [state_dict[prefix.format(i) + "blocks.0.mlp.fc1.weight"] for i in stages]
+    scales = [
+        _count(state_dict, re.escape(prefix.format(i)) + r"blocks\.0\.attention\.kv_projs\.(\d+)\.") for i in stages
+    ]
+    paper_ratios = ClusTRConfig().reduction_ratios
+    return ClusTRConfig(
+        num_channels=kernels[0].shape[1],
+        hidden_sizes=hidden_sizes,
+        depths=[_count(state_dict, re.escape(prefix.format(i)) + r"blocks\.(\d+)\.") for i in stages],
+        num_attention_heads=num_attention_heads or [max(1, size // PAPER_HEAD_DIM) for size in hidden_sizes],
+        mlp_ratios=[weight.shape[0] // weight.shape[1] for weight in fc1],
+        patch_sizes=[kernel.shape[-1] for kernel in kernels],
+        reduction_ratios=reduction_ratios or [paper_ratios[i][: scales[i]] for i in stages],
+        cluster_assignment="nearest_center",
+        num_labels=state_dict["classifier.weight"].shape[0],
+    )
+
+
+def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """
+    Read a checkpoint file of the authors' code without unpickling anything but tensors.
+
+    Args:
+        path (`str` or `Path`): A `.safetensors` file or a PyTorch file.
+
+    Returns:
+        `tuple[dict, dict]`: The weights under the authors' names, without wrappers and prefixes, and the metadata of a
+        safetensors file (else empty).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"`IN` must be a checkpoint file, got {path}.")
+    metadata = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            checkpoint = {name: file.get_tensor(name) for name in file.keys()}
+    else:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in _WRAPPERS:
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
+            checkpoint = checkpoint[wrapper]
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"`IN` must hold a state dict, got {type(checkpoint).__name__} in {path}.")
+    return _strip_prefix(checkpoint), metadata
+
+
+def convert_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    num_attention_heads: list[int] | None = None,
+    reduction_ratios: list | None = None,
+) -> ClusTRForImageClassification:
+    """
+    Convert a checkpoint file of the authors' code to a folder that `from_pretrained` loads.
+
+    Args:
+        source (`str` or `Path`): See [`load_authors_checkpoint`].
+        folder (`str` or `Path`): Is made; nothing is written before the weights are known to fit.
+        num_attention_heads, reduction_ratios: See [`infer_config`]; the metadata of a safetensors file may name them.
+
+    Returns:
+        [`ClusTRForImageClassification`] with the converted weights.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: for a missing file, for one that holds something else, and for
+            weights that do not fit the architecture.
+    """
+    weights, metadata = load_authors_checkpoint(source)
+    state_dict = convert_state_dict(weights)
+    config = infer_config(
+        state_dict,
+        num_attention_heads or _from_metadata(metadata, "num_attention_heads"),
+        reduction_ratios or _from_metadata(metadata, "reduction_ratios"),
+    )
+    model = ClusTRForImageClassification(config)
+    model.load_state_dict(state_dict, strict=True)
+    model.save_pretrained(folder)
+    ClusTRImageProcessor().save_pretrained(folder)
+    return model
+
+
+def _convert_name(name: str) -> str:
+    if name.startswith("head."):
+        return "classifier." + name.removeprefix("head.")
+    for pattern, ours in _RENAMINGS:
+        match = re.match(pattern, name)
+        if match is None:
+            continue
+        groups = match.groupdict()
+        place = f"clustr.stages.{int(groups['stage']) - 1}."
+        if "block" in groups:
+            place += f"blocks.{groups['block']}."
+        scale = int(groups.get("scale") or 1) - 1  # a lone "kv" is the first scale
+        return place + ours.format(scale=scale, layer=groups.get("layer")) + name[match.end() :]
+    raise ValueError(f"`state_dict` must hold weights of the authors' ClusTR classifier, got a tensor named {name!r}.")
+
+
+def _strip_prefix(checkpoint: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under the first known prefix that occurs, without it; all of them if none does."""
+    for prefix in _PREFIXES:
+        inside = {name.removeprefix(prefix): value for name, value in checkpoint.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return dict(checkpoint)
+
+
+def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:
+    indices = {int(match.group(1)) for match in (re.match(pattern, name) for name in state_dict) if match}
+    if not indices:
+        raise ValueError(f"`state_dict` must hold a ClusTR classifier, but no name matches {pattern!r}.")
+    return max(indices) + 1
+
+
+def _from_metadata(metadata: Mapping[str, str], name: str) -> list | None:
+    return json.loads(metadata[name]) if name in metadata else None
+
+
+def main(arguments: list[str] | None = None):
+    """The command line, see the module's docstring."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clustr_hf.convert_checkpoint", description="Convert a checkpoint of the authors' ClusTR."
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help=".safetensors or PyTorch file of the authors' code")
+    parser.add_argument("folder", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument("--num_attention_heads", type=int, nargs="+", help="heads of each stage, default C / 64")
+    parser.add_argument(
+        "--reduction_ratios", type=json.loads, help='lambda of each stage as JSON, default "[[64,16],[16,4],[4,1],[1]]"'
+    )
+    args = parser.parse_args(arguments)
+    try:
+        model = convert_checkpoint(args.source, args.folder, args.num_attention_heads, args.reduction_ratios)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        parser.exit(1, f"error: {error}\n")
+    print(f"Wrote {args.folder}: {model.num_parameters():,} parameters, {model.config.num_labels} labels.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,503 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+ClusTR: the backbone and the image classifier (section 3 of the paper).
+
+The classes stand in the order of the architecture. B images, N = h w tokens of C channels, H attention heads, M cluster
+tokens. Between stages the tokens are maps (B, C, h, w); their memory is channels-last, so that (B, N, C) is a view.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .clustering_clustr import aggregate_tokens, find_clusters, weight_tokens
+from .configuration_clustr import ClusTRConfig
+
+
+@dataclass
+class ClusTRModelOutput(ModelOutput):
+    """
+    Output of [`ClusTRModel`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
+            Normalised tokens of the last stage as a map; h and w are the image's size over the total stride (32 for
+            the paper's variants), rounded up.
+        pooler_output (`torch.Tensor` of shape `(B, C)`):
+            Mean of the last stage's tokens: what the classifier sees.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
+            The stem (patch embeddings of stage 1), then the output of each stage, each `(B, C, h, w)`.
+        attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True` and eager attention):
+            One entry per block, `(B, H, N, M_1 + ... + M_L)`: the attention weights of the stage's L scales side by
+            side. Each scale has a softmax of its own, so a row sums to L.
+        cluster_indices (`tuple[tuple[torch.LongTensor]]`, *optional*, with `output_clusters=True`):
+            One entry per block of the stages that cluster, in order; each has, for every scale of its stage, the
+            cluster of each token, `(B, N)`, tokens in row-major order, values in `[0, M)`.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
+
+
+class ClusTRPatchEmbeddings(nn.Module):
+    """Overlapping patch embedding: convolution and layer norm, (B, C_in, H, W) -> (B, C, h, w)."""
+
+    def __init__(self, config: ClusTRConfig, stage_index: int):
+        super().__init__()
+        in_channels = config.hidden_sizes[stage_index - 1] if stage_index > 0 else config.num_channels
+        hidden_size = config.hidden_sizes[stage_index]
+        kernel_size = config.patch_sizes[stage_index]
+        self.projection = nn.Conv2d(
+            in_channels, hidden_size, kernel_size, stride=config.strides[stage_index], padding=kernel_size // 2
+        )
+        self.layer_norm = nn.LayerNorm(hidden_size, eps=config.embedding_layer_norm_eps)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layer_norm(self.projection(features).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 4 in the contract of transformers' attention functions: (B, H, N, C/H) -> (B, N, H, C/H), (B, H, N, M)."""
+    scores = query @ key.mT * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class ClusTRAttention(nn.Module):
+    """
+    Multi-head multi-scale clustering-guided self-attention (Eqs. 5 to 8).
+
+    All scales share the queries; each has key and value projections of its own, applied to its cluster tokens, and a
+    softmax of its own. Their outputs are added before the output projection (Eq. 8).
+    """
+
+    def __init__(self, config: ClusTRConfig, stage_index: int):
+        super().__init__()
+        self.config = config
+        hidden_size = config.hidden_sizes[stage_index]
+        self.reduction_ratios = config.reduction_ratios[stage_index]
+        self.head_dim = hidden_size // config.num_attention_heads[stage_index]
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.kv_projs = nn.ModuleList(
+            nn.Linear(hidden_size, 2 * hidden_size, bias=config.qkv_bias) for _ in self.reduction_ratios
+        )
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # A stage whose only ratio is 1 has nothing to merge, so nothing to weight: plain attention.
+        self.is_clustered = self.reduction_ratios != [1]
+        self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
+
+    def forward(
+        self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
+        """
+        Args:
+            tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
+
+        Returns:
+            The attended tokens `(B, N, C)`; the attention weights of all scales side by side, `(B, H, N, sum of M)`,
+            or `None` where the attention function gives none; the cluster of each token for every scale, each
+            `(B, N)`, or `None` in a stage that does not cluster.
+        """
+        key_value_tokens, cluster_index = self.merge_tokens(tokens)
+        query = self._split_heads(self.q_proj(tokens))
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, scale_weights = 0, []
+        for scale_tokens, kv_proj in zip(key_value_tokens, self.kv_projs):
+            key, value = kv_proj(scale_tokens).chunk(2, dim=-1)
+            scale_output, weights = attention_interface(
+                self,
+                query,
+                self._split_heads(key),
+                self._split_heads(value),
+                attention_mask=None,
+                dropout=self.attention_dropout if self.training else 0.0,
+                scaling=self.scaling,
+                **kwargs,
+            )
+            output = output + scale_output
+            scale_weights.append(weights)
+        output = self.dropout(self.o_proj(output.flatten(2)))
+        weights = None if scale_weights[0] is None else torch.cat(scale_weights, dim=-1)
+        return output, weights, cluster_index
+
+    def merge_tokens(self, tokens: torch.Tensor) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        """
+        The tokens that become keys and values, (B, M, C) for each scale (Eq. 7), and the clusters they stand for.
+
+        A token's weight is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open.
+        """
+        if not self.is_clustered:
+            return [tokens], None
+        num_tokens = tokens.shape[1]
+        num_clusters = [max(1, int(num_tokens // ratio)) for ratio in self.reduction_ratios]
+        cluster_index = find_clusters(
+            tokens, num_clusters, self.config.num_neighbors, assignment=self.config.cluster_assignment
+        )
+        log_weight = self.token_weight(tokens)
+        token_weight = log_weight.to(torch.promote_types(log_weight.dtype, torch.float32)).exp()
+        merged = [
+            # One cluster a token: attention does not depend on the order of the keys, so none is imposed.
+            weight_tokens(tokens, token_weight)
+            if number == num_tokens
+            else aggregate_tokens(tokens, index, number, token_weight)
+            for index, number in zip(cluster_index, num_clusters)
+        ]
+        return merged, tuple(cluster_index)
+
+    def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) -> (B, H, N, C/H)."""
+        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class ClusTRMLP(nn.Module):
+    """Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C)."""
+
+    def __init__(self, config: ClusTRConfig, stage_index: int):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage_index]
+        intermediate_size = int(hidden_size * config.mlp_ratios[stage_index])
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.depthwise = nn.Conv2d(
+            intermediate_size, intermediate_size, kernel_size=3, padding=1, groups=intermediate_size
+        )
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        tokens = self.fc1(tokens)
+        features = tokens.unflatten(1, size).permute(0, 3, 1, 2)  # channels-last, no copy
+        tokens = tokens + self.depthwise(features).permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = self.dropout(self.activation(tokens))
+        return self.dropout(self.fc2(tokens))
+
+
+class ClusTRDropPath(nn.Module):
+    """Stochastic depth: in training, drops the residual branch of whole images with the given probability."""
+
+    def __init__(self, drop_probability: float):
+        super().__init__()
+        self.drop_probability = drop_probability
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_probability == 0.0:
+            return tokens
+        keep = tokens.new_empty(tokens.shape[0], 1, 1).bernoulli_(1 - self.drop_probability)
+        return tokens * keep / (1 - self.drop_probability)
+
+    def extra_repr(self) -> str:
+        return f"p={self.drop_probability}"
+
+
+class ClusTRBlock(GradientCheckpointingLayer):
+    """Transformer block, Eq. 9: attention and feed-forward network, each on normalised tokens and with a residual."""
+
+    def __init__(self, config: ClusTRConfig, stage_index: int, drop_probability: float):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage_index]
+        self.layer_norm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = ClusTRAttention(config, stage_index)
+        self.layer_norm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ClusTRMLP(config, stage_index)
+        self.drop_path = ClusTRDropPath(drop_probability)
+
+    def forward(
+        self, tokens: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """(B, N, C) and the (height, width) of the token grid -> (B, N, C) and the clusters that the attention used."""
+        attended, _, cluster_index = self.attention(self.layer_norm_before(tokens), **kwargs)
+        tokens = tokens + self.drop_path(attended)
+        tokens = tokens + self.drop_path(self.mlp(self.layer_norm_after(tokens), size))
+        return tokens, cluster_index
+
+
+class ClusTRStage(nn.Module):
+    """Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w) and the clusters of each block."""
+
+    def __init__(self, config: ClusTRConfig, stage_index: int):
+        super().__init__()
+        self.embeddings = ClusTRPatchEmbeddings(config, stage_index)
+        first, num_blocks = sum(config.depths[:stage_index]), sum(config.depths)
+        self.blocks = nn.ModuleList(
+            ClusTRBlock(config, stage_index, config.drop_path_rate * index / max(1, num_blocks - 1))
+            for index in range(first, first + config.depths[stage_index])
+        )
+        self.layer_norm = nn.LayerNorm(config.hidden_sizes[stage_index], eps=config.layer_norm_eps)
+
+    def forward(
+        self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+        features = self.embeddings(features)
+        size = features.shape[-2:]
+        tokens = features.permute(0, 2, 3, 1).flatten(1, 2)
+        cluster_indices = []
+        for block in self.blocks:
+            tokens, cluster_index = block(tokens, size, **kwargs)
+            if cluster_index is not None:
+                cluster_indices.append(cluster_index)
+        return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), cluster_indices
+
+
+class ClusTRPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading, saving and the abilities that all ClusTR models share."""
+
+    config: ClusTRConfig
+    config_class = ClusTRConfig
+    base_model_prefix = "clustr"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # The losses average over the images they see: Trainer must do the gradient accumulation's division itself.
+    accepts_loss_kwargs = False
+    _no_split_modules = ["ClusTRPatchEmbeddings", "ClusTRBlock"]
+    _input_embed_layer = "projection"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": [
+            OutputRecorder(
+                ClusTRPatchEmbeddings, layer_name="stages.0.embeddings", capture_initial_hidden_state=False
+            ),
+            OutputRecorder(ClusTRStage, index=0, capture_initial_hidden_state=False),
+        ],
+        "attentions": OutputRecorder(ClusTRAttention, index=1),
+    }
+    # What a saved checkpoint of any class can be loaded as by remote code; heads of other files add themselves.
+    _auto_map = {
+        "AutoConfig": "configuration_clustr.ClusTRConfig",
+        "AutoModel": "modeling_clustr.ClusTRModel",
+        "AutoBackbone": "modeling_clustr.ClusTRBackbone",
+        "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        As `PreTrainedModel.save_pretrained`, and with all that `trust_remote_code=True` needs: the code files and an
+        `auto_map` of the classes that this checkpoint can be loaded as.
+        """
+        self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class ClusTREncoderMixin:
+    """The stages and the pass through them: what [`ClusTRModel`] and [`ClusTRBackbone`] have in common."""
+
+    def _build_stages(self, config: ClusTRConfig):
+        self.stages = nn.ModuleList(ClusTRStage(config, index) for index in range(len(config.depths)))
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stages[0].embeddings.projection
+
+    def _encode(
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, tuple[tuple[torch.Tensor, ...], ...]]:
+        """(B, num_channels, H, W) -> last map (B, C, h, w) and the cluster indices of all blocks that cluster."""
+        self._check_pixel_values(pixel_values)
+        features = pixel_values.to(self.get_input_embeddings().weight.dtype)
+        cluster_indices = []
+        for stage in self.stages:
+            features, stage_clusters = stage(features, **kwargs)
+            cluster_indices.extend(stage_clusters)
+        return features, tuple(cluster_indices)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        channels, least = self.config.num_channels, math.prod(self.config.strides)
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
+            got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"`pixel_values` must be a tensor of shape (B, {channels}, H, W), got {got}.")
+        if pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must have {channels} channels in dimension 1 (`config.num_channels`), "
+                f"got {pixel_values.shape[1]} in {tuple(pixel_values.shape)}."
+            )
+        if min(pixel_values.shape[2:]) < least:
+            raise ValueError(
+                f"`pixel_values` must be at least {least} pixels high and wide (the product of `config.strides`), "
+                f"got (height, width) = {tuple(pixel_values.shape[2:])}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
+            )
+
+
+class ClusTRModel(ClusTREncoderMixin, ClusTRPreTrainedModel):
+    """ClusTR without a head."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: ClusTRConfig):
+        super().__init__(config)
+        self._build_stages(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_clusters: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ClusTRModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
+                Normalised images of any size from the product of the strides up; H and W need not be multiples of it.
+            output_clusters (`bool`, defaults to `False`):
+                Whether to return `cluster_indices`.
+
+        Returns:
+            [`ClusTRModelOutput`].
+
+        Raises:
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+        """
+        last_hidden_state, cluster_indices = self._encode(pixel_values, **kwargs)
+        return ClusTRModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=last_hidden_state.mean(dim=(2, 3)),
+            cluster_indices=cluster_indices if output_clusters else None,
+        )
+
+
+class ClusTRBackbone(ClusTREncoderMixin, BackboneMixin, ClusTRPreTrainedModel):
+    """ClusTR as a backbone for dense prediction: maps of the stages named in `config.out_features`."""
+
+    _auto_class = "AutoBackbone"
+
+    def __init__(self, config: ClusTRConfig):
+        super().__init__(config)
+        self._build_stages(config)
+        self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]  # the stem first
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
+                Normalised images of any size from the product of the strides up.
+
+        Returns:
+            `BackboneOutput`: `feature_maps`, for each of `out_features` a map `(B, C, h, w)`; strides of the paper's
+            variants are 4, 8, 16, 32. `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
+
+        Raises:
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+        """
+        output = self._forward_stages(pixel_values, **kwargs)
+        maps = dict(zip(self.stage_names, output.hidden_states))
+        return BackboneOutput(
+            feature_maps=tuple(maps[name] for name in self.out_features),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def _forward_stages(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ClusTRModelOutput:
+        return ClusTRModelOutput(last_hidden_state=self._encode(pixel_values, **kwargs)[0])
+
+
+class ClusTRForImageClassification(ClusTRPreTrainedModel):
+    """ClusTR with a linear classifier on the mean of the last stage's tokens."""
+
+    _auto_class = "AutoModelForImageClassification"
+
+    def __init__(self, config: ClusTRConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.clustr = ClusTRModel(config)
+        self.classifier = (
+            nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels > 0 else nn.Identity()
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
+                Normalised images of any size from the product of the strides up.
+            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels an image, *optional*):
+                Class indices in `[0, num_labels)`, targets in [0, 1] with several labels, or numbers to regress where
+                `num_labels` is 1; `config.problem_type` says which, and is derived from the labels if unset.
+
+        Returns:
+            `ImageClassifierOutput`: `loss` (a scalar, if there are labels), `logits` `(B, num_labels)`,
+            `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
+
+        Raises:
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+        """
+        outputs = self.clustr(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "ClusTRBackbone",
+    "ClusTRForImageClassification",
+    "ClusTRModel",
+    "ClusTRModelOutput",
+    "ClusTRPreTrainedModel",
+]

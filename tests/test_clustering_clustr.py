@@ -1,0 +1,211 @@
+"""The clustering against a naive oracle, and the properties that a user relies on."""
+
+import naive_dpc_knn
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from clustr_hf import aggregate_tokens, clustering_clustr, find_clusters
+from clustr_hf.clustering_clustr import weight_tokens
+
+
+ASSIGNMENTS = ["density_parent", "nearest_center"]
+
+
+@st.composite
+def clustering_problems(draw):
+    """Tokens of one to three images: smooth, on a coarse grid (ties), or with copies (ties); and what to ask for."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    batch_size, num_tokens, channels = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 9))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch_size, num_tokens, channels, generator=generator, dtype=torch.float64)
+    kind = draw(st.sampled_from(["smooth", "grid", "copies", "constant"]))
+    if kind == "grid":
+        tokens = tokens.mul(2).round()
+    elif kind == "copies":
+        source = torch.randint(0, max(1, num_tokens // 3), (num_tokens,), generator=generator)
+        tokens = tokens[:, source]
+    elif kind == "constant":
+        tokens = tokens[:, :1].expand(-1, num_tokens, -1)
+    num_clusters = draw(st.lists(st.integers(1, num_tokens + 3), min_size=1, max_size=3))
+    return tokens, num_clusters, draw(st.integers(1, num_tokens + 3))
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@settings(max_examples=300, deadline=None)
+@given(problem=clustering_problems())
+@example(problem=(torch.zeros(2, 1, 3, dtype=torch.float64), [1, 4], 5))
+def test_agrees_with_the_naive_oracle(problem, assignment):
+    tokens, num_clusters, k = problem
+    expected = [naive_dpc_knn.cluster(image.tolist(), num_clusters, k, assignment) for image in tokens]
+    found = find_clusters(tokens, num_clusters, k, assignment)
+    for scale, cluster_index in enumerate(found):
+        assert cluster_index.dtype == torch.long
+        assert cluster_index.tolist() == [image[scale] for image in expected]
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_chunks_do_not_change_the_result(assignment, monkeypatch):
+    tokens = torch.randn(3, 61, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = find_clusters(tokens, [15, 3], assignment=assignment)
+    for elements in (1, 61 * 7, 61 * 61):
+        monkeypatch.setattr(clustering_clustr, "CHUNK_ELEMENTS", elements)
+        for expected, found in zip(whole, find_clusters(tokens, [15, 3], assignment=assignment)):
+            assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_every_cluster_has_members_and_labels_are_valid(assignment):
+    tokens = torch.randn(2, 100, 16)
+    for number, cluster_index in zip([1, 7, 100, 130], find_clusters(tokens, [1, 7, 100, 130], assignment=assignment)):
+        for image in cluster_index:
+            assert image.unique().tolist() == list(range(min(number, 100)))
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_separated_blobs_are_found(assignment):
+    generator = torch.Generator().manual_seed(1)
+    blob = torch.arange(4).repeat_interleave(20)[torch.randperm(80, generator=generator)]
+    centers = 10 * torch.eye(4, 8)
+    tokens = centers[blob] + 0.1 * torch.randn(80, 8, generator=generator)
+    (found,) = find_clusters(tokens[None], [4], assignment=assignment)
+    pairs = {(int(a), int(b)) for a, b in zip(blob, found[0])}
+    assert len(pairs) == 4  # a one-to-one relation of blobs and clusters
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_result_does_not_depend_on_the_batch(assignment, dtype):
+    tokens = torch.randn(7, 300, 32, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    together = find_clusters(tokens, [18, 75], assignment=assignment)
+    for image in range(7):
+        alone = find_clusters(tokens[image : image + 1], [18, 75], assignment=assignment)
+        for a, b in zip(together, alone):
+            assert torch.equal(a[image], b[0])
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_permuting_tokens_permutes_clusters(assignment):
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randn(2, 157, 24, dtype=torch.float64, generator=generator)
+    order = torch.randperm(157, generator=generator)
+    original = find_clusters(tokens, [9, 39], assignment=assignment)
+    permuted = find_clusters(tokens[:, order], [9, 39], assignment=assignment)
+    for a, b in zip(original, permuted):
+        assert torch.equal(a[:, order], b)
+
+
+def test_scales_share_their_centres():
+    tokens = torch.randn(1, 64, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    coarse, fine, single = find_clusters(tokens, [4, 16, 64])
+    assert sorted(single[0].tolist()) == list(range(64))
+    for label in range(4):
+        center = (single[0] == label).nonzero().item()
+        assert coarse[0, center] == fine[0, center] == label
+
+
+def test_low_precision_is_clustered_in_float32():
+    tokens = torch.randn(2, 50, 16).to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = find_clusters(tokens, [5])[0]
+    assert torch.equal(found, find_clusters(tokens.float(), [5])[0])
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30, 0.0])
+def test_degenerate_values_still_give_valid_labels(assignment, value):
+    tokens = torch.full((2, 40, 4), value)
+    tokens[1, ::2] = 1.0
+    for number, cluster_index in zip([3, 60], find_clusters(tokens, [3, 60], assignment=assignment)):
+        assert cluster_index.min() >= 0 and cluster_index.max() < min(number, 40)
+
+
+def test_memory_is_linear_in_the_number_of_tokens():
+    """No operation makes a tensor near N x N: watched through the dispatcher, for a batch and an image."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class LargestTensor(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, (list, tuple)) else [result]:
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+            return result
+
+    for batch_size, num_tokens in ((1, 4096), (64, 256)):
+        tokens = torch.randn(batch_size, num_tokens, 4)
+        with LargestTensor() as largest:
+            find_clusters(tokens, [16], assignment="nearest_center")
+        assert largest.elements <= clustering_clustr.CHUNK_ELEMENTS
+
+
+def test_compiled_op_matches_and_passes_torchs_checks():
+    tokens = torch.randn(2, 40, 8)
+    torch.library.opcheck(torch.ops.clustr_hf.find_clusters, (tokens, [4, 10], 5, "density_parent"))
+    compiled = torch.compile(lambda t: find_clusters(t, [4, 10]), fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(tokens), find_clusters(tokens, [4, 10])):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"tokens": torch.zeros(4, 3)}, "`tokens` must have shape"),
+        ({"tokens": torch.zeros(1, 0, 3)}, "`tokens` must have shape"),
+        ({"tokens": torch.zeros(1, 4, 3, dtype=torch.long)}, "`tokens` must be floating point"),
+        ({"num_clusters": []}, "`num_clusters` must be"),
+        ({"num_clusters": [2, 0]}, "`num_clusters` must be"),
+        ({"num_clusters": 3}, "`num_clusters` must be"),
+        ({"num_neighbors": 0}, "`num_neighbors` must be"),
+        ({"assignment": "kmeans"}, "`assignment` must be one of"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        find_clusters(**{"tokens": torch.zeros(1, 4, 3), "num_clusters": [2], **change})
+
+
+def naive_aggregation(tokens, cluster_index, num_clusters, weight):
+    merged = torch.zeros(tokens.shape[0], num_clusters, tokens.shape[2], dtype=tokens.dtype)
+    for b in range(tokens.shape[0]):
+        for m in range(num_clusters):
+            members = [n for n in range(tokens.shape[1]) if cluster_index[b, n] == m]
+            total = sum(weight[b, n] for n in members)
+            for n in members:
+                merged[b, m] += tokens[b, n] * weight[b, n] / (total + 1e-6)
+    return merged
+
+
+def test_aggregation_agrees_with_loops():
+    tokens, weight = torch.randn(2, 30, 5, dtype=torch.float64), torch.rand(2, 30, 1, dtype=torch.float64)
+    (cluster_index,) = find_clusters(tokens, [6])
+    expected = naive_aggregation(tokens, cluster_index, 8, weight[..., 0])
+    for form in (weight, weight[..., 0]):
+        torch.testing.assert_close(aggregate_tokens(tokens, cluster_index, 8, form), expected)
+    assert (expected[:, 6:] == 0).all()
+    ones = naive_aggregation(tokens, cluster_index, 8, torch.ones(2, 30))
+    torch.testing.assert_close(aggregate_tokens(tokens, cluster_index, 8), ones)
+
+
+def test_aggregation_gradients_agree_with_finite_differences():
+    tokens = torch.randn(2, 9, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(2, 9, 1, dtype=torch.float64).add(0.1).requires_grad_()
+    (cluster_index,) = find_clusters(tokens, [3])
+    assert torch.autograd.gradcheck(lambda t, w: aggregate_tokens(t, cluster_index, 3, w), (tokens, weight))
+    assert torch.autograd.gradcheck(weight_tokens, (tokens, weight))
+
+
+def test_weighting_single_tokens_is_aggregation_without_the_order():
+    tokens, weight = torch.randn(2, 9, 3), torch.rand(2, 9, 1)
+    itself = torch.arange(9).expand(2, -1)
+    torch.testing.assert_close(weight_tokens(tokens, weight), aggregate_tokens(tokens, itself, 9, weight))
+
+
+def test_aggregation_names_bad_shapes():
+    with pytest.raises(ValueError, match="`cluster_index` must have shape"):
+        aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 5, dtype=torch.long), 2)
+    with pytest.raises(ValueError, match="`token_weight` must have shape"):
+        aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 2, torch.ones(1, 4, 2))
