@@ -9,10 +9,20 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BatchFeature, BeitImageProcessor, SegformerImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
 
 
 # PIL's modes with more than 8 bits of grey; "I" and "F" hold 32 bits, but files fill them with 16.
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
+        Whether to shift the labels of segmentation maps down by one, and 0 to 255, as ADE20K needs.
+    """
+
+    do_reduce_labels: bool
 
 
 class ClusTRImageProcessor(SegformerImageProcessor):
@@ -48,6 +58,7 @@ class ClusTRImageProcessor(SegformerImageProcessor):
 
     _auto_class = "AutoImageProcessor"
     model_input_names = ["pixel_values"]
+    valid_kwargs = ClusTRImageProcessorKwargs
 
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN

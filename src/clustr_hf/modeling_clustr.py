@@ -153,8 +153,7 @@ class ClusTRAttention(nn.Module):
             output = output + scale_output
             scale_weights.append(weights)
         output = self.dropout(self.o_proj(output.flatten(2)))
-        weights = None if scale_weights[0] is None else torch.cat(scale_weights, dim=-1)
-        return output, weights, cluster_index
+        return output, _side_by_side(scale_weights), cluster_index
 
     def merge_tokens(self, tokens: torch.Tensor) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
         """
@@ -183,6 +182,13 @@ class ClusTRAttention(nn.Module):
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, H, N, C/H)."""
         return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Attention weights of all scales, each (B, H, N, M), along the last dimension; None if there are none."""
+    if scale_weights[0] is None or len(scale_weights) == 1:
+        return scale_weights[0]
+    return torch.cat(scale_weights, dim=-1)
 
 
 class ClusTRMLP(nn.Module):
