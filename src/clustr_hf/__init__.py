@@ -21,9 +21,7 @@ AutoConfig.register(ClusTRConfig.model_type, ClusTRConfig, exist_ok=True)
 AutoModel.register(ClusTRConfig, ClusTRModel, exist_ok=True)
 AutoBackbone.register(ClusTRConfig, ClusTRBackbone, exist_ok=True)
 AutoModelForImageClassification.register(ClusTRConfig, ClusTRForImageClassification, exist_ok=True)
-AutoImageProcessor.register(
-    ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True
-)
+AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
 
 __all__ = [
     "ClusTRBackbone",

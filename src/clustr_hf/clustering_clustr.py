@@ -182,9 +182,7 @@ def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> t
     return (squared / tokens.shape[-1]).sqrt(), parent
 
 
-def _find_clusters(
-    tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str
-) -> torch.Tensor:
+def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
     with torch.autocast(device_type=tokens.device.type, enabled=False):
@@ -197,9 +195,7 @@ def _find_clusters(
     return torch.cat(groups, dim=1)
 
 
-def _cluster_group(
-    tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str
-) -> torch.Tensor:
+def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """Clusters of a few images, (B, N, C) -> (S, B, N)."""
     twin = _first_equal_token(tokens)
     density = local_density(tokens, num_neighbors).gather(1, twin)
@@ -234,7 +230,9 @@ def _join_nearest_center(
 ) -> list[torch.Tensor]:
     """Label of each token's nearest centre for every scale; centres keep their own label."""
     most = min(max(num_clusters), tokens.shape[1])
-    center_index = decision_rank.argsort(dim=1)[:, :most]  # the centres of a coarse scale come first among a fine one's
+    center_index = decision_rank.argsort(dim=1)[
+        :, :most
+    ]  # the centres of a coarse scale come first among a fine one's
     centers = _gather_tokens(tokens, center_index)
     half_norm = _half_norm(centers)
     labels: list[list[torch.Tensor]] = [[] for _ in num_clusters]

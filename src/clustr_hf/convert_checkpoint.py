@@ -10,20 +10,18 @@ IN is a `.safetensors` file, or a PyTorch file that is read with `weights_only=T
 
 import argparse
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers.utils import logging
 
 from .configuration_clustr import ClusTRConfig
 from .image_processing_clustr import ClusTRImageProcessor
 from .modeling_clustr import ClusTRForImageClassification
 
-
-logger = logging.get_logger(__name__)
 
 # The paper's heads have 64 channels each (Table A1); shapes do not tell.
 PAPER_HEAD_DIM = 64
@@ -120,7 +118,7 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no state dict.
+        ValueError: if it holds no state dict, or objects that only unpickling could make.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,7 +129,12 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
             metadata = file.metadata() or {}
             checkpoint = {name: file.get_tensor(name) for name in file.keys()}
     else:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"`IN` must hold nothing but tensors and plain containers, got {path}: {error}"
+            ) from error
     for wrapper in _WRAPPERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
@@ -220,7 +223,9 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("folder", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument("--num_attention_heads", type=int, nargs="+", help="heads of each stage, default C / 64")
     parser.add_argument(
-        "--reduction_ratios", type=json.loads, help='lambda of each stage as JSON, default "[[64,16],[16,4],[4,1],[1]]"'
+        "--reduction_ratios",
+        type=json.loads,
+        help='lambda of each stage as JSON, default "[[64,16],[16,4],[4,1],[1]]"',
     )
     args = parser.parse_args(arguments)
     try:

@@ -79,8 +79,19 @@ class ClusTRImageProcessor(SegformerImageProcessor):
     def fetch_images(self, image_url_or_urls: Any):
         """Paths are opened by PIL, which knows more modes and EXIF tags than the tensor decoders; URLs as upstream."""
         if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
-            return Image.open(image_url_or_urls)
+            try:
+                return Image.open(image_url_or_urls)
+            except OSError as error:
+                raise _unreadable(image_url_or_urls, error) from error
         return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        """Greyscale arrays (height, width) get a channel dimension; else as upstream."""
+        if expected_ndims == 3 and isinstance(images, (list, tuple)):
+            images = [_with_channels(image) for image in images]
+        elif expected_ndims == 3:
+            images = _with_channels(images)
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
         """One image of any supported kind as a tensor `(channels, height, width)`."""
@@ -105,14 +116,23 @@ def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
-        name = getattr(image, "filename", "") or "an image without a file name"
-        raise ValueError(f"`images` must be readable, but {name} could not be decoded: {error}.") from error
+        raise _unreadable(getattr(image, "filename", ""), error) from error
     if not is_picture:
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY_MODES:
         return Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
     return image
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"`images` must be readable, but {name or 'an image without a file name'} could not be decoded: {error}."
+    )
+
+
+def _with_channels(image: Any) -> Any:
+    return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
 
 
 def _to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:

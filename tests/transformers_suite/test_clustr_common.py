@@ -142,7 +142,5 @@ class ClusTRImageProcessingTester(ImageProcessingTester):
         return {"outputs": SemanticSegmenterOutput(logits=logits)}, {"num_labels": 5, "height": 6, "width": 7}
 
 
-class ClusTRImageProcessingTest(
-    ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase
-):
+class ClusTRImageProcessingTest(ImageProcessingTestMixin, PostProcessSemanticSegmentationTestMixin, unittest.TestCase):
     image_processor_tester_class = ClusTRImageProcessingTester

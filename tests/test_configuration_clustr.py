@@ -1,0 +1,111 @@
+"""The configuration: variants, normalisation, and errors that name the field."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification
+
+
+# Exact for the paper's models (Table 1 rounds to 11.7, 22.7, 40.2 M; Table 6 to 10.8 M).
+PARAMETERS = {"tiny": 11_682_417, "small": 22_690_941, "base": 40_246_210}
+
+
+def count_parameters(model_class, config):
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        return model_class(config).num_parameters()
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_paper_variants_have_the_papers_parameters(variant):
+    config = ClusTRConfig.from_variant(variant)
+    assert count_parameters(ClusTRForImageClassification, config) == PARAMETERS[variant]
+
+
+def test_single_scale_and_backbone_have_the_papers_parameters():
+    single_scale = ClusTRConfig.from_variant("tiny", reduction_ratios=[[64], [16], [4], [1]])
+    assert count_parameters(ClusTRForImageClassification, single_scale) == pytest.approx(10.819e6, abs=1e3)
+    assert count_parameters(ClusTRBackbone, ClusTRConfig.from_variant("small")) == pytest.approx(22.178e6, abs=1e3)
+
+
+def test_nano_is_small():
+    assert count_parameters(ClusTRForImageClassification, ClusTRConfig.from_variant("nano")) < 2_000_000
+
+
+def test_defaults_are_the_small_variant():
+    small = ClusTRConfig.from_variant("small").to_dict()
+    default = ClusTRConfig(num_labels=1000).to_dict()
+    assert small == default
+
+
+def test_variants_take_overrides_and_labels():
+    assert ClusTRConfig.from_variant("tiny").num_labels == 1000
+    assert ClusTRConfig.from_variant("tiny", num_labels=7).num_labels == 7
+    assert ClusTRConfig.from_variant("tiny", id2label={0: "a", 1: "b", 2: "c"}).num_labels == 3
+    assert ClusTRConfig.from_variant("base", num_neighbors=9).num_neighbors == 9
+
+
+def test_one_number_a_stage_is_a_single_scale():
+    config = ClusTRConfig(reduction_ratios=[64, [16], (4, 1), 1])
+    assert config.reduction_ratios == [[64], [16], [4, 1], [1]]
+
+
+def test_survives_saving(tmp_path):
+    config = ClusTRConfig(reduction_ratios=((64, 16.5), 16, (4,), 1), depths=(1, 1, 1, 1), out_features=["stage2"])
+    config.save_pretrained(tmp_path)
+    reloaded = ClusTRConfig.from_pretrained(tmp_path)
+    config.auto_map = reloaded.auto_map
+    ignored = {"_name_or_path", "transformers_version"}
+    assert {k: v for k, v in reloaded.to_dict().items() if k not in ignored} == {
+        k: v for k, v in config.to_dict().items() if k not in ignored
+    }
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("hidden_sizes", [64, 128], "`hidden_sizes` must have one entry for each of the 4 stages"),
+        ("num_attention_heads", [1, 2, 4], "`num_attention_heads` must have one entry"),
+        ("reduction_ratios", [[64], [16]], "`reduction_ratios` must have one entry"),
+        (
+            "num_attention_heads",
+            [1, 2, 3, 8],
+            "divisible by `num_attention_heads`.*256 channels and 3 heads in stage 3",
+        ),
+        ("reduction_ratios", [[64], [0.5], [4], [1]], "`reduction_ratios` must hold finite numbers of at least 1"),
+        ("reduction_ratios", [[64], [], [4], [1]], "`reduction_ratios` must hold finite numbers of at least 1"),
+        ("reduction_ratios", [["x"], [4], [4], [1]], "`reduction_ratios` must hold finite numbers of at least 1"),
+        ("reduction_ratios", [[float("nan")], [4], [4], [1]], "`reduction_ratios` must hold finite numbers"),
+        ("depths", [], "`depths` must name at least one stage"),
+        ("depths", [1, 0, 1, 1], "`depths` must be positive"),
+        ("strides", [4, 2, -2, 2], "`strides` must be positive"),
+        ("mlp_ratios", [4, 4, 0, 4], "`mlp_ratios` must be positive"),
+        ("num_channels", 0, "`num_channels` must be positive"),
+        ("num_neighbors", 0, "`num_neighbors` must be positive"),
+        ("cluster_assignment", "kmeans", "`cluster_assignment` must be one of .*density_parent.*got 'kmeans'"),
+        ("drop_path_rate", 1.0, r"`drop_path_rate` must be in \[0, 1\)"),
+        ("hidden_dropout_prob", -0.1, "`hidden_dropout_prob` must be in"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        ClusTRConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field, value", [("num_channels", "3"), ("depths", 4), ("qkv_bias", "yes")])
+def test_wrong_types_are_named(field, value):
+    with pytest.raises((StrictDataclassError, TypeError), match=field):
+        ClusTRConfig(**{field: value})
+
+
+def test_a_changed_configuration_is_checked_before_it_is_saved(tmp_path):
+    config = ClusTRConfig()
+    config.depths = [1, 1]
+    with pytest.raises(StrictDataclassError, match="must have one entry for each of the 2 stages"):
+        config.save_pretrained(tmp_path)
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="`variant` must be one of .*'nano'.* got 'huge'"):
+        ClusTRConfig.from_variant("huge")

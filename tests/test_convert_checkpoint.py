@@ -1,0 +1,124 @@
+"""Conversion of the authors' checkpoints by function and by command."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification
+from clustr_hf.convert_checkpoint import convert_checkpoint, convert_state_dict, infer_config
+
+
+OURS_TO_AUTHORS = [
+    ("embeddings.projection", "patch_embed{stage}.proj"),
+    ("embeddings.layer_norm", "patch_embed{stage}.norm"),
+    ("layer_norm_before", "norm1"),
+    ("layer_norm_after", "norm2"),
+    ("attention.q_proj", "attn.q"),
+    ("attention.o_proj", "attn.proj"),
+    ("attention.token_weight", "attn.weight_layer"),
+    ("mlp.depthwise", "mlp.dwconv.dwconv"),
+]
+
+
+def authors_state_dict(model):
+    """Our weights under the authors' names: the inverse of the conversion, written out independently."""
+    result = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("classifier."):
+            result[name.replace("classifier", "head")] = tensor
+            continue
+        stage, rest = name.removeprefix("clustr.stages.").split(".", 1)
+        stage = int(stage) + 1
+        scales = len(model.config.reduction_ratios[stage - 1])
+        for scale in range(scales):
+            rest = rest.replace(f"kv_projs.{scale}.", f"kv{scale + 1 if scales > 1 else ''}.")
+        rest = rest.replace("attention.kv", "attn.kv")
+        for ours, theirs in OURS_TO_AUTHORS:
+            rest = rest.replace(ours, theirs.format(stage=stage))
+        if rest.startswith("layer_norm."):
+            rest = rest.replace("layer_norm", f"norm{stage}")
+        result[rest.replace("blocks.", f"block{stage}.", 1)] = tensor
+    return result
+
+
+@pytest.fixture
+def model():
+    config = ClusTRConfig.from_variant("tiny", num_labels=3, depths=[1, 1, 2, 1], cluster_assignment="nearest_center")
+    return ClusTRForImageClassification(config).eval()
+
+
+def test_names_round_trip(model):
+    converted = convert_state_dict(authors_state_dict(model))
+    assert converted.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(converted[name], tensor)
+
+
+def test_configuration_is_read_off_the_shapes(model):
+    inferred = infer_config(convert_state_dict(authors_state_dict(model)))
+    assert inferred.to_dict() == model.config.to_dict()
+
+
+@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
+def test_wrapped_and_prefixed_pytorch_files_convert(model, tmp_path, wrapper):
+    weights = {f"module.{name}": tensor for name, tensor in authors_state_dict(model).items()}
+    torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "authors.pth")
+    convert_checkpoint(tmp_path / "authors.pth", tmp_path / "ours")
+    loaded = ClusTRForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    assert loaded.config.cluster_assignment == "nearest_center"
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images).logits, model(images).logits)
+
+
+def run_command(*arguments):
+    command = [sys.executable, "-m", "clustr_hf.convert_checkpoint", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_command_converts_and_reports(model, tmp_path):
+    torch.save(authors_state_dict(model), tmp_path / "authors.pth")
+    result = run_command(tmp_path / "authors.pth", tmp_path / "ours", "--reduction_ratios", "[[32,8],[8,2],[4,1],[1]]")
+    assert result.returncode == 0, result.stderr
+    assert f"{model.num_parameters():,} parameters, 3 labels" in result.stdout
+    assert ClusTRConfig.from_pretrained(tmp_path / "ours").reduction_ratios == [[32, 8], [8, 2], [4, 1], [1]]
+
+
+def test_command_names_the_error(tmp_path):
+    result = run_command(tmp_path / "nothing.pth", tmp_path / "ours")
+    assert result.returncode == 1 and result.stderr.startswith("error: `IN` must be a checkpoint file")
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "must be a checkpoint file"),
+        ({"weights": Malicious()}, "must hold nothing but tensors"),
+        ([torch.zeros(1)], "must hold a state dict"),
+        ({"layer.weight": torch.zeros(1)}, "must hold weights of the authors' ClusTR classifier.*'layer.weight'"),
+        ({"head.weight": torch.zeros(2, 2)}, "must hold a ClusTR classifier"),
+    ],
+)
+def test_bad_files_fail_clearly_and_write_nothing(content, message, tmp_path):
+    path = tmp_path / "file.pth"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        convert_checkpoint(path, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_weights_that_do_not_fit_write_nothing(model, tmp_path):
+    weights = authors_state_dict(model)
+    del weights["block3.1.attn.q.bias"]
+    torch.save(weights, tmp_path / "file.pth")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,201 @@
+"""The image processor on what people really feed it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from clustr_hf import ClusTRImageProcessor
+
+
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+
+@pytest.fixture
+def processor():
+    return ClusTRImageProcessor()
+
+
+@pytest.fixture
+def plain():
+    """No resizing, cropping or normalising: what came in, as RGB in [0, 1]."""
+    return ClusTRImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
+
+
+def photograph(width=300, height=200):
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = [columns * 255 / width, rows * 255 / height, 127 + 100 * np.sin(columns / 9)]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def pixels(processor, image, **kwargs):
+    return processor(image, return_tensors="pt", **kwargs).pixel_values
+
+
+def test_is_the_evaluation_protocol_of_imagenet(processor):
+    """Against torchvision's transforms: shorter side 256 bicubic, centre 224, mean and standard deviation."""
+    reference = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize(256, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(224),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN.tolist(), STD.tolist()),
+        ]
+    )
+    image = photograph()
+    torch.testing.assert_close(pixels(processor, image)[0], reference(image), rtol=0, atol=1e-5)
+
+
+def test_batch_of_different_sizes_becomes_one_tensor(processor):
+    images = [photograph(300, 200), photograph(64, 400), photograph(1, 1)]
+    assert pixels(processor, images).shape == (3, 3, 224, 224)
+
+
+def test_greyscale_is_repeated(plain):
+    grey = photograph().convert("L")
+    found = pixels(plain, grey)[0]
+    for channel in found:
+        torch.testing.assert_close(channel, torch.tensor(np.asarray(grey)) / 255)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "LA", "RGBA", "HSV", "YCbCr", "F"])
+def test_any_mode_becomes_rgb(plain, mode):
+    image = photograph().convert("L").convert(mode) if mode in ("F", "LA") else photograph().convert(mode)
+    found = pixels(plain, image)[0]
+    expected = torch.tensor(np.asarray(image.convert("RGB"))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(found, expected)
+
+
+def test_transparency_is_laid_on_white(plain):
+    image = Image.new("RGBA", (40, 40), (255, 0, 0, 0))
+    assert (pixels(plain, image) == 1).all()
+    half = pixels(plain, Image.new("RGBA", (40, 40), (0, 0, 0, 128)))
+    assert half.mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("form", ["I;16", "I", "array", "tensor"])
+def test_sixteen_bits_keep_their_brightness(plain, form):
+    ramp = np.linspace(0, 65535, 40 * 50).reshape(40, 50).astype(np.uint16)
+    if form == "array":
+        image = ramp
+    elif form == "tensor":
+        image = torch.from_numpy(ramp)
+    else:
+        image = Image.fromarray(ramp if form == "I;16" else ramp.astype(np.int32))
+        assert image.mode == form
+    expected = torch.tensor(ramp.astype(np.float32) / 65535).expand(1, 3, -1, -1)
+    torch.testing.assert_close(pixels(plain, image), expected, rtol=0, atol=0.5 / 255 + 1e-6)
+
+
+def test_sixteen_bit_files_keep_their_brightness(plain, tmp_path):
+    Image.fromarray(np.full((40, 50), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
+    for image in (Image.open(tmp_path / "deep.png"), str(tmp_path / "deep.png")):
+        assert pixels(plain, image).mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("orientation, transpose", [(6, Image.Transpose.ROTATE_270), (3, Image.Transpose.ROTATE_180)])
+def test_exif_rotation_is_undone(plain, tmp_path, orientation, transpose):
+    image = photograph(48, 32)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = pixels(plain, image.transpose(transpose))
+    for turned in (Image.open(tmp_path / "turned.png"), str(tmp_path / "turned.png")):
+        torch.testing.assert_close(pixels(plain, turned), upright)
+
+
+def test_truncated_files_are_named(processor, tmp_path):
+    buffer = io.BytesIO()
+    photograph().save(buffer, "JPEG")
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    for image in (Image.open(path), str(path)):
+        with pytest.raises(ValueError, match=r"`images` must be readable, but .*cut\.jpg could not be decoded"):
+            processor(image)
+
+
+def test_text_files_are_named(processor, tmp_path):
+    (tmp_path / "note.jpg").write_text("not an image")
+    with pytest.raises(ValueError, match=r"`images` must be readable, but .*note\.jpg"):
+        processor(str(tmp_path / "note.jpg"))
+
+
+def test_arrays_of_all_layouts_agree(plain):
+    array = np.array(photograph())
+    expected = pixels(plain, photograph())
+    for image in (array, array.transpose(2, 0, 1), torch.from_numpy(array), [array]):
+        torch.testing.assert_close(pixels(plain, image), expected)
+    torch.testing.assert_close(pixels(plain, array.astype(np.float32) / 255, do_rescale=False), expected)
+    mask = array[..., 0] > 127
+    torch.testing.assert_close(pixels(plain, mask)[0, 0], torch.from_numpy(mask).float())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_named(processor, value):
+    image = np.zeros((3, 40, 40), dtype=np.float32)
+    image[1, 3, 3] = value
+    with pytest.raises(ValueError, match="`images` must be finite"):
+        processor(image, do_rescale=False)
+
+
+@pytest.mark.parametrize("image", [None, 3, {"image": 1}, np.zeros((2, 3, 4, 5, 6))])
+def test_what_is_no_image_is_refused(processor, image):
+    with pytest.raises((ValueError, TypeError)):
+        processor(image)
+
+
+def label_map(width=300, height=200):
+    return Image.fromarray((np.mgrid[0:height, 0:width][1] // 30).astype(np.uint8))
+
+
+def test_label_maps_are_never_blended_and_stay_on_their_image(processor):
+    labels = label_map()
+    image = Image.merge("RGB", [labels] * 3)
+    batch = processor([image], segmentation_maps=[labels], return_tensors="pt", do_normalize=False, do_rescale=False)
+    assert batch.labels.shape == (1, 224, 224) and batch.labels.dtype == torch.long
+    assert set(batch.labels.unique().tolist()) <= set(range(10))
+    agree = (batch.pixel_values[0, 0].round() == batch.labels[0]).float().mean()
+    assert agree > 0.8  # all but the blended columns at the borders of the labels
+
+
+def test_reduced_labels_are_those_of_ade20k(plain):
+    labels = np.array([[0, 1, 150, 255]], dtype=np.uint8).repeat(2, axis=0)
+    batch = plain([np.zeros((2, 4, 3), dtype=np.uint8)], segmentation_maps=[labels], do_reduce_labels=True)
+    assert batch.labels[0].tolist() == [[255, 0, 149, 255]] * 2
+
+
+def test_palette_label_maps_keep_their_indices(plain):
+    labels = label_map()
+    labels.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
+    assert labels.mode == "P"
+    batch = plain([photograph()], segmentation_maps=[labels])
+    assert batch.labels[0].tolist() == np.asarray(labels).tolist()
+
+
+def test_label_maps_that_do_not_belong_to_their_image_are_named(processor):
+    with pytest.raises(ValueError, match=r"`segmentation_maps\[1\]` must have the size of its image, \(300, 200\)"):
+        processor([photograph(), photograph()], segmentation_maps=[label_map(), label_map(200, 300)])
+    with pytest.raises(ValueError, match="`segmentation_maps` must be as many as `images`, got 1 for 2"):
+        processor([photograph(), photograph()], segmentation_maps=[label_map()])
+
+
+def test_segmentation_logits_become_maps_of_the_original_sizes(processor):
+    from transformers.modeling_outputs import SemanticSegmenterOutput
+
+    logits = torch.zeros(2, 4, 8, 8)
+    logits[0, 1, :, :4], logits[0, 2, :, 4:], logits[1, 3] = 5.0, 5.0, 5.0
+    maps = processor.post_process_semantic_segmentation(
+        SemanticSegmenterOutput(logits=logits), target_sizes=[(20, 40), (33, 17)]
+    )
+    assert [tuple(m.shape) for m in maps] == [(20, 40), (33, 17)]
+    assert (maps[0][:, :20] == 1).all() and (maps[0][:, 20:] == 2).all() and (maps[1] == 3).all()
+
+
+def test_settings_survive_saving(tmp_path):
+    ClusTRImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 36}).save_pretrained(tmp_path)
+    reloaded = ClusTRImageProcessor.from_pretrained(tmp_path)
+    assert pixels(reloaded, photograph()).shape == (1, 3, 32, 36)

@@ -1,0 +1,347 @@
+"""The model: parity with the authors' release, invariances, gradients, precisions, sizes, errors."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRModel, find_clusters
+from clustr_hf.convert_checkpoint import convert_checkpoint
+from clustr_hf.modeling_clustr import ClusTRAttention
+
+
+def tiny_config(**overrides):
+    """Every feature of the paper's architecture, in a model that runs in milliseconds."""
+    settings = {
+        "hidden_sizes": [16, 32, 32, 64],
+        "depths": [1, 2, 1, 1],
+        "num_attention_heads": [1, 2, 2, 4],
+        "mlp_ratios": [2, 2, 2, 2],
+        "num_labels": 5,
+        **overrides,
+    }
+    return ClusTRConfig(**settings)
+
+
+def tiny_classifier(**overrides):
+    return ClusTRForImageClassification(tiny_config(**overrides)).eval()
+
+
+@pytest.fixture
+def recording(shared):
+    with safe_open(shared / "parity" / "clustr_release_small.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+@pytest.fixture
+def released_model(shared, tmp_path):
+    return convert_checkpoint(shared / "parity" / "clustr_release_small.safetensors", tmp_path / "converted").eval()
+
+
+def test_parity_with_the_authors_release_in_float64(recording, released_model):
+    tensors, _ = recording
+    model = released_model.double()
+    with torch.no_grad():
+        output = model.clustr(tensors["input.pixel_values"], output_hidden_states=True, output_clusters=True)
+        logits = model(tensors["input.pixel_values"]).logits
+    recorded = [name for name in tensors if name.endswith("cluster_index")]
+    assert len(recorded) == sum(len(scales) for scales in output.cluster_indices)
+    for layer, scales in enumerate(output.cluster_indices):
+        for scale, cluster_index in enumerate(scales):
+            assert torch.equal(cluster_index, tensors[f"clustering.layer{layer}.scale{scale}.cluster_index"])
+    for stage, features in enumerate(output.hidden_states[1:], start=1):
+        tokens = features.flatten(2).mT
+        torch.testing.assert_close(tokens, tensors[f"output.stage{stage}_tokens"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(logits, tensors["output.logits"], rtol=0, atol=1e-9)
+
+
+def test_parity_with_the_authors_release_in_float32(recording, released_model):
+    tensors, _ = recording
+    with torch.no_grad():
+        logits = released_model(tensors["input.pixel_values"].float()).logits
+    torch.testing.assert_close(logits.double(), tensors["output.logits"], rtol=0, atol=1e-4)
+
+
+def test_clusters_of_recorded_tokens_are_the_authors(recording):
+    tensors, metadata = recording
+    ratios, depths = json.loads(metadata["reduction_ratios"]), json.loads(metadata["depths"])
+    stage_of_layer = [stage for stage, depth in enumerate(depths) for _ in range(depth)]
+    for layer in range(5):
+        tokens = tensors[f"clustering.layer{layer}.tokens"]
+        num_clusters = [tokens.shape[1] // ratio for ratio in ratios[stage_of_layer[layer]]]
+        for scale, found in enumerate(find_clusters(tokens, num_clusters, assignment="nearest_center")):
+            assert torch.equal(found, tensors[f"clustering.layer{layer}.scale{scale}.cluster_index"])
+
+
+@pytest.mark.parametrize("assignment", ["density_parent", "nearest_center"])
+def test_an_image_does_not_depend_on_its_batch(assignment):
+    model = tiny_classifier(cluster_assignment=assignment)
+    images = torch.randn(7, 3, 96, 128)
+    with torch.no_grad():
+        outputs = {size: model.clustr(images[:size], output_clusters=True) for size in (1, 2, 7)}
+        again = model.clustr(images, output_clusters=True)
+        logits = {size: model(images[:size]).logits for size in (1, 2, 7)}
+    for output in (outputs[1], outputs[2], again):
+        for scales, reference in zip(output.cluster_indices, outputs[7].cluster_indices):
+            for a, b in zip(scales, reference):
+                assert torch.equal(a[0], b[0])
+    for size in (1, 2):
+        torch.testing.assert_close(logits[size], logits[7][:size], rtol=0, atol=1e-5)
+    assert torch.equal(again.last_hidden_state, outputs[7].last_hidden_state)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (57, 83), (224, 224), (512, 800)])
+def test_any_size_runs(size):
+    height, width = size
+    with torch.no_grad():
+        output = ClusTRModel(tiny_config())(torch.randn(1, 3, height, width), output_hidden_states=True)
+    shapes = [tuple(state.shape[2:]) for state in output.hidden_states]
+    strides = (4, 4, 8, 16, 32)
+    assert shapes == [(-(-height // stride), -(-width // stride)) for stride in strides]
+    assert all(state.isfinite().all() for state in output.hidden_states)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_a_constant_image_runs(value):
+    with torch.no_grad():
+        assert tiny_classifier()(torch.full((2, 3, 64, 64), value)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "pixel_values, message",
+    [
+        (torch.zeros(3, 64, 64), r"shape \(B, 3, H, W\), got \(3, 64, 64\)"),
+        ([1, 2], r"shape \(B, 3, H, W\), got list"),
+        (torch.zeros(1, 1, 64, 64), "must have 3 channels"),
+        (torch.zeros(1, 3, 31, 64), "at least 32 pixels"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "must be floating point"),
+    ],
+)
+@pytest.mark.parametrize("model_class", [ClusTRModel, ClusTRBackbone, ClusTRForImageClassification])
+def test_wrong_pixel_values_are_named(model_class, pixel_values, message):
+    with pytest.raises(ValueError, match=f"`pixel_values` .*{message}"):
+        model_class(tiny_config())(pixel_values)
+
+
+def test_output_shapes_are_the_documented_ones():
+    config = tiny_config(attn_implementation="eager")
+    model = ClusTRModel(config).eval()
+    with torch.no_grad():
+        output = model(
+            torch.randn(2, 3, 64, 96), output_hidden_states=True, output_attentions=True, output_clusters=True
+        )
+    assert output.last_hidden_state.shape == (2, 64, 2, 3)
+    torch.testing.assert_close(output.pooler_output, output.last_hidden_state.mean(dim=(2, 3)))
+    assert [tuple(state.shape) for state in output.hidden_states] == [
+        (2, 16, 16, 24),
+        (2, 16, 16, 24),
+        (2, 32, 8, 12),
+        (2, 32, 4, 6),
+        (2, 64, 2, 3),
+    ]
+    # N tokens in each stage are 384, 96, 24, 6; the ratios {64, 16}, {16, 4}, {4, 1}, {1}.
+    keys = [6 + 24, 6 + 24, 6 + 24, 6 + 24, 6]
+    queries, heads = [384, 96, 96, 24, 6], [1, 2, 2, 2, 4]
+    assert [tuple(weights.shape) for weights in output.attentions] == [
+        (2, head, query, key) for head, query, key in zip(heads, queries, keys)
+    ]
+    for weights, scales in zip(output.attentions, [2, 2, 2, 2, 1]):
+        torch.testing.assert_close(weights.sum(dim=-1), torch.full(weights.shape[:-1], float(scales)))
+    assert len(output.cluster_indices) == 4
+    for scales, tokens in zip(output.cluster_indices, [384, 96, 96, 24]):
+        assert [tuple(index.shape) for index in scales] == [(2, tokens), (2, tokens)]
+        assert [index.max().item() + 1 for index in scales] == [6, 24]
+
+
+def test_outputs_are_returned_only_when_asked_for():
+    output = ClusTRModel(tiny_config())(torch.randn(1, 3, 64, 64))
+    assert list(output.keys()) == ["last_hidden_state", "pooler_output"]
+
+
+def naive_attention(attention: ClusTRAttention, tokens: torch.Tensor, ratios: list[int]) -> torch.Tensor:
+    """Eqs. 5 to 8 for one image, token by token: (N, C) -> (N, C)."""
+    num_tokens, channels = tokens.shape
+    head_dim = attention.head_dim
+    log_weight = tokens @ attention.token_weight.weight[0] + attention.token_weight.bias
+    numbers = [max(1, num_tokens // ratio) for ratio in ratios]
+    indices = find_clusters(tokens[None], numbers)
+    query = attention.q_proj(tokens)
+    total = torch.zeros(num_tokens, channels, dtype=tokens.dtype)
+    for index, number, projection in zip(indices, numbers, attention.kv_projs):
+        merged = []
+        for m in range(number):
+            members = index[0] == m
+            weight = log_weight[members].exp()
+            merged.append((weight[:, None] * tokens[members]).sum(0) / (weight.sum() + 1e-6))
+        key, value = projection(torch.stack(merged)).split(channels, dim=-1)
+        for head in range(channels // head_dim):
+            part = slice(head * head_dim, (head + 1) * head_dim)
+            for n in range(num_tokens):
+                scores = key[:, part] @ query[n, part] / head_dim**0.5
+                total[n, part] += torch.softmax(scores, dim=0) @ value[:, part]
+    return attention.o_proj(total)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("ratios", [[16, 4], [4, 1], [4]])
+def test_attention_agrees_with_loops(implementation, ratios):
+    config = tiny_config(reduction_ratios=[ratios, [4], [4], [1]], attn_implementation=implementation)
+    attention = ClusTRAttention(config, stage_index=0).double().eval()
+    tokens = torch.randn(2, 35, 16, dtype=torch.float64)
+    with torch.no_grad():
+        output, _, cluster_index = attention(tokens)
+        expected = torch.stack([naive_attention(attention, image, ratios) for image in tokens])
+    torch.testing.assert_close(output, expected)
+    assert len(cluster_index) == len(ratios)
+
+
+def test_eager_and_sdpa_agree():
+    eager, sdpa = tiny_classifier(attn_implementation="eager"), tiny_classifier(attn_implementation="sdpa")
+    sdpa.load_state_dict(eager.state_dict())
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(eager(images).logits, sdpa(images).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_agree_with_finite_differences():
+    """Through the attention: of the tokens (away from where the clusters change) and of every parameter."""
+    config = tiny_config(attn_implementation="eager")
+    attention = ClusTRAttention(config, stage_index=1).double()
+    nn.init.normal_(attention.token_weight.weight, std=0.5)
+    tokens = torch.randn(1, 16, 32, dtype=torch.float64, requires_grad=True)
+    parameters = dict(attention.named_parameters())
+
+    def run(tokens, *values):
+        return torch.func.functional_call(attention, dict(zip(parameters, values)), (tokens,))[0]
+
+    assert torch.autograd.gradcheck(run, (tokens, *parameters.values()), fast_mode=True)
+
+
+def test_all_parameters_receive_a_gradient():
+    model = tiny_classifier().train()
+    model(torch.randn(4, 3, 96, 96), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    # A bias of the keys shifts all scores of a query alike, and so cancels: only weights must have an effect.
+    weights = [(name, p) for name, p in model.named_parameters() if name.endswith("weight")]
+    assert [name for name, p in weights if p.grad.abs().max() < 1e-9] == []
+
+
+def test_gradient_checkpointing_changes_nothing():
+    plain, checkpointed = tiny_classifier(), tiny_classifier()
+    checkpointed.load_state_dict(plain.state_dict())
+    checkpointed.gradient_checkpointing_enable()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    for model in (plain.train(), checkpointed.train()):
+        model(images, labels=labels).loss.backward()
+    for a, b in zip(plain.parameters(), checkpointed.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_half_precision_weights_run(dtype):
+    model = tiny_classifier().train()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(images, labels=labels).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        logits = tiny_classifier().to(dtype)(images).logits
+    assert logits.dtype == dtype and logits.isfinite().all()
+
+
+def test_dropout_and_drop_path_act_in_training_only():
+    model = tiny_classifier(drop_path_rate=0.5, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, model(images).logits)
+        model.train()
+        assert not torch.equal(model(images).logits, model(images).logits)
+
+
+def test_drop_path_keeps_the_expectation():
+    from clustr_hf.modeling_clustr import ClusTRDropPath
+
+    drop_path = ClusTRDropPath(0.25).train()
+    dropped = drop_path(torch.ones(4000, 1, 1))
+    assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_drop_path_grows_linearly_over_the_blocks():
+    model = ClusTRModel(tiny_config(depths=[1, 2, 1, 1], drop_path_rate=0.4))
+    rates = [block.drop_path.drop_probability for stage in model.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.slow
+def test_whole_classifier_compiles_without_graph_breaks():
+    model = tiny_classifier()
+    compiled = torch.compile(model, fullgraph=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images).logits, model(images).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_training_step_matches():
+    model = tiny_classifier().train()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    model(images, labels=labels).loss.backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.compile(model, fullgraph=True)(images, labels=labels).loss.backward()
+    for parameter, gradient in zip(model.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_backbone_returns_the_models_maps(tmp_path):
+    classifier = tiny_classifier()
+    classifier.save_pretrained(tmp_path)
+    names = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    backbone = ClusTRBackbone.from_pretrained(tmp_path, out_features=names).eval()
+    assert backbone.channels == [16, 16, 32, 32, 64]
+    images = torch.randn(2, 3, 96, 160)
+    with torch.no_grad():
+        maps = backbone(images).feature_maps
+        states = classifier.clustr(images, output_hidden_states=True).hidden_states
+    assert [tuple(m.shape[2:]) for m in maps] == [(24, 40), (24, 40), (12, 20), (6, 10), (3, 5)]
+    for a, b in zip(maps, states):
+        torch.testing.assert_close(a, b)
+
+
+def test_fine_tuning_takes_a_new_head_and_keeps_the_backbone(tmp_path):
+    classifier = tiny_classifier()
+    classifier.save_pretrained(tmp_path)
+    tuned = ClusTRForImageClassification.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
+    assert tuned.classifier.out_features == 9
+    for a, b in zip(classifier.clustr.parameters(), tuned.clustr.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "problem_type, labels, reference",
+    [
+        ("single_label_classification", torch.tensor([1, 4]), nn.functional.cross_entropy),
+        ("multi_label_classification", torch.eye(5)[:2], nn.functional.binary_cross_entropy_with_logits),
+    ],
+)
+def test_losses_are_pytorchs(problem_type, labels, reference):
+    model = tiny_classifier(problem_type=problem_type)
+    output = model(torch.randn(2, 3, 64, 64), labels=labels)
+    torch.testing.assert_close(output.loss, reference(output.logits, labels))
+
+
+def test_initialisation_is_the_authors():
+    model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano"))
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert module.bias.abs().max() == 0 and module.weight.abs().max() < 2 * 1.01
+        elif isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+    big = model.clustr.stages[3].blocks[0].mlp
+    assert big.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    # fan-out of a depthwise 3x3 convolution is 9
+    assert big.depthwise.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.05)

@@ -1,0 +1,164 @@
+"""A saved folder loads and runs by `trust_remote_code=True` where the package cannot be imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, ClusTRModel
+
+
+CODE_FILES = {"configuration_clustr.py", "clustering_clustr.py", "modeling_clustr.py", "image_processing_clustr.py"}
+
+
+@pytest.fixture(scope="module")
+def pixel_values():
+    return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pixel_values):
+    """A classifier as `save_pretrained` writes it, an image, and pixels to compare outputs on."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = ClusTRConfig.from_variant("nano", id2label={0: "cat", 1: "dog", 2: "owl"}, label2id={})
+    model = ClusTRForImageClassification(config).eval()
+    model.save_pretrained(folder)
+    ClusTRImageProcessor(size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}).save_pretrained(folder)
+    with torch.no_grad():
+        expected = {"pixel_values": pixel_values, "logits": model(pixel_values).logits}
+        expected["map"] = model.clustr(pixel_values).last_hidden_state.contiguous()
+    save_file(expected, folder / "expected.safetensors")
+    Image.effect_mandelbrot((120, 90), (-3, -2.5, 2, 2.5), 100).convert("RGB").save(folder / "image.png")
+    return folder
+
+
+def test_folder_is_complete(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_clustr.ClusTRConfig",
+        "AutoModel": "modeling_clustr.ClusTRModel",
+        "AutoBackbone": "modeling_clustr.ClusTRBackbone",
+        "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
+    }
+    assert {path.name for path in folder.glob("*.py")} == CODE_FILES
+    assert (folder / "model.safetensors").is_file()
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_clustr.ClusTRImageProcessor"}
+    for path in folder.glob("*.py"):
+        assert "clustr_hf." not in path.read_text().replace("`clustr_hf.", "").replace("torch.ops.clustr_hf.", "")
+
+
+LOAD_ALL = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+folder, trust = sys.argv[1], {"trust_remote_code": True}
+expected = load_file(folder + "/expected.safetensors")
+pixel_values = expected["pixel_values"]
+config = AutoConfig.from_pretrained(folder, **trust)
+assert type(config).__name__ == "ClusTRConfig" and config.id2label[2] == "owl"
+with torch.no_grad():
+    classifier = AutoModelForImageClassification.from_pretrained(folder, **trust).eval()
+    torch.testing.assert_close(classifier(pixel_values).logits, expected["logits"])
+    model = AutoModel.from_pretrained(folder, **trust).eval()
+    torch.testing.assert_close(model(pixel_values).last_hidden_state, expected["map"])
+    assert len(model(pixel_values, output_clusters=True).cluster_indices) == 2
+    config.out_features = ["stage1", "stage4"]
+    backbone = AutoBackbone.from_config(config, **trust).eval()
+    backbone.load_state_dict(model.state_dict())
+    maps = backbone(pixel_values).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 32, 48), (2, 160, 4, 6)]
+    torch.testing.assert_close(maps[1], expected["map"])
+    reloaded = type(backbone).from_pretrained(folder, out_features=["stage4"])
+    torch.testing.assert_close(reloaded(pixel_values).feature_maps[0], expected["map"])
+processor = AutoImageProcessor.from_pretrained(folder, **trust)
+assert type(processor).__name__ == "ClusTRImageProcessor" and processor.size["shortest_edge"] == 72
+modules = [m for m in sys.modules if "clustr_hf" in m and sys.modules[m] is not None]
+assert modules == [], modules
+print("loaded")
+"""
+
+
+def test_every_auto_class_loads_without_the_package(folder, run_without_package):
+    assert run_without_package(LOAD_ALL, folder).endswith("loaded\n")
+
+
+PIPELINES = """
+import sys, torch
+from transformers import pipeline
+folder = sys.argv[1]
+classify = pipeline("image-classification", model=folder, trust_remote_code=True)
+answers = classify(folder + "/image.png", top_k=3)
+assert {answer["label"] for answer in answers} == {"cat", "dog", "owl"}
+assert abs(sum(answer["score"] for answer in answers) - 1) < 1e-5
+extract = pipeline("image-feature-extraction", model=folder, trust_remote_code=True)
+features = torch.tensor(extract(folder + "/image.png"))
+assert tuple(features.shape) == (1, 160, 4, 4), features.shape
+pooled = torch.tensor(extract(folder + "/image.png", pool=True))
+torch.testing.assert_close(pooled, features.mean(dim=(2, 3)))
+print(answers[0]["label"])
+"""
+
+
+def test_pipelines_run_without_the_package(folder, run_without_package):
+    predicted = run_without_package(PIPELINES, folder).strip().splitlines()[-1]
+    model = ClusTRForImageClassification.from_pretrained(folder).eval()
+    inputs = ClusTRImageProcessor.from_pretrained(folder)(Image.open(folder / "image.png"), return_tensors="pt")
+    with torch.no_grad():
+        assert predicted == model.config.id2label[model(**inputs).logits.argmax().item()]
+
+
+RESAVE = """
+import sys
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained(
+    sys.argv[1], num_labels=7, ignore_mismatched_sizes=True, trust_remote_code=True
+)
+model.save_pretrained(sys.argv[2])
+AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
+"""
+
+
+def test_a_model_loaded_by_remote_code_can_be_saved_and_loaded_again(folder, tmp_path, run_without_package):
+    again = tmp_path / "again"
+    run_without_package(RESAVE, folder, again)
+    assert {path.name for path in again.glob("*.py")} == CODE_FILES
+    first, second = (json.loads((path / "config.json").read_text()) for path in (folder, again))
+    assert first["auto_map"] == second["auto_map"]
+    head = "from transformers import AutoModelForImageClassification as A; import sys\n"
+    run_without_package(head + "assert A.from_pretrained(sys.argv[1], trust_remote_code=True).num_labels == 7", again)
+
+
+@pytest.mark.parametrize("model_class", [ClusTRModel, ClusTRBackbone])
+def test_headless_checkpoints_are_complete_too(model_class, tmp_path, run_without_package, pixel_values):
+    model = model_class(ClusTRConfig.from_variant("nano")).eval()
+    model.save_pretrained(tmp_path / "checkpoint")
+    run_without_package(
+        "import sys\nfrom transformers import AutoModel, AutoModelForImageClassification as Classifier\n"
+        "AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "Classifier.from_pretrained(sys.argv[1], num_labels=4, trust_remote_code=True)",
+        tmp_path / "checkpoint",
+    )
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert weights.keys() == model.state_dict().keys()
+
+
+def test_importing_the_package_prints_nothing():
+    result = subprocess.run([sys.executable, "-c", "import clustr_hf"], capture_output=True, text=True, check=True)
+    assert result.stdout == "" and result.stderr == ""
+
+
+def test_importing_the_package_registers_every_auto_class(folder):
+    from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+    config = AutoConfig.from_pretrained(folder)
+    assert type(config) is ClusTRConfig
+    assert type(AutoModel.from_pretrained(folder)) is ClusTRModel
+    assert type(AutoModelForImageClassification.from_pretrained(folder)) is ClusTRForImageClassification
+    assert type(AutoBackbone.from_config(config)) is ClusTRBackbone
+    assert type(AutoImageProcessor.from_pretrained(folder)) is ClusTRImageProcessor
