@@ -230,9 +230,7 @@ def _join_nearest_center(
 ) -> list[torch.Tensor]:
     """Label of each token's nearest centre for every scale; centres keep their own label."""
     most = min(max(num_clusters), tokens.shape[1])
-    center_index = decision_rank.argsort(dim=1)[
-        :, :most
-    ]  # the centres of a coarse scale come first among a fine one's
+    center_index = decision_rank.argsort(dim=1)[:, :most]  # the centres of a coarse scale come first among a fine one's
     centers = _gather_tokens(tokens, center_index)
     half_norm = _half_norm(centers)
     labels: list[list[torch.Tensor]] = [[] for _ in num_clusters]
@@ -267,7 +265,7 @@ def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _farness(rows: torch.Tensor, tokens: torch.Tensor, half_norm: torch.Tensor) -> torch.Tensor:
-    """|x_j|^2 / 2 - x_i x_j: orders the tokens j of a row i as their distance does; (B, R, C), (B, N, C) -> (B, R, N)."""
+    """|x_j|^2 / 2 - x_i x_j: orders tokens j as their distance to row i does; (B, R, C), (B, N, C) -> (B, R, N)."""
     return torch.baddbmm(half_norm.unsqueeze(1), rows, tokens.mT, alpha=-1)
 
 

@@ -132,9 +132,7 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"`IN` must hold nothing but tensors and plain containers, got {path}: {error}"
-            ) from error
+            raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error}") from error
     for wrapper in _WRAPPERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]

@@ -298,9 +298,7 @@ class ClusTRPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {
         "hidden_states": [
-            OutputRecorder(
-                ClusTRPatchEmbeddings, layer_name="stages.0.embeddings", capture_initial_hidden_state=False
-            ),
+            OutputRecorder(ClusTRPatchEmbeddings, layer_name="stages.0.embeddings", capture_initial_hidden_state=False),
             OutputRecorder(ClusTRStage, index=0, capture_initial_hidden_state=False),
         ],
         "attentions": OutputRecorder(ClusTRAttention, index=1),
