@@ -1,0 +1,36 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Metrics with the interface of `evaluate`, but without its download of a script: they work offline."""
+
+import datasets
+import evaluate
+import numpy as np
+
+
+class Accuracy(evaluate.Metric):
+    """
+    Top-1 accuracy, the share of images whose predicted class is the labelled one, in [0, 1].
+
+    Used like any metric of `evaluate`, batch by batch too, and gathered over processes:
+
+    ```python
+    >>> from clustr_hf.metrics import Accuracy
+
+    >>> Accuracy().compute(predictions=[0, 1, 2, 2], references=[0, 1, 2, 3])
+    {'accuracy': 0.75}
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        class_index = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description="Share of predictions that equal their reference.",
+            citation="",
+            inputs_description="predictions, references: class indices, one an image.",
+            features=datasets.Features({"predictions": class_index, "references": class_index}),
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
+
+
+__all__ = ["Accuracy"]

@@ -1,0 +1,150 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Pictures: clusters over an image, predictions, training curves. All return a matplotlib `Figure` or a PIL image."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+# Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+
+
+def draw_clusters(image: Image.Image, cluster_index: torch.Tensor, grid_size: tuple[int, int]) -> Image.Image:
+    """
+    Paint every token of an image in the mean colour of its cluster, with lines between clusters (as in Figure A3).
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image as the model saw it: resized and cropped, but not normalised.
+        cluster_index (`torch.LongTensor` of shape `(N,)`):
+            Cluster of each token in row-major order.
+        grid_size (`tuple[int, int]`):
+            (height, width) of the token grid; N is their product.
+
+    Returns:
+        `PIL.Image.Image` of the size of `image`, RGB.
+
+    Raises:
+        ValueError: if `cluster_index` does not fill the grid.
+    """
+    height, width = grid_size
+    if cluster_index.shape != (height * width,):
+        raise ValueError(
+            f"`cluster_index` must have shape ({height * width},) for a grid of {height} x {width} tokens, "
+            f"got {tuple(cluster_index.shape)}."
+        )
+    picture = image.convert("RGB")
+    labels = cluster_index.cpu().numpy().astype(np.int32).reshape(height, width)
+    labels = np.asarray(Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(picture, dtype=np.float64).reshape(-1, 3)
+    flat = labels.ravel()
+    count = np.maximum(np.bincount(flat), 1)
+    mean = np.stack([np.bincount(flat, weights=channel) / count for channel in pixels.T], axis=-1)
+    painted = mean[labels]
+    border = np.zeros(labels.shape, dtype=bool)
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    border[1:] |= labels[1:] != labels[:-1]
+    painted[border] = 255
+    return Image.fromarray(painted.round().astype(np.uint8))
+
+
+def plot_clusters(
+    image: Image.Image, cluster_maps: Mapping[str, tuple[torch.Tensor, tuple[int, int]]], columns: int = 3
+) -> Figure:
+    """
+    An image beside its clusters in several blocks or scales.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image as the model saw it.
+        cluster_maps (`Mapping[str, tuple[torch.LongTensor, tuple[int, int]]]`):
+            Title -> cluster of each token `(N,)`, and the (height, width) of the token grid.
+        columns (`int`, defaults to 3):
+            Pictures in a row.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    pictures = {"image": image.convert("RGB")}
+    for title, (cluster_index, grid_size) in cluster_maps.items():
+        number = len(cluster_index.unique())
+        pictures[f"{title}: {number} clusters"] = draw_clusters(image, cluster_index, grid_size)
+    figure, axes = _grid(len(pictures), columns, (4.2, 4.2 * image.height / image.width + 0.4))
+    for axis, (title, picture) in zip(axes, pictures.items()):
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(title)
+    return figure
+
+
+def plot_predictions(
+    images: Sequence[Image.Image], predicted: Sequence[str], expected: Sequence[str], columns: int = 8
+) -> Figure:
+    """
+    A grid of images titled with the predicted class; wrong ones in red with the right class behind.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): The images.
+        predicted, expected (`Sequence[str]`): Their class names.
+        columns (`int`, defaults to 8): Images in a row.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    figure, axes = _grid(len(images), columns, (1.3, 1.5))
+    for axis, image, guess, truth in zip(axes, images, predicted, expected):
+        axis.imshow(image, cmap="gray" if image.mode == "L" else None)
+        right = guess == truth
+        axis.set_title(guess if right else f"{guess}, is {truth}", color=GREEN if right else RED, fontsize=10)
+    return figure
+
+
+def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str = "eval_accuracy") -> Figure:
+    """
+    Loss and validation metric over the epochs (as in Figures A1 and A2).
+
+    Args:
+        log_history (`Sequence[Mapping[str, float]]`):
+            What `Trainer.state.log_history` holds: entries with `epoch` and any of `loss`, `eval_loss`, `metric`.
+        metric (`str`, defaults to `"eval_accuracy"`):
+            Name of the validation metric.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axis, metric_axis = figure.subplots(1, 2)
+    _curve(loss_axis, log_history, "loss", "training", BLUE)
+    _curve(loss_axis, log_history, "eval_loss", "validation", ORANGE)
+    loss_axis.set(xlabel="epoch", ylabel="loss")
+    loss_axis.set_ylim(bottom=0)
+    loss_axis.legend()
+    _curve(metric_axis, log_history, metric, "validation", ORANGE)
+    metric_axis.set(xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " "))
+    for axis in (loss_axis, metric_axis):
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def _curve(axis, log_history: Sequence[Mapping[str, float]], name: str, label: str, color: str):
+    points = [(entry["epoch"], entry[name]) for entry in log_history if name in entry and "epoch" in entry]
+    if points:
+        axis.plot(*zip(*points), label=label, color=color, marker="o", markersize=3)
+
+
+def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list]:
+    """A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes."""
+    columns = min(columns, number)
+    rows = math.ceil(number / columns)
+    figure = Figure(figsize=(columns * cell[0], rows * cell[1]), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes:
+        axis.set_axis_off()
+    return figure, axes[:number]
+
+
+__all__ = ["draw_clusters", "plot_clusters", "plot_predictions", "plot_training_curves"]
