@@ -33,21 +33,22 @@ def seed():
 def run_without_package(tmp_path):
     """Run Python code in a new process that cannot import clustr_hf; returns what it printed."""
 
-    def run(code: str, *arguments: str, timeout: float = 300) -> str:
+    def run(code: str, *arguments: object, environment: dict[str, str] | None = None) -> str:
         blocked = f"import sys; sys.modules['clustr_hf'] = None\n{code}"
-        environment = {
+        process_environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             "HF_MODULES_CACHE": str(tmp_path / "modules"),
             "CUDA_VISIBLE_DEVICES": "",
+            **(environment or {}),
         }
         result = subprocess.run(
             [sys.executable, "-c", blocked, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=300,
             cwd=tmp_path,
-            env=environment,
+            env=process_environment,
         )
         assert result.returncode == 0, result.stderr
         return result.stdout

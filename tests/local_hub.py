@@ -1,0 +1,166 @@
+"""
+A Hub in memory, for tests: what `huggingface_hub` needs to create a repository, upload to it and download from it.
+
+`with LocalHub() as hub:` serves it on a free local port; `hub.environment` points a process to it.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+
+class LocalHub:
+    """Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`."""
+
+    def __init__(self):
+        self.repositories = {}
+        self.large_files = {}
+        handler = type("Handler", (RequestHandler,), {"hub": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HF_ENDPOINT": self.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+    def create(self, name: str) -> str:
+        if name in self.repositories:
+            return "exists"
+        self.repositories[name] = [(hashlib.sha1(name.encode()).hexdigest(), {})]
+        return "created"
+
+    def commit(self, name: str, lines: list[dict]) -> str:
+        revision, files = self.repositories[name][-1]
+        files = dict(files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.large_files[value["oid"]]
+            elif line["key"] == "deletedFile":
+                files.pop(value["path"], None)
+        revision = hashlib.sha1(f"{revision}{lines}".encode()).hexdigest()
+        self.repositories[name].append((revision, files))
+        return revision
+
+    def find(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        commits = self.repositories.get(name, [])
+        if revision == "main":
+            return commits[-1] if commits else None
+        return next((commit for commit in commits if commit[0] == revision), None)
+
+
+class RequestHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: LocalHub
+
+    def log_message(self, *arguments):
+        pass
+
+    def read_body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def answer(self, code: int, content=b"", **headers):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Type", "application/json")
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def not_found(self, what: str):
+        self.answer(404, {"error": what}, X_Error_Code=what)
+
+    def handle_request(self):
+        path, body = unquote(urlsplit(self.path).path), self.read_body()
+        if path == "/api/whoami-v2":
+            return self.answer(200, {"name": "me", "type": "user", "orgs": []})
+        if path == "/api/repos/create":
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'me'}/{request['name']}"
+            code = 409 if self.hub.create(name) == "exists" else 200
+            return self.answer(code, {"url": f"{self.hub.url}/{name}"})
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if path.startswith("/upload/"):
+            self.hub.large_files[path.removeprefix("/upload/")] = body
+            return self.answer(200)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.answer_large_files(json.loads(body)["objects"])
+        if path.startswith("/api/models/"):
+            return self.answer_model(path.removeprefix("/api/models/").split("/"), body)
+        return self.answer_file(path.strip("/").split("/"))
+
+    def answer_large_files(self, objects: list[dict]):
+        for item in objects:
+            if item["oid"] not in self.hub.large_files:
+                item["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{item['oid']}"}}
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def answer_model(self, parts: list[str], body: bytes):
+        name, action = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "revision"
+        if name not in self.hub.repositories:
+            return self.not_found("RepoNotFound")
+        if action == "preupload":
+            files = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if action == "commit":
+            revision = self.hub.commit(name, [json.loads(line) for line in body.splitlines()])
+            url = f"{self.hub.url}/{name}/commit/{revision}"
+            return self.answer(200, {"commitUrl": url, "commitOid": revision, "success": True})
+        found = self.hub.find(name, parts[3] if len(parts) > 3 else "main")
+        if found is None:
+            return self.not_found("RevisionNotFound")
+        revision, files = found
+        if action == "tree":
+            entries = [
+                {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for path, data in files.items()
+            ]
+            return self.answer(200, entries)
+        siblings = [{"rfilename": path} for path in files]
+        self.answer(200, {"id": name, "modelId": name, "sha": revision, "private": False, "siblings": siblings})
+
+    def answer_file(self, parts: list[str]):
+        if len(parts) < 5 or parts[2] != "resolve":
+            return self.not_found("RepoNotFound")
+        name, wanted, path = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+        found = self.hub.find(name, wanted)
+        if found is None:
+            return self.not_found("RevisionNotFound" if name in self.hub.repositories else "RepoNotFound")
+        revision, files = found
+        if path not in files:
+            return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=revision)
+        etag = f'"{hashlib.sha256(files[path]).hexdigest()}"'
+        self.answer(200, files[path], ETag=etag, X_Repo_Commit=revision)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request

@@ -1,0 +1,179 @@
+"""The examples and every code block of the README, run as a reader would."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from local_hub import LocalHub
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+def run(command, cwd, **environment):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    result = subprocess.run(
+        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A short run of the quickstart; the folder it ran in, with its `out`."""
+    folder = tmp_path_factory.mktemp("demo")
+    run([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
+    return folder
+
+
+def test_quickstart_learns_reloads_and_draws(demo):
+    out = demo / "out"
+    assert json.loads((out / "results.json").read_text())["accuracy"] > 0.8
+    predictions = json.loads((out / "predictions.json").read_text())
+    assert len(predictions["predictions"]) == 360
+    assert predictions["code"].startswith("transformers_modules.")
+    for name in ("training_curve.png", "predictions.png", "clusters.png"):
+        with Image.open(out / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
+    card = (out / "clustr-nano-digits" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card and "{{" not in card
+
+
+@pytest.fixture(scope="module")
+def image_folders(tmp_path_factory):
+    """Digits 0 to 2 as a folder of images for each class, to train and to validate."""
+    folder = tmp_path_factory.mktemp("images")
+    digits = load_digits(n_class=3)
+    for split, part in (("train", slice(0, 60)), ("validation", slice(60, 90))):
+        for index, (image, digit) in enumerate(zip(digits.images[part], digits.target[part])):
+            path = folder / split / ["zero", "one", "two"][digit] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
+    return folder
+
+
+def train_command(output_dir, *arguments):
+    return [
+        *(sys.executable, REPOSITORY / "examples" / "run_image_classification.py", "--output_dir", output_dir),
+        *("--do_train", "--do_eval", "--variant", "nano", "--image_size", 32, "--per_device_train_batch_size", 16),
+        *("--logging_steps", 1, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--report_to", "none"),
+        *arguments,
+    ]
+
+
+def logged_losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+
+
+def assert_resumes_exactly(data, tmp_path, first_checkpoint):
+    """An interrupted run that goes on gives the losses and the result of one that never stopped."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(train_command(whole, *data, "--num_train_epochs", 2), tmp_path)
+    resumed.mkdir()
+    (whole / first_checkpoint).rename(resumed / first_checkpoint)
+    output = run(train_command(resumed, *data, "--num_train_epochs", 2), tmp_path)
+    assert f"Resuming from {resumed / first_checkpoint}" in output
+    assert logged_losses(resumed) == logged_losses(whole)
+    results = [json.loads((folder / "all_results.json").read_text()) for folder in (whole, resumed)]
+    assert results[0]["eval_accuracy"] == results[1]["eval_accuracy"]
+    assert results[0]["eval_loss"] == results[1]["eval_loss"]
+
+
+@pytest.mark.slow
+def test_training_script_resumes_exactly_on_image_folders(image_folders, tmp_path):
+    data = ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
+    assert_resumes_exactly(data, tmp_path, "checkpoint-4")
+    config = json.loads((tmp_path / "resumed" / "config.json").read_text())
+    assert config["id2label"] == {"0": "one", "1": "two", "2": "zero"}
+    assert {
+        "README.md",
+        "model.safetensors",
+        "modeling_clustr.py",
+        "preprocessor_config.json",
+        "training_curve.png",
+    } <= {path.name for path in (tmp_path / "resumed").iterdir()}
+
+
+@pytest.mark.slow
+def test_training_script_resumes_exactly_on_cifar10(shared, tmp_path):
+    files = shared / "data" / "cifar10"
+    data = ["--train_file", files / "train.parquet", "--validation_file", files / "test.parquet"]
+    data += ["--max_train_samples", 128, "--max_eval_samples", 100]
+    assert_resumes_exactly(data, tmp_path, "checkpoint-8")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "one of --dataset_name, --train_dir, --train_file is needed"),
+        (["--train_dir", "{images}/train", "--label_column_name", "kind"], "'kind' is not in the data set"),
+    ],
+)
+def test_training_script_names_bad_arguments(image_folders, tmp_path, arguments, message):
+    arguments = [argument.format(images=image_folders) for argument in arguments]
+    with pytest.raises(AssertionError, match=message):
+        run(train_command(tmp_path / "out", *arguments), tmp_path)
+
+
+def code_blocks(language):
+    text = (REPOSITORY / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_readme_has_only_blocks_that_these_tests_run():
+    fences = re.findall(r"```(\w*)\n.*?```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    assert fences == ["bash", "python", "python", "bash", "python", ""]  # the last one is the map of files
+
+
+def test_readme_opens_with_the_two_commands():
+    commands = [line.split("#")[0].strip() for line in code_blocks("bash")[0].strip().splitlines()]
+    assert commands == ["make demo", "make test"]
+    for command in commands:
+        plan = subprocess.run([*command.split(), "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        assert {"make demo": "quickstart.py", "make test": "pytest"}[command] in plan.stdout
+
+
+def test_readme_loads_and_predicts(demo):
+    assert re.match(r"\d: 0\.\d{3}\n", run([sys.executable, "-c", code_blocks("python")[0]], demo))
+
+
+def test_readme_uses_the_classes(demo):
+    shapes = "\nprint(*logits.shape, len(clusters), *(m.shape[-1] for m in maps))"
+    assert run([sys.executable, "-c", code_blocks("python")[1] + shapes], demo) == "1 1000 9 56 28 14 7\n"
+
+
+def test_readme_fine_tunes(demo, image_folders):
+    command = shlex.split(code_blocks("bash")[1].replace("\\\n", " "))
+    assert command[0] == "python"
+    places = {"path/to": str(image_folders), "examples/": f"{REPOSITORY}/examples/"}
+    for place, actual in places.items():
+        command = [part.replace(place, actual) for part in command]
+    run([sys.executable, *command[1:], "--max_steps", 2, "--report_to", "none"], demo)
+    assert json.loads((demo / "out" / "fine-tuned" / "config.json").read_text())["id2label"]["2"] == "zero"
+
+
+def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, run_without_package):
+    name = "your-name/clustr-nano-digits"
+    with LocalHub() as hub:
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+        run([sys.executable, "-c", code_blocks("python")[2]], demo, **environment)
+        revision, files = hub.repositories[name][-1]
+        assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
+        load = (
+            "from transformers import AutoBackbone, pipeline\n"
+            f"place = dict(trust_remote_code=True, revision='{revision}')\n"
+            f"print(AutoBackbone.from_pretrained('{name}', out_features=['stage1'], **place).channels)\n"
+            f"print(pipeline('image-classification', model='{name}', **place)(sys.argv[1], top_k=1)[0]['label'])"
+        )
+        image = demo / "out" / "held_out_digits" / "0000.png"
+        channels, label = run_without_package(load, image, environment=environment).splitlines()
+    assert channels == "[32]"
+    predictions = json.loads((demo / "out" / "predictions.json").read_text())["predictions"]
+    assert label == predictions["0000.png"]["label"]

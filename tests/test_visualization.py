@@ -1,0 +1,68 @@
+"""Pictures show what they should: looked at by pixel, not only drawn."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clustr_hf.visualization import draw_clusters, plot_clusters, plot_predictions, plot_training_curves
+
+
+@pytest.fixture
+def halves():
+    """Left half red, right half blue; clusters follow the halves."""
+    array = np.zeros((40, 60, 3), dtype=np.uint8)
+    array[:, :30, 0], array[:, 30:, 2] = 200, 100
+    cluster_index = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(4, -1).flatten()
+    return Image.fromarray(array), cluster_index
+
+
+def test_clusters_are_painted_in_their_mean_colour_with_a_line_between(halves):
+    image, cluster_index = halves
+    painted = np.asarray(draw_clusters(image, cluster_index, (4, 6)))
+    assert painted.shape == (40, 60, 3)
+    assert (painted[:, :30] == (200, 0, 0)).all() and (painted[:, 31:] == (0, 0, 100)).all()
+    assert (painted[:, 30] == 255).all()
+
+
+def test_unused_labels_do_no_harm(halves):
+    image, cluster_index = halves
+    assert draw_clusters(image, cluster_index * 7, (4, 6)).size == image.size
+
+
+def test_wrong_grid_is_named(halves):
+    with pytest.raises(ValueError, match=r"`cluster_index` must have shape \(25,\) for a grid of 5 x 5"):
+        draw_clusters(*halves, (5, 5))
+
+
+def rendered(figure):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def test_figures_render_and_carry_their_titles(halves):
+    image, cluster_index = halves
+    figure = plot_clusters(image, {"stage 1": (cluster_index, (4, 6))})
+    assert [axis.get_title() for axis in figure.axes] == ["image", "stage 1: 2 clusters"]
+    assert rendered(figure).std() > 0
+    figure = plot_predictions([image, image, image], ["a", "b", "c"], ["a", "b", "d"], columns=2)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "c, is d", ""]
+    assert rendered(figure).std() > 0
+
+
+def test_curves_hold_the_logged_points():
+    history = [
+        {"epoch": 1, "loss": 2.0},
+        {"epoch": 1, "eval_loss": 1.5, "eval_accuracy": 0.5},
+        {"epoch": 2, "loss": 1.0},
+        {"epoch": 2, "eval_loss": 1.2, "eval_accuracy": 0.7},
+        {"train_loss": 1.5, "epoch": 2},
+    ]
+    loss_axis, metric_axis = plot_training_curves(history).axes
+    assert [line.get_ydata().tolist() for line in loss_axis.lines] == [[2.0, 1.0], [1.5, 1.2]]
+    assert [line.get_ydata().tolist() for line in metric_axis.lines] == [[0.5, 0.7]]
+    assert metric_axis.get_ylabel() == "accuracy"
+    assert rendered(plot_training_curves(history[:1])).std() > 0
