@@ -91,6 +91,14 @@ def test_sixteen_bits_keep_their_brightness(plain, form):
     torch.testing.assert_close(pixels(plain, image), expected, rtol=0, atol=0.5 / 255 + 1e-6)
 
 
+def test_thirty_two_bit_greyscale_is_told_by_its_values(plain):
+    grey = photograph().convert("L")
+    torch.testing.assert_close(pixels(plain, grey.convert("I")), pixels(plain, grey))
+    too_deep = Image.fromarray(np.full((40, 40), 70000, dtype=np.int32))
+    with pytest.raises(ValueError, match="`images` must have at most 16 bits a channel"):
+        plain(too_deep)
+
+
 def test_sixteen_bit_files_keep_their_brightness(plain, tmp_path):
     Image.fromarray(np.full((40, 50), 32768, dtype=np.uint16)).save(tmp_path / "deep.png")
     for image in (Image.open(tmp_path / "deep.png"), str(tmp_path / "deep.png")):

@@ -155,6 +155,19 @@ def test_output_shapes_are_the_documented_ones():
         assert [index.max().item() + 1 for index in scales] == [6, 24]
 
 
+def test_the_classifier_hands_on_clusters_and_states():
+    model = tiny_classifier()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        output = model(images, output_clusters=True, output_hidden_states=True)
+        inner = model.clustr(images, output_clusters=True, output_hidden_states=True)
+        as_tuple = model(images, return_dict=False)
+    for found, expected in zip(output.cluster_indices, inner.cluster_indices):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    assert len(output.hidden_states) == 5
+    assert len(as_tuple) == 1 and torch.equal(as_tuple[0], output.logits)
+
+
 def test_outputs_are_returned_only_when_asked_for():
     output = ClusTRModel(tiny_config())(torch.randn(1, 3, 64, 64))
     assert list(output.keys()) == ["last_hidden_state", "pooler_output"]
@@ -332,6 +345,14 @@ def test_losses_are_pytorchs(problem_type, labels, reference):
     model = tiny_classifier(problem_type=problem_type)
     output = model(torch.randn(2, 3, 64, 64), labels=labels)
     torch.testing.assert_close(output.loss, reference(output.logits, labels))
+
+
+def test_trainer_divides_the_loss_over_accumulated_batches(tmp_path):
+    """The loss is a mean over the batch; Trainer must know, or accumulation would multiply it."""
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    assert Trainer(model=tiny_classifier(), args=args).model_accepts_loss_kwargs is False
 
 
 def test_initialisation_is_the_authors():

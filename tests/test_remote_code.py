@@ -1,6 +1,7 @@
 """A saved folder loads and runs by `trust_remote_code=True` where the package cannot be imported."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -132,6 +133,24 @@ def test_a_model_loaded_by_remote_code_can_be_saved_and_loaded_again(folder, tmp
     assert first["auto_map"] == second["auto_map"]
     head = "from transformers import AutoModelForImageClassification as A; import sys\n"
     run_without_package(head + "assert A.from_pretrained(sys.argv[1], trust_remote_code=True).num_labels == 7", again)
+
+
+TWO_AT_ONCE = """
+import sys, torch
+from transformers import AutoModelForImageClassification as A
+models = [A.from_pretrained(folder, trust_remote_code=True).eval() for folder in sys.argv[1:]]
+assert type(models[0]).__module__ != type(models[1]).__module__
+pixel_values = torch.rand(1, 3, 64, 64)
+for model in models:
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
+"""
+
+
+def test_two_repositories_work_in_one_process(folder, tmp_path, run_without_package):
+    """Each brings its own copy of the code, and registers the compiler's clustering operation again."""
+    shutil.copytree(folder, tmp_path / "other")
+    run_without_package(TWO_AT_ONCE, folder, tmp_path / "other")
 
 
 @pytest.mark.parametrize("model_class", [ClusTRModel, ClusTRBackbone])

@@ -9,6 +9,7 @@ from .image_processing_clustr import ClusTRImageProcessor
 from .modeling_clustr import (
     ClusTRBackbone,
     ClusTRForImageClassification,
+    ClusTRImageClassifierOutput,
     ClusTRModel,
     ClusTRModelOutput,
     ClusTRPreTrainedModel,
@@ -27,6 +28,7 @@ __all__ = [
     "ClusTRBackbone",
     "ClusTRConfig",
     "ClusTRForImageClassification",
+    "ClusTRImageClassifierOutput",
     "ClusTRImageProcessor",
     "ClusTRModel",
     "ClusTRModelOutput",

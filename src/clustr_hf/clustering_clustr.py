@@ -10,7 +10,8 @@ Shapes: B images, N tokens, C channels, k neighbours, M clusters, R rows of a ch
 Distances are Euclidean divided by sqrt(C), as in the authors' release: without that Eq. 1 underflows in float32. They
 are found in two steps: a matrix product ranks candidates, and the few that are chosen (k neighbours, one denser token)
 are measured again from coordinate differences, so that no value suffers from cancellation and equal tokens are exactly
-0 apart. No tensor is larger than `CHUNK_ELEMENTS`, or N if that is more, times the constants above.
+0 apart. A block of distances has at most `CHUNK_ELEMENTS` elements (N if that is more), whatever N and B are; all else
+is linear in N.
 
 Ties go to the lower index: of two equally dense tokens the first is the denser one, of two equally near tokens the
 first is the nearer one, and so for decision values and for the labels of equally near centres. Two *different* tokens

@@ -12,8 +12,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 
-# PIL's modes with more than 8 bits of grey; "I" and "F" hold 32 bits, but files fill them with 16.
-_DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+# PIL's modes for 16 bits of grey.
+_DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
@@ -122,7 +122,20 @@ def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY_MODES:
         return Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
+    if image.mode == "I":
+        return _from_32_bit(np.asarray(image))
     return image
+
+
+def _from_32_bit(values: np.ndarray) -> Image.Image:
+    """PIL's mode "I" has 32 bits, but holds converted 8-bit images or older PIL's 16-bit ones: the values tell."""
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"`images` must have at most 16 bits a channel, got values from {values.min()} to {values.max()}."
+        )
+    if values.max() > 255:
+        values = _to_8_bit(values.astype(np.uint16))
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:

@@ -56,6 +56,23 @@ class ClusTRModelOutput(ModelOutput):
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
+@dataclass
+class ClusTRImageClassifierOutput(ImageClassifierOutput):
+    """
+    Output of [`ClusTRForImageClassification`].
+
+    Args:
+        loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
+            Cross-entropy; binary cross-entropy with several labels an image; mean squared error for regression.
+        logits (`torch.Tensor` of shape `(B, num_labels)`):
+            Scores before the softmax.
+        hidden_states, attentions, cluster_indices (*optional*):
+            As in [`ClusTRModelOutput`].
+    """
+
+    cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
+
+
 class ClusTRPatchEmbeddings(nn.Module):
     """Overlapping patch embedding: convolution and layer norm, (B, C_in, H, W) -> (B, C, h, w)."""
 
@@ -333,57 +350,18 @@ class ClusTRPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-class ClusTREncoderMixin:
-    """The stages and the pass through them: what [`ClusTRModel`] and [`ClusTRBackbone`] have in common."""
-
-    def _build_stages(self, config: ClusTRConfig):
-        self.stages = nn.ModuleList(ClusTRStage(config, index) for index in range(len(config.depths)))
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.stages[0].embeddings.projection
-
-    def _encode(
-        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, tuple[tuple[torch.Tensor, ...], ...]]:
-        """(B, num_channels, H, W) -> last map (B, C, h, w) and the cluster indices of all blocks that cluster."""
-        self._check_pixel_values(pixel_values)
-        features = pixel_values.to(self.get_input_embeddings().weight.dtype)
-        cluster_indices = []
-        for stage in self.stages:
-            features, stage_clusters = stage(features, **kwargs)
-            cluster_indices.extend(stage_clusters)
-        return features, tuple(cluster_indices)
-
-    def _check_pixel_values(self, pixel_values: torch.Tensor):
-        channels, least = self.config.num_channels, math.prod(self.config.strides)
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
-            got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-            raise ValueError(f"`pixel_values` must be a tensor of shape (B, {channels}, H, W), got {got}.")
-        if pixel_values.shape[1] != channels:
-            raise ValueError(
-                f"`pixel_values` must have {channels} channels in dimension 1 (`config.num_channels`), "
-                f"got {pixel_values.shape[1]} in {tuple(pixel_values.shape)}."
-            )
-        if min(pixel_values.shape[2:]) < least:
-            raise ValueError(
-                f"`pixel_values` must be at least {least} pixels high and wide (the product of `config.strides`), "
-                f"got (height, width) = {tuple(pixel_values.shape[2:])}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
-            )
-
-
-class ClusTRModel(ClusTREncoderMixin, ClusTRPreTrainedModel):
+class ClusTRModel(ClusTRPreTrainedModel):
     """ClusTR without a head."""
 
     _auto_class = "AutoModel"
 
     def __init__(self, config: ClusTRConfig):
         super().__init__(config)
-        self._build_stages(config)
+        self.stages = nn.ModuleList(ClusTRStage(config, index) for index in range(len(config.depths)))
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stages[0].embeddings.projection
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -406,24 +384,47 @@ class ClusTRModel(ClusTREncoderMixin, ClusTRPreTrainedModel):
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
-        last_hidden_state, cluster_indices = self._encode(pixel_values, **kwargs)
+        self._check_pixel_values(pixel_values)
+        features = pixel_values.to(self.get_input_embeddings().weight.dtype)
+        cluster_indices = []
+        for stage in self.stages:
+            features, stage_clusters = stage(features, **kwargs)
+            cluster_indices.extend(stage_clusters)
         return ClusTRModelOutput(
-            last_hidden_state=last_hidden_state,
-            pooler_output=last_hidden_state.mean(dim=(2, 3)),
-            cluster_indices=cluster_indices if output_clusters else None,
+            last_hidden_state=features,
+            pooler_output=features.mean(dim=(2, 3)),
+            cluster_indices=tuple(cluster_indices) if output_clusters else None,
         )
 
+    def _check_pixel_values(self, pixel_values: torch.Tensor):
+        channels, least = self.config.num_channels, math.prod(self.config.strides)
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
+            got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
+            raise ValueError(f"`pixel_values` must be a tensor of shape (B, {channels}, H, W), got {got}.")
+        if pixel_values.shape[1] != channels:
+            raise ValueError(
+                f"`pixel_values` must have {channels} channels in dimension 1 (`config.num_channels`), "
+                f"got {pixel_values.shape[1]} in {tuple(pixel_values.shape)}."
+            )
+        if min(pixel_values.shape[2:]) < least:
+            raise ValueError(
+                f"`pixel_values` must be at least {least} pixels high and wide (the product of `config.strides`), "
+                f"got (height, width) = {tuple(pixel_values.shape[2:])}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
+            )
 
-class ClusTRBackbone(ClusTREncoderMixin, BackboneMixin, ClusTRPreTrainedModel):
+
+class ClusTRBackbone(BackboneMixin, ClusTRModel):
     """ClusTR as a backbone for dense prediction: maps of the stages named in `config.out_features`."""
 
     _auto_class = "AutoBackbone"
 
     def __init__(self, config: ClusTRConfig):
         super().__init__(config)
-        self._build_stages(config)
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]  # the stem first
-        self.post_init()
 
     @can_return_tuple
     @filter_output_hidden_states
@@ -440,18 +441,13 @@ class ClusTRBackbone(ClusTREncoderMixin, BackboneMixin, ClusTRPreTrainedModel):
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
-        output = self._forward_stages(pixel_values, **kwargs)
+        output = ClusTRModel.forward(self, pixel_values, **kwargs)  # `super()` is BackboneMixin, which has none
         maps = dict(zip(self.stage_names, output.hidden_states))
         return BackboneOutput(
             feature_maps=tuple(maps[name] for name in self.out_features),
             hidden_states=output.hidden_states,
             attentions=output.attentions,
         )
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def _forward_stages(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ClusTRModelOutput:
-        return ClusTRModelOutput(last_hidden_state=self._encode(pixel_values, **kwargs)[0])
 
 
 class ClusTRForImageClassification(ClusTRPreTrainedModel):
@@ -474,7 +470,7 @@ class ClusTRForImageClassification(ClusTRPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> ClusTRImageClassifierOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
@@ -482,10 +478,11 @@ class ClusTRForImageClassification(ClusTRPreTrainedModel):
             labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels an image, *optional*):
                 Class indices in `[0, num_labels)`, targets in [0, 1] with several labels, or numbers to regress where
                 `num_labels` is 1; `config.problem_type` says which, and is derived from the labels if unset.
+            kwargs:
+                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`].
 
         Returns:
-            `ImageClassifierOutput`: `loss` (a scalar, if there are labels), `logits` `(B, num_labels)`,
-            `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
+            [`ClusTRImageClassifierOutput`].
 
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
@@ -493,14 +490,19 @@ class ClusTRForImageClassification(ClusTRPreTrainedModel):
         outputs = self.clustr(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return ClusTRImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cluster_indices=outputs.cluster_indices,
         )
 
 
 __all__ = [
     "ClusTRBackbone",
     "ClusTRForImageClassification",
+    "ClusTRImageClassifierOutput",
     "ClusTRModel",
     "ClusTRModelOutput",
     "ClusTRPreTrainedModel",
