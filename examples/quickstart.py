@@ -78,7 +78,12 @@ def compute_accuracy(prediction) -> dict[str, float]:
     return Accuracy().compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
 
 
-def train(model, processor, train_set: Dataset, test_set: Dataset, args: argparse.Namespace) -> Trainer:
+def train(train_set: Digits, test_set: Digits, processor, args: argparse.Namespace) -> Trainer:
+    """ClusTR nano from random weights, evaluated after every epoch."""
+    names = {digit: str(digit) for digit in range(10)}
+    config = ClusTRConfig.from_variant("nano", id2label=names, label2id={name: digit for digit, name in names.items()})
+    model = ClusTRForImageClassification(config)
+    print(f"ClusTR nano: {model.num_parameters():,} parameters, {len(train_set)} images to train on")
     training_args = TrainingArguments(
         output_dir=str(args.output_dir / "trainer"),
         num_train_epochs=args.num_train_epochs,
@@ -162,6 +167,13 @@ def draw_photograph_clusters(folder: Path, path: Path):
     plot_clusters(photograph, cluster_maps).savefig(path, dpi=110)
 
 
+def draw_predictions(images: list[Image.Image], predicted: list[str], expected: list[str], path: Path):
+    """The wrong ones first, then right ones, 32 in all."""
+    by_error = sorted(range(len(images)), key=lambda i: predicted[i] == expected[i])[:32]
+    picked = [[values[i] for i in by_error] for values in (images, predicted, expected)]
+    plot_predictions(*picked).savefig(path, dpi=110)
+
+
 def main():
     start = time.perf_counter()
     args = parse_args()
@@ -169,49 +181,37 @@ def main():
     set_seed(SEED)
 
     images, labels = load_images()
-    train_indices, test_indices = train_test_split(
-        range(len(images)), test_size=0.2, random_state=SEED, stratify=labels
-    )
+    train_part, test_part = train_test_split(range(len(images)), test_size=0.2, random_state=SEED, stratify=labels)
     processor = make_processor()
-    names = {digit: str(digit) for digit in range(10)}
-    config = ClusTRConfig.from_variant("nano", id2label=names, label2id={name: digit for digit, name in names.items()})
-    model = ClusTRForImageClassification(config)
-    print(f"ClusTR nano: {model.num_parameters():,} parameters, {len(train_indices)} images to train on")
     shake = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1), fill=-1)
-    train_set = Digits(processor, images, labels, train_indices, augment=shake)
-    test_set = Digits(processor, images, labels, test_indices)
-    trainer = train(model, processor, train_set, test_set, args)
+    train_set = Digits(processor, images, labels, train_part, augment=shake)
+    trainer = train(train_set, Digits(processor, images, labels, test_part), processor, args)
     training_time = time.perf_counter() - start
 
     folder = args.output_dir / "clustr-nano-digits"
     trainer.save_model(str(folder))
-    held_out = [images[i] for i in test_indices]
-    answers = predict_in_new_process(folder, held_out, args.output_dir)
-    expected = [str(labels[i]) for i in test_indices]
-    predicted = [answer["label"] for answer in answers]
-    accuracy = float(np.mean([guess == truth for guess, truth in zip(predicted, expected)]))
-
+    held_out, expected = [images[i] for i in test_part], [str(labels[i]) for i in test_part]
+    predicted = [answer["label"] for answer in predict_in_new_process(folder, held_out, args.output_dir)]
+    num_right = sum(guess == truth for guess, truth in zip(predicted, expected))
+    accuracy = num_right / len(expected)
     write_card(folder, accuracy, len(held_out))
 
-    plot_training_curves(trainer.state.log_history).savefig(args.output_dir / "training_curve.png", dpi=110)
-    wrong = [i for i, (guess, truth) in enumerate(zip(predicted, expected)) if guess != truth]
-    shown = (wrong + [i for i in range(len(held_out)) if i not in wrong])[:32]
-    picked = [[values[i] for i in shown] for values in (held_out, predicted, expected)]
-    plot_predictions(*picked).savefig(args.output_dir / "predictions.png", dpi=110)
+    history = trainer.state.log_history
+    plot_training_curves(history).savefig(args.output_dir / "training_curve.png", dpi=110)
+    draw_predictions(held_out, predicted, expected, args.output_dir / "predictions.png")
     draw_photograph_clusters(folder, args.output_dir / "clusters.png")
-
-    last_evaluation = next(entry for entry in reversed(trainer.state.log_history) if "eval_accuracy" in entry)
-    rows = [
-        ("held-out digits", f"{len(held_out)}"),
-        ("accuracy in the training process", f"{last_evaluation['eval_accuracy']:.4f}"),
-        ("accuracy in a new process, remote code", f"{accuracy:.4f}"),
-        ("wrong", f"{len(wrong)}"),
-        ("training", f"{training_time:.0f} s"),
-        ("all", f"{time.perf_counter() - start:.0f} s"),
-    ]
-    print("\n" + "\n".join(f"{name:<40}{value:>10}" for name, value in rows))
-    print(f"\nModel: {folder}\nPictures: training_curve.png, predictions.png, clusters.png in {args.output_dir}")
     (args.output_dir / "results.json").write_text(json.dumps({"accuracy": accuracy, "seconds": training_time}))
+
+    rows = {
+        "held-out digits": f"{len(held_out)}",
+        "accuracy in the training process": f"{[e['eval_accuracy'] for e in history if 'eval_accuracy' in e][-1]:.4f}",
+        "accuracy in a new process, remote code": f"{accuracy:.4f}",
+        "wrong": f"{len(held_out) - num_right}",
+        "training": f"{training_time:.0f} s",
+        "all": f"{time.perf_counter() - start:.0f} s",
+    }
+    print("\n" + "\n".join(f"{name:<40}{value:>10}" for name, value in rows.items()))
+    print(f"\nModel: {folder}\nPictures: training_curve.png, predictions.png, clusters.png in {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,18 @@ def test_training_script_resumes_exactly_on_cifar10(shared, tmp_path):
     assert_resumes_exactly(data, tmp_path, "checkpoint-8")
 
 
+def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
+    data = ["--dataset_name", image_folders, "--max_steps", 2]
+    with LocalHub() as hub:
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}
+        push = ["--push_to_hub", "--hub_model_id", "me/digits"]
+        run(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
+        _, files = hub.repositories["me/digits"][-1]
+    assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
+    card = files["README.md"].decode()
+    assert "library_name: transformers" in card and "- image-classification" in card and "Accuracy" in card
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

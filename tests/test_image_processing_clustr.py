@@ -116,6 +116,15 @@ def test_exif_rotation_is_undone(plain, tmp_path, orientation, transpose):
         torch.testing.assert_close(pixels(plain, turned), upright)
 
 
+def test_label_maps_belong_to_the_upright_image(plain):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    photograph(48, 32).save(buffer, "PNG", exif=exif)
+    batch = plain([Image.open(buffer)], segmentation_maps=[label_map(32, 48)])
+    assert batch.pixel_values[0].shape[1:] == batch.labels[0].shape == (48, 32)
+
+
 def test_truncated_files_are_named(processor, tmp_path):
     buffer = io.BytesIO()
     photograph().save(buffer, "JPEG")

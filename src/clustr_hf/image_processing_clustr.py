@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers import BatchFeature, BeitImageProcessor, SegformerImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -103,7 +103,7 @@ class ClusTRImageProcessor(SegformerImageProcessor):
         tensor = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
-        return tensor
+        return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
 
     def _preprocess_image_like_inputs(self, images: Any, segmentation_maps: Any, *args, **kwargs) -> BatchFeature:
         if segmentation_maps is not None:
@@ -112,7 +112,7 @@ class ClusTRImageProcessor(SegformerImageProcessor):
 
 
 def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
-    """Read the pixels of a lazily opened PIL image; turn it upright and bring deep grey to 8 bits."""
+    """Read the pixels of a lazily opened PIL image; turn a picture upright and make it 8-bit RGB."""
     try:
         image.load()
     except (OSError, SyntaxError, ValueError) as error:
@@ -121,10 +121,12 @@ def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY_MODES:
-        return Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
-    if image.mode == "I":
-        return _from_32_bit(np.asarray(image))
-    return image
+        image = Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
+    elif image.mode == "I":
+        image = _from_32_bit(np.asarray(image))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def _from_32_bit(values: np.ndarray) -> Image.Image:
@@ -164,13 +166,18 @@ def _check_sizes(images: Any, segmentation_maps: Any):
     if len(images) != len(maps):
         raise ValueError(f"`segmentation_maps` must be as many as `images`, got {len(maps)} for {len(images)}.")
     for index, (image, label_map) in enumerate(zip(images, maps)):
-        if isinstance(image, Image.Image) and isinstance(label_map, Image.Image):
-            upright = ImageOps.exif_transpose(image)
-            if upright.size != label_map.size:
-                raise ValueError(
-                    f"`segmentation_maps[{index}]` must have the size of its image, {upright.size} (width, height, "
-                    f"upright), got {label_map.size}."
-                )
+        comparable = isinstance(image, Image.Image) and isinstance(label_map, Image.Image)
+        if comparable and _upright_size(image) != label_map.size:
+            raise ValueError(
+                f"`segmentation_maps[{index}]` must have the size of its image, {_upright_size(image)} (width, "
+                f"height), got {label_map.size}."
+            )
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the turn that the EXIF tag asks for; orientations from 5 on swap them."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size[::-1] if turned else image.size
 
 
 __all__ = ["ClusTRImageProcessor"]

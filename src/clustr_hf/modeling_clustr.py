@@ -133,8 +133,8 @@ class ClusTRAttention(nn.Module):
         )
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        # A stage whose only ratio is 1 has nothing to merge, so nothing to weight: plain attention.
-        self.is_clustered = self.reduction_ratios != [1]
+        # Where every ratio is 1 there is nothing to merge, so nothing to weight: plain attention.
+        self.is_clustered = any(ratio > 1 for ratio in self.reduction_ratios)
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
 
     def forward(
@@ -179,7 +179,7 @@ class ClusTRAttention(nn.Module):
         A token's weight is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open.
         """
         if not self.is_clustered:
-            return [tokens], None
+            return [tokens] * len(self.reduction_ratios), None
         num_tokens = tokens.shape[1]
         num_clusters = [max(1, int(num_tokens // ratio)) for ratio in self.reduction_ratios]
         cluster_index = find_clusters(
