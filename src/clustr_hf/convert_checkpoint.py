@@ -55,6 +55,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             Weights under the authors' names (`patch_embed1.proj.weight`, `block1.0.attn.q.weight`, `head.weight`, ...).
+            Where some names have a prefix that training puts before them (`module.`, `model.`), these are the weights.
 
     Returns:
         `dict[str, torch.Tensor]`: The same tensors under our names.
@@ -62,7 +63,7 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
     Raises:
         ValueError: if a name is none of the authors'.
     """
-    return {_convert_name(name): tensor for name, tensor in state_dict.items()}
+    return {_convert_name(name): tensor for name, tensor in _strip_prefix(state_dict).items()}
 
 
 def infer_config(
@@ -113,8 +114,8 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
         path (`str` or `Path`): A `.safetensors` file or a PyTorch file.
 
     Returns:
-        `tuple[dict, dict]`: The weights under the authors' names, without wrappers and prefixes, and the metadata of a
-        safetensors file (else empty).
+        `tuple[dict, dict]`: The state dict, taken out of the wrappers that training scripts save it in, and the
+        metadata of a safetensors file (else empty).
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -138,7 +139,7 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
             checkpoint = checkpoint[wrapper]
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"`IN` must hold a state dict, got {type(checkpoint).__name__} in {path}.")
-    return _strip_prefix(checkpoint), metadata
+    return dict(checkpoint), metadata
 
 
 def convert_checkpoint(
