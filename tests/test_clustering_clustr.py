@@ -15,7 +15,10 @@ ASSIGNMENTS = ["density_parent", "nearest_center"]
 
 @st.composite
 def clustering_problems(draw):
-    """Tokens of one to three images: smooth, on a coarse grid (ties), or with copies (ties); and what to ask for."""
+    """
+    Tokens of one to three images: smooth, on a coarse grid (ties), or with copies (ties), also far apart, close
+    together, or far from the origin, where densities underflow, round to 1, or cancel; and what to ask for.
+    """
     seed = draw(st.integers(0, 2**32 - 1))
     batch_size, num_tokens, channels = draw(st.integers(1, 3)), draw(st.integers(1, 33)), draw(st.integers(1, 9))
     generator = torch.Generator().manual_seed(seed)
@@ -28,6 +31,7 @@ def clustering_problems(draw):
         tokens = tokens[:, source]
     elif kind == "constant":
         tokens = tokens[:, :1].expand(-1, num_tokens, -1)
+    tokens = tokens * draw(st.sampled_from([1, 2**-14, 2**6])) + draw(st.sampled_from([0, 1024]))
     num_clusters = draw(st.lists(st.integers(1, num_tokens + 3), min_size=1, max_size=3))
     return tokens, num_clusters, draw(st.integers(1, num_tokens + 3))
 
@@ -43,6 +47,34 @@ def test_agrees_with_the_naive_oracle(problem, assignment):
     for scale, cluster_index in enumerate(found):
         assert cluster_index.dtype == torch.long
         assert cluster_index.tolist() == [image[scale] for image in expected]
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("scale, offset", [(1, 0), (2**-10, 0), (2**6, 0), (1, 512), (2**-10, 1)])
+def test_float32_agrees_with_the_naive_oracle(scale, offset, assignment):
+    """Coordinates of few enough bits that float32 can hold them exactly, and differences too."""
+    generator = torch.Generator().manual_seed(5)
+    for num_tokens in (5, 24, 49, 64):
+        tokens = torch.randn(1, num_tokens, 12, generator=generator).mul(2**8).round().div(2**8) * scale + offset
+        expected = naive_dpc_knn.cluster(tokens[0].tolist(), [3, 12], 5, assignment)
+        assert [scale[0].tolist() for scale in find_clusters(tokens, [3, 12], 5, assignment)] == expected
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_float32_agrees_with_float64_wherever_the_tokens_lie(assignment):
+    base = torch.randn(2, 196, 64, generator=torch.Generator().manual_seed(6))
+    common = torch.randn(64, generator=torch.Generator().manual_seed(7))
+    for tokens in (base, base * 20, base * 1e-4, base + 1000, common + 1e-3 * base):
+        for a, b in zip(
+            find_clusters(tokens, [12, 49], 5, assignment), find_clusters(tokens.double(), [12, 49], 5, assignment)
+        ):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(0, 10, 4), (2, 10, 4)])
+def test_empty_batches_and_the_meta_device_have_shapes(shape):
+    device = "cpu" if shape[0] == 0 else "meta"
+    assert [c.shape for c in find_clusters(torch.zeros(shape, device=device), [3])] == [shape[:2]]
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)

@@ -7,11 +7,13 @@ Tensor functions that know no model: [`find_clusters`] decides which tokens belo
 
 Shapes: B images, N tokens, C channels, k neighbours, M clusters, R rows of a chunk.
 
-Distances are Euclidean divided by sqrt(C), as in the authors' release: without that Eq. 1 underflows in float32. They
-are found in two steps: a matrix product ranks candidates, and the few that are chosen (k neighbours, one denser token)
-are measured again from coordinate differences, so that no value suffers from cancellation and equal tokens are exactly
-0 apart. A block of distances has at most `CHUNK_ELEMENTS` elements (N if that is more), whatever N and B are; all else
-is linear in N.
+Distances are Euclidean divided by sqrt(C), as in the authors' release. They are found in two steps: a matrix product of
+centred tokens ranks candidates, and the few that are chosen (k neighbours, one denser token) are measured again from
+coordinate differences, so that no value suffers from cancellation and equal tokens are exactly 0 apart. A block of
+distances has at most `CHUNK_ELEMENTS` elements (N if that is more), whatever N and B are; all else is linear in N.
+
+Densities and decision values are compared as logarithms. They order tokens as Eq. 1 and rho * delta do, but neither
+underflow where tokens are far apart nor all round to 1 where they are close.
 
 Ties go to the lower index: of two equally dense tokens the first is the denser one, of two equally near tokens the
 first is the nearer one, and so for decision values and for the labels of equally near centres. Two *different* tokens
@@ -19,6 +21,7 @@ at the same distance tie up to the rounding of the matrix product.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -45,6 +48,7 @@ def find_clusters(
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
             Floating point tokens. float64 is clustered in float64, everything else in float32, under any autocast.
+            (Where TF32 matrix products are switched on for a GPU, candidates are ranked with TF32's precision.)
         num_clusters (`Sequence[int]`):
             M for each scale, at least 1. A scale with M >= N makes every token a cluster of its own.
         num_neighbors (`int`, defaults to 5):
@@ -55,8 +59,8 @@ def find_clusters(
 
     Returns:
         `list[torch.LongTensor]`: for each scale the cluster of every token, shape `(B, N)`, values in
-        `[0, min(M, N))`. Clusters are numbered by falling decision value of their centre, so cluster m has the same
-        centre in every scale. The result for an image does not depend on the other images of the batch.
+        `[0, min(M, N))`. Clusters are numbered by falling decision value rho * delta of their centre, so cluster m has
+        the same centre in every scale. The result for an image does not depend on the other images of the batch.
 
     Raises:
         ValueError: for tokens of a wrong rank, size or dtype, and for numbers or an assignment out of range.
@@ -130,16 +134,16 @@ def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Ten
     return (tokens * (weight / (weight + WEIGHT_EPSILON))).to(tokens.dtype)
 
 
-def local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+def log_local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     """
-    rho of Eq. 1, exp of minus the mean squared distance to the k nearest tokens, the token itself included.
+    log rho of Eq. 1: minus the mean squared distance to the k nearest tokens, the token itself included.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
         num_neighbors (`int`): k; N if that is less.
 
     Returns:
-        `torch.Tensor` of shape `(B, N)`, values in [0, 1].
+        `torch.Tensor` of shape `(B, N)`, values of at most 0.
     """
     k = min(num_neighbors, tokens.shape[1])
     half_norm = _half_norm(tokens)
@@ -149,9 +153,8 @@ def local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
         near_tokens = _gather_tokens(tokens, neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
         squared = _squared_distance(rows.unsqueeze(2), near_tokens)
         # Sorted, so that equal neighbourhoods have bitwise equal densities whatever order they were found in.
-        total = squared.sort(dim=-1).values.sum(dim=-1)
-        density.append(torch.exp(-total / (k * tokens.shape[-1])))
-    return torch.cat(density, dim=1)
+        density.append(-squared.sort(dim=-1).values.sum(dim=-1))
+    return torch.cat(density, dim=1) / (k * tokens.shape[-1])
 
 
 def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,7 +189,7 @@ def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> t
 def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
     dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
-    with torch.autocast(device_type=tokens.device.type, enabled=False):
+    with _without_autocast(tokens.device.type):
         # Small images are clustered together, as many as fill a chunk; large ones one at a time, rows in chunks.
         images_at_once = max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2)
         groups = [
@@ -198,15 +201,16 @@ def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
 
 def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """Clusters of a few images, (B, N, C) -> (S, B, N)."""
+    tokens = _center(tokens)
     twin = _first_equal_token(tokens)
-    density = local_density(tokens, num_neighbors).gather(1, twin)
-    density_rank = _rank_descending(density)
+    log_density = log_local_density(tokens, num_neighbors).gather(1, twin)
+    density_rank = _rank_descending(log_density)
     separation, parent = separation_and_parent(tokens, density_rank)
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)
-    decision_value = density * separation
+    log_decision_value = log_density + separation.log()
     # Eq. 2 makes the densest token the first centre; said outright, no rounding can take its place away.
-    decision_rank = _rank_descending(decision_value.masked_fill(density_rank == 0, torch.inf))
+    decision_rank = _rank_descending(log_decision_value.masked_fill(density_rank == 0, torch.inf))
 
     if assignment == "nearest_center":
         scales = _join_nearest_center(tokens, decision_rank, twin, num_clusters)
@@ -220,7 +224,7 @@ def _follow_parents(decision_rank: torch.Tensor, parent: torch.Tensor, num_clust
     num_tokens = parent.shape[1]
     itself = torch.arange(num_tokens, device=parent.device).expand_as(parent)
     ancestor = torch.where(decision_rank < num_clusters, itself, parent)
-    for _ in range((num_tokens - 1).bit_length()):  # each step doubles the way
+    for _ in range(int(num_tokens - 1).bit_length()):  # each step doubles the way
         ancestor = ancestor.gather(1, ancestor)
     # The clamp matters for NaN tokens only, whose parents may run in circles: still a valid index.
     return decision_rank.gather(1, ancestor).clamp(max=num_clusters - 1)
@@ -246,6 +250,16 @@ def _join_nearest_center(
         nearest_rank = decision_rank.gather(1, twin.gather(1, nearest))
         scales.append(torch.where(decision_rank < number, decision_rank, nearest_rank).clamp(max=number - 1))
     return scales
+
+
+def _center(tokens: torch.Tensor) -> torch.Tensor:
+    """
+    Tokens minus the one that is nearest to their mean: what they have in common would drown the products' differences.
+
+    Minus a token, not the mean itself: differences on a grid stay exact, and so do ties.
+    """
+    squared = _squared_distance(tokens, tokens.mean(dim=1, keepdim=True))
+    return tokens - _gather_tokens(tokens, squared.argmin(dim=1, keepdim=True))
 
 
 def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
@@ -282,6 +296,13 @@ def _squared_distance(tokens: torch.Tensor, others: torch.Tensor) -> torch.Tenso
 def _gather_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """(B, N, C), (B, I) -> (B, I, C)."""
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager:
+    """Switches autocast off where there is one (there is none for the meta device)."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type=device_type, enabled=False)
+    return nullcontext()
 
 
 def _row_chunks(tokens: torch.Tensor, values: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
@@ -337,4 +358,4 @@ def _(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, ass
     return tokens.new_empty((len(num_clusters), batch_size, num_tokens), dtype=torch.long)
 
 
-__all__ = ["aggregate_tokens", "find_clusters", "local_density", "separation_and_parent", "weight_tokens"]
+__all__ = ["aggregate_tokens", "find_clusters", "log_local_density", "separation_and_parent", "weight_tokens"]
