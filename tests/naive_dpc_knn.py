@@ -36,8 +36,7 @@ def cluster(tokens, num_clusters, k=5, assignment="density_parent"):
     delta, parent = separation(squared, sparseness)
     # log(rho delta), since rho itself would underflow for tokens that are far apart
     decision_value = [
-        -exponent + (math.log(distance) if distance > 0 else -math.inf)
-        for exponent, distance in zip(sparseness, delta)
+        -exponent + (math.log(distance) if distance > 0 else -math.inf) for exponent, distance in zip(sparseness, delta)
     ]
     by_decision = sorted(range(len(tokens)), key=lambda i: (parent[i] is not None, -decision_value[i], i))
     scales = []

@@ -81,6 +81,8 @@ def test_survives_saving(tmp_path):
         ("depths", [1, 0, 1, 1], "`depths` must be positive"),
         ("strides", [4, 2, -2, 2], "`strides` must be positive"),
         ("mlp_ratios", [4, 4, 0, 4], "`mlp_ratios` must be positive"),
+        ("mlp_ratios", [4, 4, 4, 0.001], "`mlp_ratios` must leave at least one channel, got 0.001 of 512 in stage 4"),
+        ("layer_norm_eps", -1.0, "`layer_norm_eps` must be positive"),
         ("num_channels", 0, "`num_channels` must be positive"),
         ("num_neighbors", 0, "`num_neighbors` must be positive"),
         ("cluster_assignment", "kmeans", "`cluster_assignment` must be one of .*density_parent.*got 'kmeans'"),
@@ -104,6 +106,11 @@ def test_a_changed_configuration_is_checked_before_it_is_saved(tmp_path):
     config.depths = [1, 1]
     with pytest.raises(StrictDataclassError, match="must have one entry for each of the 2 stages"):
         config.save_pretrained(tmp_path)
+
+
+def test_unknown_activation_is_named():
+    with pytest.raises(ValueError, match=r"`hidden_act` must be one of .*'gelu'.* got 'gello'"):
+        ClusTRForImageClassification(ClusTRConfig.from_variant("nano", hidden_act="gello"))
 
 
 def test_unknown_variant_is_named():

@@ -63,7 +63,7 @@ def test_configuration_is_read_off_the_shapes(model):
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
 def test_wrapped_and_prefixed_pytorch_files_convert(model, tmp_path, wrapper):
-    weights = {f"module.{name}": tensor for name, tensor in authors_state_dict(model).items()}
+    weights = {f"module.model.{name}": tensor for name, tensor in authors_state_dict(model).items()}
     torch.save({wrapper: weights, "epoch": 3} if wrapper else weights, tmp_path / "authors.pth")
     convert_checkpoint(tmp_path / "authors.pth", tmp_path / "ours")
     loaded = ClusTRForImageClassification.from_pretrained(tmp_path / "ours").eval()
@@ -104,15 +104,30 @@ class Malicious:
         ([torch.zeros(1)], "must hold a state dict"),
         ({"layer.weight": torch.zeros(1)}, "must hold weights of the authors' ClusTR classifier.*'layer.weight'"),
         ({"head.weight": torch.zeros(2, 2)}, "must hold a ClusTR classifier"),
+        ({"norm1.weight": torch.zeros(2)}, "has no tensor named 'head.weight'"),
+        (
+            {"norm1.weight": torch.zeros(2), "head.weight": torch.zeros(2, 2)},
+            "embeddings.projection.weight' is missing",
+        ),
+        (b"", "must hold nothing but tensors"),
+        (b"some text", "must hold nothing but tensors"),
     ],
 )
 def test_bad_files_fail_clearly_and_write_nothing(content, message, tmp_path):
     path = tmp_path / "file.pth"
-    if content is not None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
         torch.save(content, path)
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         convert_checkpoint(path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+def test_a_broken_safetensors_file_fails_clearly(tmp_path):
+    (tmp_path / "file.safetensors").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="must hold nothing but tensors"):
+        convert_checkpoint(tmp_path / "file.safetensors", tmp_path / "ours")
 
 
 def test_weights_that_do_not_fit_write_nothing(model, tmp_path):

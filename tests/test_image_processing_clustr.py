@@ -62,9 +62,9 @@ def test_greyscale_is_repeated(plain):
         torch.testing.assert_close(channel, torch.tensor(np.asarray(grey)) / 255)
 
 
-@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "LA", "RGBA", "HSV", "YCbCr", "F"])
+@pytest.mark.parametrize("mode", ["P", "CMYK", "1", "LA", "RGBA", "HSV", "YCbCr"])
 def test_any_mode_becomes_rgb(plain, mode):
-    image = photograph().convert("L").convert(mode) if mode in ("F", "LA") else photograph().convert(mode)
+    image = photograph().convert("L").convert(mode) if mode == "LA" else photograph().convert(mode)
     found = pixels(plain, image)[0]
     expected = torch.tensor(np.asarray(image.convert("RGB"))).permute(2, 0, 1) / 255
     torch.testing.assert_close(found, expected)
@@ -94,9 +94,12 @@ def test_sixteen_bits_keep_their_brightness(plain, form):
 def test_thirty_two_bit_greyscale_is_told_by_its_values(plain):
     grey = photograph().convert("L")
     torch.testing.assert_close(pixels(plain, grey.convert("I")), pixels(plain, grey))
-    too_deep = Image.fromarray(np.full((40, 40), 70000, dtype=np.int32))
-    with pytest.raises(ValueError, match="`images` must have at most 16 bits a channel"):
-        plain(too_deep)
+    torch.testing.assert_close(pixels(plain, grey.convert("F")), pixels(plain, grey))
+    shares = Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+    torch.testing.assert_close(pixels(plain, shares), pixels(plain, grey))
+    for bad in (np.full((40, 40), 70000, dtype=np.int32), np.full((40, 40), np.nan, dtype=np.float32)):
+        with pytest.raises(ValueError, match=r"`images` must have grey values in \[0, 65535\]"):
+            plain(Image.fromarray(bad))
 
 
 def test_sixteen_bit_files_keep_their_brightness(plain, tmp_path):
@@ -151,6 +154,22 @@ def test_arrays_of_all_layouts_agree(plain):
     torch.testing.assert_close(pixels(plain, mask)[0, 0], torch.from_numpy(mask).float())
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 50)])
+def test_a_row_of_colours_is_not_taken_for_a_channel(plain, size):
+    array = np.array([[[10, 20, 200]]], dtype=np.uint8).repeat(size[1], axis=1)
+    found = pixels(plain, array)
+    assert found.shape == (1, 3, *size)
+    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([10, 20, 200]) / 255)
+
+
+def test_pathlib_paths_are_paths(plain, tmp_path):
+    photograph().save(tmp_path / "image.png")
+    torch.testing.assert_close(pixels(plain, tmp_path / "image.png"), pixels(plain, photograph()))
+    assert pixels(plain, [tmp_path / "image.png"] * 2).shape[0] == 2
+    with pytest.raises(ValueError, match=r"`images` must be readable, but .*missing\.png"):
+        plain(tmp_path / "missing.png")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_named(processor, value):
     image = np.zeros((3, 40, 40), dtype=np.float32)
@@ -194,10 +213,29 @@ def test_palette_label_maps_keep_their_indices(plain):
 
 
 def test_label_maps_that_do_not_belong_to_their_image_are_named(processor):
-    with pytest.raises(ValueError, match=r"`segmentation_maps\[1\]` must have the size of its image, \(300, 200\)"):
-        processor([photograph(), photograph()], segmentation_maps=[label_map(), label_map(200, 300)])
+    wrong = [label_map(200, 300), np.zeros((20, 30), dtype=np.uint8), Image.merge("RGB", [label_map()] * 3)]
+    for label_map_of_another in wrong:
+        with pytest.raises(ValueError, match=r"`segmentation_maps\[1\]` must hold one label .* = \(200, 300\)"):
+            processor([photograph(), photograph()], segmentation_maps=[label_map(), label_map_of_another])
     with pytest.raises(ValueError, match="`segmentation_maps` must be as many as `images`, got 1 for 2"):
         processor([photograph(), photograph()], segmentation_maps=[label_map()])
+
+
+def test_batched_tensors_of_images_and_maps_belong_together(plain):
+    images, maps = torch.zeros(2, 3, 40, 50, dtype=torch.uint8), torch.full((2, 40, 50), 7)
+    for given in (maps, list(maps)):
+        batch = plain(images, segmentation_maps=given, return_tensors="pt")
+        assert batch.pixel_values.shape == (2, 3, 40, 50) and (batch.labels == 7).all()
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_crops_beyond_the_map_are_ignored_not_class_zero(reduce):
+    processor = ClusTRImageProcessor(do_resize=False, do_reduce_labels=reduce)
+    image, labels = Image.new("RGB", (100, 100)), Image.fromarray(np.full((100, 100), 5, dtype=np.uint8))
+    (label,) = processor([image], segmentation_maps=[labels]).labels
+    assert label.shape == (224, 224)
+    assert label.unique(return_counts=True)[0].tolist() == [4 if reduce else 5, 255]
+    assert (label != 255).sum() == 100 * 100
 
 
 def test_segmentation_logits_become_maps_of_the_original_sizes(processor):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, ClusTRModel
 
@@ -154,17 +154,21 @@ def test_two_repositories_work_in_one_process(folder, tmp_path, run_without_pack
 
 
 @pytest.mark.parametrize("model_class", [ClusTRModel, ClusTRBackbone])
-def test_headless_checkpoints_are_complete_too(model_class, tmp_path, run_without_package, pixel_values):
+def test_headless_checkpoints_are_complete_too(model_class, tmp_path, run_without_package):
     model = model_class(ClusTRConfig.from_variant("nano")).eval()
     model.save_pretrained(tmp_path / "checkpoint")
     run_without_package(
-        "import sys\nfrom transformers import AutoModel, AutoModelForImageClassification as Classifier\n"
-        "AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "Classifier.from_pretrained(sys.argv[1], num_labels=4, trust_remote_code=True)",
+        "import sys, torch\nfrom safetensors.torch import load_file\n"
+        "from transformers import AutoModel, AutoModelForImageClassification as Classifier\n"
+        "weights = load_file(sys.argv[1] + '/model.safetensors')\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "classifier = Classifier.from_pretrained(sys.argv[1], num_labels=4, trust_remote_code=True)\n"
+        "for loaded in (model, classifier.clustr):\n"
+        "    state = loaded.state_dict()\n"
+        "    assert state.keys() == weights.keys()\n"
+        "    assert all(torch.equal(state[name], weights[name]) for name in weights)\n",
         tmp_path / "checkpoint",
     )
-    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
-    assert weights.keys() == model.state_dict().keys()
 
 
 def test_importing_the_package_prints_nothing():

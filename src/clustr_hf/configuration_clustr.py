@@ -84,7 +84,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             `"density_parent"`: tokens join the cluster of their nearest denser token (the paper's text, section 3.1).
             `"nearest_center"`: tokens join the nearest cluster centre (the authors' release).
         hidden_act (`str`, defaults to `"gelu"`):
-            Activation of the feed-forward network.
+            Activation of the feed-forward network, one of `transformers.activations.ACT2FN` (the model checks).
         qkv_bias (`bool`, defaults to `True`):
             Whether the query, key and value projections have a bias.
         hidden_dropout_prob (`float`, defaults to 0.0):
@@ -135,7 +135,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     layer_norm_eps: float = 1e-6
     embedding_layer_norm_eps: float = 1e-5
     _out_features: list[str] | None = None
@@ -211,6 +211,11 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"`hidden_sizes` must be divisible by `num_attention_heads` in every stage, "
                     f"got {hidden_size} channels and {heads} heads in stage {stage}."
                 )
+        for stage, (hidden_size, ratio) in enumerate(zip(self.hidden_sizes, self.mlp_ratios), start=1):
+            if int(hidden_size * ratio) < 1:
+                raise ValueError(
+                    f"`mlp_ratios` must leave at least one channel, got {ratio} of {hidden_size} in stage {stage}."
+                )
         for stage, ratios in enumerate(self.reduction_ratios, start=1):
             if not ratios or not all(_is_real(ratio) and ratio >= 1 for ratio in ratios):
                 raise ValueError(
@@ -221,6 +226,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     def _validate_scalars(self):
         _require_positive("num_channels", [self.num_channels])
         _require_positive("num_neighbors", [self.num_neighbors])
+        _require_positive("layer_norm_eps", [self.layer_norm_eps])
+        _require_positive("embedding_layer_norm_eps", [self.embedding_layer_norm_eps])
         if self.cluster_assignment not in CLUSTER_ASSIGNMENTS:
             raise ValueError(
                 f"`cluster_assignment` must be one of {list(CLUSTER_ASSIGNMENTS)}, got {self.cluster_assignment!r}."

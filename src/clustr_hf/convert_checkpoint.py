@@ -10,7 +10,6 @@ IN is a `.safetensors` file, or a PyTorch file that is read with `weights_only=T
 
 import argparse
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,9 +60,12 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
         `dict[str, torch.Tensor]`: The same tensors under our names.
 
     Raises:
-        ValueError: if a name is none of the authors'.
+        ValueError: if a name is none of the authors', or the classifier is missing.
     """
-    return {_convert_name(name): tensor for name, tensor in _strip_prefix(state_dict).items()}
+    converted = {_convert_name(name): tensor for name, tensor in _strip_prefix(state_dict).items()}
+    if "classifier.weight" not in converted:
+        raise ValueError("`state_dict` must hold a ClusTR classifier, but has no tensor named 'head.weight'.")
+    return converted
 
 
 def infer_config(
@@ -86,9 +88,9 @@ def infer_config(
     """
     stages = range(_count(state_dict, r"clustr\.stages\.(\d+)\."))
     prefix = "clustr.stages.{}."
-    kernels = [state_dict[prefix.format(i) + "embeddings.projection.weight"] for i in stages]
+    kernels = [_find(state_dict, prefix.format(i) + "embeddings.projection.weight") for i in stages]
     hidden_sizes = [kernel.shape[0] for kernel in kernels]
-    fc1 = [state_dict[prefix.format(i) + "blocks.0.mlp.fc1.weight"] for i in stages]
+    fc1 = [_find(state_dict, prefix.format(i) + "blocks.0.mlp.fc1.weight") for i in stages]
     scales = [
         _count(state_dict, re.escape(prefix.format(i)) + r"blocks\.0\.attention\.kv_projs\.(\d+)\.") for i in stages
     ]
@@ -124,22 +126,23 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`IN` must be a checkpoint file, got {path}.")
-    metadata = {}
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            checkpoint = {name: file.get_tensor(name) for name in file.keys()}
-    else:
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error}") from error
+    try:
+        checkpoint, metadata = _read_file(path)
+    except Exception as error:  # whatever the readers make of a file that is none of theirs
+        raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error!r}") from error
     for wrapper in _WRAPPERS:
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
             checkpoint = checkpoint[wrapper]
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"`IN` must hold a state dict, got {type(checkpoint).__name__} in {path}.")
     return dict(checkpoint), metadata
+
+
+def _read_file(path: Path) -> tuple[Mapping, dict[str, str]]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    return torch.load(path, map_location="cpu", weights_only=True), {}
 
 
 def convert_checkpoint(
@@ -194,12 +197,18 @@ def _convert_name(name: str) -> str:
 
 
 def _strip_prefix(checkpoint: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under the first known prefix that occurs, without it; all of them if none does."""
+    """The tensors under a known prefix, without it, as long as one occurs; all of them if none does."""
     for prefix in _PREFIXES:
         inside = {name.removeprefix(prefix): value for name, value in checkpoint.items() if name.startswith(prefix)}
         if inside:
-            return inside
+            return _strip_prefix(inside)
     return dict(checkpoint)
+
+
+def _find(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    if name not in state_dict:
+        raise ValueError(f"`state_dict` must hold a whole ClusTR classifier, but {name!r} is missing.")
+    return state_dict[name]
 
 
 def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:

@@ -2,18 +2,28 @@
 """Images to `pixel_values`, segmentation maps to `labels`, and logits back to maps."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
-from transformers import BatchFeature, BeitImageProcessor, SegformerImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
+from PIL import Image, ImageOps
+from torchvision.transforms.v2 import InterpolationMode
+from transformers import BatchFeature, BeitImageProcessor
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+)
 from transformers.processing_utils import ImagesKwargs
 
 
 # PIL's modes for 16 bits of grey.
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# Label of pixels that do not count, in maps and where a crop reaches beyond its map.
+IGNORE_INDEX = 255
 
 
 class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
@@ -25,19 +35,19 @@ class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool
 
 
-class ClusTRImageProcessor(SegformerImageProcessor):
+class ClusTRImageProcessor(BeitImageProcessor):
     r"""
     Image processor of ClusTR: shorter side to 256 pixels (bicubic), centre crop of 224, ImageNet mean and standard
     deviation; the evaluation protocol of section 4.1 of the paper.
 
-    Images are PIL images, arrays, tensors, paths or URLs, one or a list. PIL images are turned upright by their EXIF
-    tag, and greyscale, palette, CMYK and 16-bit ones become 8-bit RGB; transparency is laid on white. uint16 arrays
-    count as 16-bit images. Float arrays are multiplied by `rescale_factor` too: pass `do_rescale=False` for values in
-    [0, 1].
+    Images are PIL images, arrays, tensors, paths or URLs, one or a list. PIL images and image files are turned upright
+    by their EXIF tag, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on
+    white. uint16 arrays count as 16-bit images. Float arrays are multiplied by `rescale_factor` too: pass
+    `do_rescale=False` for values in [0, 1]. (Pipelines convert images to 8-bit RGB before the processor sees them.)
 
     Segmentation maps go along with the images as `segmentation_maps` and become `labels`, `(height, width)` int64:
-    resized to the nearest label, never blended, and cropped like the image. `do_reduce_labels=True` shifts labels down
-    by one and makes 0 the ignored 255, as ADE20K needs.
+    resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
+    `do_reduce_labels=True` shifts labels down by one and makes 0 the ignored 255, as ADE20K needs.
 
     Args:
         do_resize (`bool`, defaults to `True`): Whether to resize.
@@ -52,8 +62,8 @@ class ClusTRImageProcessor(SegformerImageProcessor):
         do_reduce_labels (`bool`, defaults to `False`): See above.
 
     Raises:
-        ValueError: for images that cannot be decoded, hold NaN or infinity, or differ in size from their segmentation
-            map; the message names the image.
+        ValueError: for images that cannot be decoded, hold NaN or infinity or values beyond their kind, and for
+            segmentation maps that differ from the images in number or size.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -73,17 +83,37 @@ class ClusTRImageProcessor(SegformerImageProcessor):
     do_convert_rgb = True
     do_reduce_labels = False
 
-    # SegFormer's processor treats the maps as we want (nearest label), BEiT's steps include the centre crop.
-    _preprocess = BeitImageProcessor._preprocess
-
     def fetch_images(self, image_url_or_urls: Any):
         """Paths are opened by PIL, which knows more modes and EXIF tags than the tensor decoders; URLs as upstream."""
-        if isinstance(image_url_or_urls, str) and os.path.isfile(image_url_or_urls):
+        path = image_url_or_urls
+        if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.isfile(path)):
             try:
-                return Image.open(image_url_or_urls)
+                return Image.open(path)
             except OSError as error:
-                raise _unreadable(image_url_or_urls, error) from error
+                raise _unreadable(path, error) from error
         return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One image of any supported kind as a tensor `(channels, height, width)`."""
+        is_picture = bool(do_convert_rgb)  # segmentation maps come here too, and keep their values
+        if isinstance(image, Image.Image):
+            image = _decode(image, is_picture)
+        elif is_picture and isinstance(image, (np.ndarray, torch.Tensor)):
+            image = _to_8_bit(image)
+            if input_data_format is None and image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4):
+                input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
+        tensor = super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
+        return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
         """Greyscale arrays (height, width) get a channel dimension; else as upstream."""
@@ -93,22 +123,44 @@ class ClusTRImageProcessor(SegformerImageProcessor):
             images = _with_channels(images)
         return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
-    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs) -> torch.Tensor:
-        """One image of any supported kind as a tensor `(channels, height, width)`."""
-        is_picture = bool(do_convert_rgb)  # segmentation maps come here too, and keep their values
-        if isinstance(image, Image.Image):
-            image = _decode(image, is_picture)
-        elif is_picture and isinstance(image, (np.ndarray, torch.Tensor)):
-            image = _to_8_bit(image)
-        tensor = super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
-        return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
-
-    def _preprocess_image_like_inputs(self, images: Any, segmentation_maps: Any, *args, **kwargs) -> BatchFeature:
+    def _preprocess_image_like_inputs(
+        self,
+        images: Any,
+        segmentation_maps: Any,
+        do_convert_rgb: bool,
+        input_data_format,
+        return_tensors,
+        device=None,
+        do_reduce_labels: bool = False,
+        **kwargs,
+    ) -> BatchFeature:
+        """Images and, if there are any, their segmentation maps."""
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+        )
+        label_maps = None
         if segmentation_maps is not None:
-            _check_sizes(images, segmentation_maps)
-        return super()._preprocess_image_like_inputs(images, segmentation_maps, *args, **kwargs)
+            label_maps = self._prepare_image_like_inputs(
+                images=segmentation_maps,
+                expected_ndims=2,
+                do_convert_rgb=False,
+                input_data_format=ChannelDimension.FIRST,
+                device=device,
+            )
+            _check_maps(images, label_maps)
+        data = {"pixel_values": self._preprocess(images, **kwargs)}
+        if label_maps is not None:
+            label_maps = self.reduce_label(label_maps) if do_reduce_labels else label_maps
+            data["labels"] = self._preprocess_label_maps(label_maps, **kwargs)
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess_label_maps(self, label_maps: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
+        """Maps (1, height, width) through the geometry of the images -> (height, width) int64."""
+        kwargs.update(do_rescale=False, do_normalize=False, resample=InterpolationMode.NEAREST_EXACT)
+        # The crop pads with 0: labels are counted from 1 meanwhile, so that the padding can be told from class 0.
+        processed = self._preprocess([label_map.to(torch.int32) + 1 for label_map in label_maps], **kwargs)
+        labels = [label_map.squeeze(0).to(torch.int64) - 1 for label_map in processed]
+        return [torch.where(label < 0, IGNORE_INDEX, label) for label in labels]
 
 
 def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
@@ -122,7 +174,7 @@ def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_GREY_MODES:
         image = Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
-    elif image.mode == "I":
+    elif image.mode in ("I", "F"):
         image = _from_32_bit(np.asarray(image))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
@@ -130,17 +182,21 @@ def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
 
 
 def _from_32_bit(values: np.ndarray) -> Image.Image:
-    """PIL's mode "I" has 32 bits, but holds converted 8-bit images or older PIL's 16-bit ones: the values tell."""
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"`images` must have at most 16 bits a channel, got values from {values.min()} to {values.max()}."
-        )
-    if values.max() > 255:
-        values = _to_8_bit(values.astype(np.uint16))
-    return Image.fromarray(values.astype(np.uint8))
+    """
+    32-bit greyscale as 8-bit. No tag says what its values mean, but they do: floats up to 1 are shares, anything up to
+    255 is 8-bit, anything up to 65535 is 16-bit.
+    """
+    least, most = values.min(), values.max()
+    if not (least >= 0 and most <= 65535):  # false for NaN, too
+        raise ValueError(f"`images` must have grey values in [0, 65535], got values from {least} to {most}.")
+    if np.issubdtype(values.dtype, np.floating) and most <= 1:
+        values = values * 255
+    elif most > 255:
+        values = values / 257
+    return Image.fromarray(np.round(values).astype(np.uint8))
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
+def _unreadable(name: Any, error: Exception) -> ValueError:
     return ValueError(
         f"`images` must be readable, but {name or 'an image without a file name'} could not be decoded: {error}."
     )
@@ -159,25 +215,16 @@ def _to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
     return image
 
 
-def _check_sizes(images: Any, segmentation_maps: Any):
-    """Raise if a map differs in size from its image, where both are PIL images or plain lists of them."""
-    images = images if isinstance(images, (list, tuple)) else [images]
-    maps = segmentation_maps if isinstance(segmentation_maps, (list, tuple)) else [segmentation_maps]
-    if len(images) != len(maps):
-        raise ValueError(f"`segmentation_maps` must be as many as `images`, got {len(maps)} for {len(images)}.")
-    for index, (image, label_map) in enumerate(zip(images, maps)):
-        comparable = isinstance(image, Image.Image) and isinstance(label_map, Image.Image)
-        if comparable and _upright_size(image) != label_map.size:
+def _check_maps(images: Sequence[torch.Tensor], label_maps: Sequence[torch.Tensor]):
+    """Raise unless there is one map of labels (1, height, width) for each image, of its size."""
+    if len(images) != len(label_maps):
+        raise ValueError(f"`segmentation_maps` must be as many as `images`, got {len(label_maps)} for {len(images)}.")
+    for index, (image, label_map) in enumerate(zip(images, label_maps)):
+        if label_map.shape != (1, *image.shape[1:]):
             raise ValueError(
-                f"`segmentation_maps[{index}]` must have the size of its image, {_upright_size(image)} (width, "
-                f"height), got {label_map.size}."
+                f"`segmentation_maps[{index}]` must hold one label a pixel and have the size of its upright image, "
+                f"(height, width) = {tuple(image.shape[1:])}, got (channels, height, width) = {tuple(label_map.shape)}."
             )
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the turn that the EXIF tag asks for; orientations from 5 on swap them."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return image.size[::-1] if turned else image.size
 
 
 __all__ = ["ClusTRImageProcessor"]

@@ -36,7 +36,7 @@ class ClusTRModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
             Normalised tokens of the last stage as a map; h and w are the image's size over the total stride (32 for
-            the paper's variants), rounded up.
+            the paper's variants), rounded up (down for even patch sizes).
         pooler_output (`torch.Tensor` of shape `(B, C)`):
             Mean of the last stage's tokens: what the classifier sees.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
@@ -122,7 +122,8 @@ class ClusTRAttention(nn.Module):
         self.config = config
         hidden_size = config.hidden_sizes[stage_index]
         self.reduction_ratios = config.reduction_ratios[stage_index]
-        self.head_dim = hidden_size // config.num_attention_heads[stage_index]
+        self.num_heads = config.num_attention_heads[stage_index]
+        self.head_dim = hidden_size // self.num_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False
@@ -198,7 +199,7 @@ class ClusTRAttention(nn.Module):
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, H, N, C/H)."""
-        return tokens.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return tokens.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
 def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | None:
@@ -219,6 +220,8 @@ class ClusTRMLP(nn.Module):
         self.depthwise = nn.Conv2d(
             intermediate_size, intermediate_size, kernel_size=3, padding=1, groups=intermediate_size
         )
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}.")
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
