@@ -128,8 +128,9 @@ def predict_in_new_process(folder: Path, images: list[Image.Image], output_dir: 
     return [result["predictions"][name] for name in sorted(result["predictions"])]
 
 
-def write_card(folder: Path, accuracy: float, num_test_images: int):
+def write_card(folder: Path, accuracy: float, num_test_images: int, num_train_epochs: float):
     """The model card that the Hub shows."""
+    command = f"python examples/quickstart.py --num_train_epochs {num_train_epochs:g}"
     data = ModelCardData(
         library_name="transformers",
         license="apache-2.0",
@@ -141,9 +142,9 @@ def write_card(folder: Path, accuracy: float, num_test_images: int):
         data,
         template_path=str(CARD_TEMPLATE),
         model_name="clustr-nano-digits",
-        model_id="clustr-nano-digits",
+        model_id="your-name/clustr-nano-digits",
         summary="ClusTR nano, trained on scikit-learn's handwritten digits as a demonstration.",
-        training="`make demo` in clustr_hf: 1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights.",
+        training=f"`{command}` in clustr_hf: 1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights.",
         results=f"Accuracy {accuracy:.4f} on the {num_test_images} held-out digits, measured by the same command.",
         limitations="It knows centred digits, light on dark, and nothing else.",
     )
@@ -194,7 +195,7 @@ def main():
     predicted = [answer["label"] for answer in predict_in_new_process(folder, held_out, args.output_dir)]
     num_right = sum(guess == truth for guess, truth in zip(predicted, expected))
     accuracy = num_right / len(expected)
-    write_card(folder, accuracy, len(held_out))
+    write_card(folder, accuracy, len(held_out), args.num_train_epochs)
 
     history = trainer.state.log_history
     plot_training_curves(history).savefig(args.output_dir / "training_curve.png", dpi=110)

@@ -3,8 +3,8 @@
 """
 Fine-tune ClusTR for image classification with Trainer, or train it from random weights.
 
-The arguments are those of transformers' own `run_image_classification.py`; new are `--variant`, `--image_size`,
-`--train_file` and `--validation_file`. Commands with data, time and results are in examples/README.md.
+The arguments are those of transformers' own `run_image_classification.py`, but for `--model_type`: there is one. New
+are `--variant`, `--image_size`, `--train_file` and `--validation_file`. examples/README.md has commands and results.
 """
 
 import os
@@ -60,6 +60,8 @@ class ModelArguments:
         metadata={"help": "Checkpoint to fine-tune; without it, --variant is trained from random weights."},
     )
     variant: str = field(default="nano", metadata={"help": "tiny, small, base or nano, see ClusTRConfig.from_variant."})
+    config_name: str | None = field(default=None, metadata={"help": "Configuration, if not the checkpoint's own."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Processor, if not the checkpoint's own."})
     image_size: int | None = field(
         default=None, metadata={"help": "Side of the crops in pixels; default: the checkpoint's, or 224."}
     )
@@ -90,15 +92,13 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> Dat
                 f"--image_column_name or --label_column_name {column!r} is not in the data set, which "
                 f"has {data['train'].column_names}"
             )
-    if "validation" not in data and "test" in data:
-        data["validation"] = data["test"]
-    if "validation" not in data:
+    if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
         split = data["train"].train_test_split(args.train_val_split, seed=seed)
         data = DatasetDict(train=split["train"], validation=split["test"])
     for split, most in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
         if most is not None:
             data[split] = data[split].shuffle(seed=seed).select(range(min(most, len(data[split]))))
-    return data.cast_column(args.image_column_name, Image(mode="RGB"))
+    return data.cast_column(args.image_column_name, Image())
 
 
 def label_names(data: DatasetDict, column: str) -> list[str]:
@@ -120,11 +120,11 @@ def load_model(args: ModelArguments, labels: list[str]) -> tuple[torch.nn.Module
         "token": args.token,
         "trust_remote_code": args.trust_remote_code,
     }
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **names, **hub)
+    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **names, **hub)
     model = AutoModelForImageClassification.from_pretrained(
         args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
     )
-    processor = AutoImageProcessor.from_pretrained(args.model_name_or_path, **hub)
+    processor = AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
     return model, resized_processor(processor, args.image_size) if args.image_size else processor
 
 
@@ -136,16 +136,17 @@ def resized_processor(processor, side: int):
     return type(processor).from_dict(settings)
 
 
-def crop_side(processor) -> int:
-    return (processor.crop_size if processor.do_center_crop else processor.size)["height"]
+def training_crop(processor) -> tuple[int, int]:
+    """(height, width) of what the processor makes, or of a square where that depends on the image."""
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    return size["height"] or size["shortest_edge"], size["width"] or size["shortest_edge"]
 
 
 def add_transforms(data: DatasetDict, processor, args: DataArguments):
     """Decode and transform images when they are read: random crops and flips to train, the processor to evaluate."""
     augment = v2.Compose(
         [
-            v2.ToImage(),
-            v2.RandomResizedCrop(crop_side(processor), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomResizedCrop(training_crop(processor), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(processor.image_mean, processor.image_std),
@@ -153,7 +154,8 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
     )
 
     def train_transform(batch: dict) -> dict:
-        pixel_values = [augment(image) for image in batch[args.image_column_name]]
+        images = [processor.process_image(image, do_convert_rgb=True) for image in batch[args.image_column_name]]
+        pixel_values = [augment(image) for image in images]
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     def evaluation_transform(batch: dict) -> dict:
@@ -216,7 +218,8 @@ def main():
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
-        plot_training_curves(trainer.state.log_history).savefig(f"{training_args.output_dir}/training_curve.png")
+        if trainer.is_world_process_zero():
+            plot_training_curves(trainer.state.log_history).savefig(f"{training_args.output_dir}/training_curve.png")
     if training_args.do_eval:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)

@@ -178,6 +178,8 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
         run([sys.executable, "-c", code_blocks("python")[2]], demo, **environment)
         revision, files = hub.repositories[name][-1]
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
+        assert "# clustr-nano-digits" in files["README.md"].decode()
+        assert not any(name.endswith((".bin", ".pkl", ".pt", ".pth")) for name in files)
         load = (
             "from transformers import AutoBackbone, pipeline\n"
             f"place = dict(trust_remote_code=True, revision='{revision}')\n"

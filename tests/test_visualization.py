@@ -53,6 +53,11 @@ def test_figures_render_and_carry_their_titles(halves):
     assert rendered(figure).std() > 0
 
 
+def test_no_images_are_named():
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        plot_predictions([], [], [])
+
+
 def test_curves_hold_the_logged_points():
     history = [
         {"epoch": 1, "loss": 2.0},

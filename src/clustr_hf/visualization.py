@@ -94,6 +94,9 @@ def plot_predictions(
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if there are no images.
     """
     figure, axes = _grid(len(images), columns, (1.3, 1.5))
     for axis, image, guess, truth in zip(axes, images, predicted, expected):
@@ -138,6 +141,8 @@ def _curve(axis, log_history: Sequence[Mapping[str, float]], name: str, label: s
 
 def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list]:
     """A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes."""
+    if number == 0:
+        raise ValueError("`images` must hold at least one image, got none.")
     columns = min(columns, number)
     rows = math.ceil(number / columns)
     figure = Figure(figsize=(columns * cell[0], rows * cell[1]), layout="constrained")
