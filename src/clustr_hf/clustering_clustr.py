@@ -25,14 +25,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from .configuration_clustr import CLUSTER_ASSIGNMENTS
+
 
 # Elements of one block of distances: 2 MiB in float32, so that it is still in the cache when it is searched.
 CHUNK_ELEMENTS = 2**19
 
 # Keeps the aggregation finite when a cluster is empty or its weights underflow (the value of the authors' release).
 WEIGHT_EPSILON = 1e-6
-
-ASSIGNMENTS = ("density_parent", "nearest_center")
 
 
 @torch.no_grad()
@@ -341,8 +341,8 @@ def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neig
         raise ValueError(f"`num_clusters` must be a sequence of numbers of at least 1, got {num_clusters!r}.")
     if num_neighbors < 1:
         raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"`assignment` must be one of {list(ASSIGNMENTS)}, got {assignment!r}.")
+    if assignment not in CLUSTER_ASSIGNMENTS:
+        raise ValueError(f"`assignment` must be one of {list(CLUSTER_ASSIGNMENTS)}, got {assignment!r}.")
 
 
 @torch.library.custom_op("clustr_hf::find_clusters", mutates_args=())
