@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, set_seed
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
-from clustr_hf.metrics import Accuracy
+from clustr_hf.metrics import compute_accuracy
 from clustr_hf.visualization import plot_clusters, plot_predictions, plot_training_curves
 
 
@@ -72,10 +72,6 @@ class Digits(Dataset):
     def __getitem__(self, index: int) -> dict:
         pixels = self.pixel_values[index]
         return {"pixel_values": self.augment(pixels) if self.augment else pixels, "labels": self.labels[index]}
-
-
-def compute_accuracy(prediction) -> dict[str, float]:
-    return Accuracy().compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
 
 
 def train(train_set: Digits, test_set: Digits, processor, args: argparse.Namespace) -> Trainer:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
-from clustr_hf.metrics import Accuracy
+from clustr_hf.metrics import compute_accuracy
 from clustr_hf.visualization import plot_training_curves
 
 
@@ -166,17 +166,6 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
     data["validation"].set_transform(evaluation_transform)
 
 
-def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    return {
-        "pixel_values": torch.stack([example["pixel_values"] for example in examples]),
-        "labels": torch.tensor([example["labels"] for example in examples]),
-    }
-
-
-def compute_accuracy(prediction) -> dict[str, float]:
-    return Accuracy().compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
-
-
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint to resume from: the one asked for, or the last one that lies in the output folder."""
     checkpoint = args.resume_from_checkpoint
@@ -209,7 +198,6 @@ def main():
         eval_dataset=data["validation"] if training_args.do_eval else None,
         compute_metrics=compute_accuracy,
         processing_class=processor,
-        data_collator=collate,
     )
     if training_args.do_train:
         checkpoint = find_checkpoint(training_args)
@@ -225,8 +213,12 @@ def main():
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
-    card = {"finetuned_from": model_args.model_name_or_path, "tasks": "image-classification"}
-    card.update(dataset=data_args.dataset_name, tags=["image-classification", "vision", "clustr"])
+    card = {
+        "finetuned_from": model_args.model_name_or_path,
+        "tasks": "image-classification",
+        "dataset": data_args.dataset_name,
+        "tags": ["image-classification", "vision", "clustr"],
+    }
     if training_args.push_to_hub:
         trainer.push_to_hub(**card)
     else:

@@ -29,28 +29,29 @@ def seed():
     torch.manual_seed(0)
 
 
+def run_process(command, cwd, **environment: str) -> str:
+    """Run a command offline and without a GPU; returns what it printed, fails with what it said if it fails."""
+    result = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
 @pytest.fixture
 def run_without_package(tmp_path):
     """Run Python code in a new process that cannot import clustr_hf; returns what it printed."""
 
-    def run(code: str, *arguments: object, environment: dict[str, str] | None = None) -> str:
+    def run(code: str, *arguments: object, **environment: str) -> str:
         blocked = f"import sys; sys.modules['clustr_hf'] = None\n{code}"
-        process_environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(tmp_path / "modules"),
-            "CUDA_VISIBLE_DEVICES": "",
-            **(environment or {}),
-        }
-        result = subprocess.run(
-            [sys.executable, "-c", blocked, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=tmp_path,
-            env=process_environment,
+        modules = str(tmp_path / "modules")
+        return run_process(
+            [sys.executable, "-c", blocked, *arguments], tmp_path, HF_MODULES_CACHE=modules, **environment
         )
-        assert result.returncode == 0, result.stderr
-        return result.stdout
 
     return run

@@ -1,7 +1,6 @@
 """The examples and every code block of the README, run as a reader would."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -9,26 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_process
 from local_hub import LocalHub
 from PIL import Image
 from sklearn.datasets import load_digits
-
-
-def run(command, cwd, **environment):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
-    result = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A short run of the quickstart; the folder it ran in, with its `out`."""
     folder = tmp_path_factory.mktemp("demo")
-    run([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
+    run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
     return folder
 
 
@@ -75,10 +65,10 @@ def logged_losses(folder):
 def assert_resumes_exactly(data, tmp_path, first_checkpoint):
     """An interrupted run that goes on gives the losses and the result of one that never stopped."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(train_command(whole, *data, "--num_train_epochs", 2), tmp_path)
+    run_process(train_command(whole, *data, "--num_train_epochs", 2), tmp_path)
     resumed.mkdir()
     (whole / first_checkpoint).rename(resumed / first_checkpoint)
-    output = run(train_command(resumed, *data, "--num_train_epochs", 2), tmp_path)
+    output = run_process(train_command(resumed, *data, "--num_train_epochs", 2), tmp_path)
     assert f"Resuming from {resumed / first_checkpoint}" in output
     assert logged_losses(resumed) == logged_losses(whole)
     results = [json.loads((folder / "all_results.json").read_text()) for folder in (whole, resumed)]
@@ -114,7 +104,7 @@ def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}
         push = ["--push_to_hub", "--hub_model_id", "me/digits"]
-        run(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
+        run_process(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
         _, files = hub.repositories["me/digits"][-1]
     assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
     card = files["README.md"].decode()
@@ -131,7 +121,7 @@ def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
 def test_training_script_names_bad_arguments(image_folders, tmp_path, arguments, message):
     arguments = [argument.format(images=image_folders) for argument in arguments]
     with pytest.raises(AssertionError, match=message):
-        run(train_command(tmp_path / "out", *arguments), tmp_path)
+        run_process(train_command(tmp_path / "out", *arguments), tmp_path)
 
 
 def code_blocks(language):
@@ -153,12 +143,12 @@ def test_readme_opens_with_the_two_commands():
 
 
 def test_readme_loads_and_predicts(demo):
-    assert re.match(r"\d: 0\.\d{3}\n", run([sys.executable, "-c", code_blocks("python")[0]], demo))
+    assert re.match(r"\d: 0\.\d{3}\n", run_process([sys.executable, "-c", code_blocks("python")[0]], demo))
 
 
 def test_readme_uses_the_classes(demo):
     shapes = "\nprint(*logits.shape, len(clusters), *(m.shape[-1] for m in maps))"
-    assert run([sys.executable, "-c", code_blocks("python")[1] + shapes], demo) == "1 1000 9 56 28 14 7\n"
+    assert run_process([sys.executable, "-c", code_blocks("python")[1] + shapes], demo) == "1 1000 9 56 28 14 7\n"
 
 
 def test_readme_fine_tunes(demo, image_folders):
@@ -167,7 +157,7 @@ def test_readme_fine_tunes(demo, image_folders):
     places = {"path/to": str(image_folders), "examples/": f"{REPOSITORY}/examples/"}
     for place, actual in places.items():
         command = [part.replace(place, actual) for part in command]
-    run([sys.executable, *command[1:], "--max_steps", 2, "--report_to", "none"], demo)
+    run_process([sys.executable, *command[1:], "--max_steps", 2, "--report_to", "none"], demo)
     assert json.loads((demo / "out" / "fine-tuned" / "config.json").read_text())["id2label"]["2"] == "zero"
 
 
@@ -175,7 +165,7 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
     name = "your-name/clustr-nano-digits"
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        run([sys.executable, "-c", code_blocks("python")[2]], demo, **environment)
+        run_process([sys.executable, "-c", code_blocks("python")[2]], demo, **environment)
         revision, files = hub.repositories[name][-1]
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
         assert "# clustr-nano-digits" in files["README.md"].decode()
@@ -187,7 +177,7 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
             f"print(pipeline('image-classification', model='{name}', **place)(sys.argv[1], top_k=1)[0]['label'])"
         )
         image = demo / "out" / "held_out_digits" / "0000.png"
-        channels, label = run_without_package(load, image, environment=environment).splitlines()
+        channels, label = run_without_package(load, image, **environment).splitlines()
     assert channels == "[32]"
     predictions = json.loads((demo / "out" / "predictions.json").read_text())["predictions"]
     assert label == predictions["0000.png"]["label"]

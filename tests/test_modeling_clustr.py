@@ -296,6 +296,14 @@ def test_drop_path_grows_linearly_over_the_blocks():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
+def test_model_can_be_traced():
+    model = tiny_classifier()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images, strict=False)
+        torch.testing.assert_close(traced(images + 1)["logits"], model(images + 1).logits)
+
+
 @pytest.mark.slow
 def test_whole_classifier_compiles_without_graph_breaks():
     model = tiny_classifier()

@@ -20,7 +20,7 @@ first is the nearer one, and so for decision values and for the labels of equall
 at the same distance tie up to the rounding of the matrix product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -148,7 +148,7 @@ def log_local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     k = min(num_neighbors, tokens.shape[1])
     half_norm = _half_norm(tokens)
     density = []
-    for rows in _row_chunks(tokens):
+    for rows in tokens.split(_rows_at_once(tokens), dim=1):
         neighbors = _farness(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False).indices
         near_tokens = _gather_tokens(tokens, neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
         squared = _squared_distance(rows.unsqueeze(2), near_tokens)
@@ -171,7 +171,8 @@ def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> t
     """
     half_norm = _half_norm(tokens)
     parent = []
-    for rows, rows_rank in zip(_row_chunks(tokens), _row_chunks(tokens, density_rank)):
+    size = _rows_at_once(tokens)
+    for rows, rows_rank in zip(tokens.split(size, dim=1), density_rank.split(size, dim=1)):
         farness = _farness(rows, tokens, half_norm)
         not_denser = density_rank.unsqueeze(1) >= rows_rank.unsqueeze(2)
         parent.append(farness.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
@@ -224,7 +225,7 @@ def _follow_parents(decision_rank: torch.Tensor, parent: torch.Tensor, num_clust
     num_tokens = parent.shape[1]
     itself = torch.arange(num_tokens, device=parent.device).expand_as(parent)
     ancestor = torch.where(decision_rank < num_clusters, itself, parent)
-    for _ in range(int(num_tokens - 1).bit_length()):  # each step doubles the way
+    for _ in range(int(num_tokens - 1).bit_length()):  # each step doubles the way; int: no tensor under jit.trace
         ancestor = ancestor.gather(1, ancestor)
     # The clamp matters for NaN tokens only, whose parents may run in circles: still a valid index.
     return decision_rank.gather(1, ancestor).clamp(max=num_clusters - 1)
@@ -239,7 +240,7 @@ def _join_nearest_center(
     centers = _gather_tokens(tokens, center_index)
     half_norm = _half_norm(centers)
     labels: list[list[torch.Tensor]] = [[] for _ in num_clusters]
-    for rows in _row_chunks(tokens):
+    for rows in tokens.split(_rows_at_once(tokens), dim=1):
         farness = _farness(rows, centers, half_norm)
         for scale, number in zip(labels, num_clusters):
             scale.append(farness[..., :number].argmin(dim=-1))
@@ -305,10 +306,9 @@ def _without_autocast(device_type: str) -> AbstractContextManager:
     return nullcontext()
 
 
-def _row_chunks(tokens: torch.Tensor, values: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-    """Chunks of rows of `values` (default: `tokens`), each few enough for a block of distances to all N tokens."""
-    values = tokens if values is None else values
-    return iter(values.split(max(1, CHUNK_ELEMENTS // tokens.shape[1]), dim=1))
+def _rows_at_once(tokens: torch.Tensor) -> int:
+    """R, so many rows that their distances to all N tokens fill a chunk."""
+    return max(1, CHUNK_ELEMENTS // tokens.shape[1])
 
 
 def _rank_descending(values: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ class ClusTRImageProcessor(BeitImageProcessor):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
-        label_maps = None
+        data = {"pixel_values": self._preprocess(images, **kwargs)}
         if segmentation_maps is not None:
             label_maps = self._prepare_image_like_inputs(
                 images=segmentation_maps,
@@ -148,8 +148,6 @@ class ClusTRImageProcessor(BeitImageProcessor):
                 device=device,
             )
             _check_maps(images, label_maps)
-        data = {"pixel_values": self._preprocess(images, **kwargs)}
-        if label_maps is not None:
             label_maps = self.reduce_label(label_maps) if do_reduce_labels else label_maps
             data["labels"] = self._preprocess_label_maps(label_maps, **kwargs)
         return BatchFeature(data=data, tensor_type=return_tensors)

@@ -4,6 +4,7 @@
 import datasets
 import evaluate
 import numpy as np
+from transformers import EvalPrediction
 
 
 class Accuracy(evaluate.Metric):
@@ -33,4 +34,17 @@ class Accuracy(evaluate.Metric):
         return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
 
 
-__all__ = ["Accuracy"]
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """
+    Top-1 accuracy in the form of Trainer's `compute_metrics`.
+
+    Args:
+        prediction (`EvalPrediction`): `predictions` are logits `(B, num_labels)`, `label_ids` class indices `(B,)`.
+
+    Returns:
+        `dict[str, float]`: `accuracy` in [0, 1].
+    """
+    return Accuracy().compute(predictions=prediction.predictions.argmax(-1), references=prediction.label_ids)
+
+
+__all__ = ["Accuracy", "compute_accuracy"]
