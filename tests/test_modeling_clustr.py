@@ -169,6 +169,18 @@ def test_the_classifier_hands_on_clusters_and_states():
     assert len(as_tuple) == 1 and torch.equal(as_tuple[0], output.logits)
 
 
+@pytest.mark.parametrize("model_class", [ClusTRModel, ClusTRBackbone, ClusTRForImageClassification])
+def test_tuples_by_configuration_equal_tuples_by_argument(model_class):
+    model = model_class(tiny_config()).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        by_argument = model(images, return_dict=False)
+        model.config.return_dict = False
+        by_configuration = model(images)
+    assert type(by_argument) is type(by_configuration) is tuple
+    torch.testing.assert_close(by_configuration, by_argument)
+
+
 def test_outputs_are_returned_only_when_asked_for():
     output = ClusTRModel(tiny_config())(torch.randn(1, 3, 64, 64))
     assert list(output.keys()) == ["last_hidden_state", "pooler_output"]

@@ -444,7 +444,8 @@ class ClusTRBackbone(BackboneMixin, ClusTRModel):
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
-        output = ClusTRModel.forward(self, pixel_values, **kwargs)  # `super()` is BackboneMixin, which has none
+        # Not `super()`, which is BackboneMixin and has none; a dict even where the configuration asks for tuples.
+        output = ClusTRModel.forward(self, pixel_values, return_dict=True, **kwargs)
         maps = dict(zip(self.stage_names, output.hidden_states))
         return BackboneOutput(
             feature_maps=tuple(maps[name] for name in self.out_features),
@@ -490,7 +491,7 @@ class ClusTRForImageClassification(ClusTRPreTrainedModel):
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
-        outputs = self.clustr(pixel_values, **kwargs)
+        outputs = self.clustr(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ClusTRImageClassifierOutput(
