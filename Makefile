@@ -1,7 +1,7 @@
 # The environment is made once in .venv and reused; it is renewed when the dependencies change.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := src examples tests
+SOURCES := src examples tests setup.py
 INSTALLED := .venv/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -27,7 +27,7 @@ test-transformers: $(INSTALLED)
 	$(BIN)/python tests/transformers_suite/prepare.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/transformers_suite -rs
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg setup.py pyproject.toml src/clustr_hf/clustering_kernel.cpp src/clustr_hf/clustering_kernel_sweeps.inc
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -1,13 +1,17 @@
 """The clustering against a naive oracle, and the properties that a user relies on."""
 
+import itertools
+import math
+
 import naive_dpc_knn
+import numpy
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustr_hf import aggregate_tokens, clustering_clustr, find_clusters
-from clustr_hf.clustering_clustr import weight_tokens
+from clustr_hf.clustering_clustr import count_clusters, weight_tokens
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
@@ -198,6 +202,53 @@ def test_compiled_op_matches_and_passes_torchs_checks():
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         find_clusters(**{"tokens": torch.zeros(1, 4, 3), "num_clusters": [2], **change})
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("size, window", [((8, 12), 4), ((9, 13), 4), ((5, 3), 7), ((7, 7), 1), ((2, 31), 6)])
+def test_windows_are_clustered_one_by_one(size, window, assignment):
+    """Against a loop over windows that are cut out by their own arithmetic."""
+    height, width = size
+    tokens = torch.randn(2, height * width, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    found = find_clusters(tokens, [3, 15], assignment=assignment, size=size, window=window)
+    grid = tokens.view(2, height, width, 6)
+    rows = [list(part) for part in numpy.array_split(range(height), math.ceil(height / window))]
+    columns = [list(part) for part in numpy.array_split(range(width), math.ceil(width / window))]
+    for labels, number in zip(found, [3, 15]):
+        seen, total = set(), 0
+        for ys, xs in itertools.product(rows, columns):
+            share = max(1, number * len(ys) * len(xs) // (height * width))
+            part = grid[:, ys][:, :, xs].flatten(1, 2)
+            (expected,) = find_clusters(part, [share], assignment=assignment)
+            in_window = labels.view(2, height, width)[:, ys][:, :, xs].flatten(1, 2)
+            first = int(in_window.min())
+            assert torch.equal(in_window, expected + first)
+            seen.update(range(first, first + share))
+            total += share
+        assert seen == set(range(total))  # windows do not share labels, and leave none out
+        assert count_clusters(number, size, window) == total
+        assert labels.unique().tolist() == list(range(total))
+
+
+def test_a_window_of_the_whole_image_is_no_window():
+    tokens = torch.randn(2, 35, 6)
+    for window in (7, 8, 100):
+        assert count_clusters(9, (5, 7), window) == 9
+        for a, b in zip(find_clusters(tokens, [3, 9]), find_clusters(tokens, [3, 9], size=(5, 7), window=window)):
+            assert torch.equal(a, b)
+    whole = clustering_clustr._find_clusters_in_windows(tokens, [3, 9], 5, "density_parent", (5, 7), 7)
+    for a, b in zip(find_clusters(tokens, [3, 9]), whole):
+        assert torch.equal(a, b)
+
+
+def test_bad_windows_are_named():
+    tokens = torch.zeros(1, 12, 3)
+    with pytest.raises(ValueError, match=r"`size` must be .* grid of 12 tokens, got None"):
+        find_clusters(tokens, [3], window=2)
+    with pytest.raises(ValueError, match=r"`size` must be .* grid of 12 tokens, got \(3, 5\)"):
+        find_clusters(tokens, [3], size=(3, 5), window=2)
+    with pytest.raises(ValueError, match="`window` must be at least 1, got 0"):
+        find_clusters(tokens, [3], size=(3, 4), window=0)
 
 
 def naive_aggregation(tokens, cluster_index, num_clusters, weight):

@@ -86,6 +86,9 @@ def test_survives_saving(tmp_path):
         ("num_channels", 0, "`num_channels` must be positive"),
         ("num_neighbors", 0, "`num_neighbors` must be positive"),
         ("cluster_assignment", "kmeans", "`cluster_assignment` must be one of .*density_parent.*got 'kmeans'"),
+        ("cluster_sharing", "image", "`cluster_sharing` must be one of .*'block', 'stage'.*got 'image'"),
+        ("cluster_window", 0, "`cluster_window` must be positive"),
+        ("max_clusters", -3, "`max_clusters` must be positive"),
         ("drop_path_rate", 1.0, r"`drop_path_rate` must be in \[0, 1\)"),
         ("hidden_dropout_prob", -0.1, "`hidden_dropout_prob` must be in"),
     ],
@@ -95,7 +98,9 @@ def test_values_that_do_not_fit_are_named(field, value, message):
         ClusTRConfig(**{field: value})
 
 
-@pytest.mark.parametrize("field, value", [("num_channels", "3"), ("depths", 4), ("qkv_bias", "yes")])
+@pytest.mark.parametrize(
+    "field, value", [("num_channels", "3"), ("depths", 4), ("qkv_bias", "yes"), ("cluster_window", 7.5)]
+)
 def test_wrong_types_are_named(field, value):
     with pytest.raises((StrictDataclassError, TypeError), match=field):
         ClusTRConfig(**{field: value})

@@ -8,9 +8,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRModel, find_clusters
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRForImageClassification,
+    ClusTRModel,
+    find_clusters,
+    modeling_clustr,
+)
 from clustr_hf.convert_checkpoint import convert_checkpoint
-from clustr_hf.modeling_clustr import ClusTRAttention
+from clustr_hf.modeling_clustr import ClusTRAttention, ClusTRMLP
 
 
 def tiny_config(**overrides):
@@ -233,6 +240,103 @@ def test_eager_and_sdpa_agree():
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(eager(images).logits, sdpa(images).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_as_large_as_the_image_changes_nothing():
+    torch.manual_seed(0)
+    model, image = tiny_classifier(), torch.randn(2, 3, 72, 96)
+    windowed = tiny_classifier(cluster_window=24)
+    windowed.load_state_dict(model.state_dict())
+    assert torch.equal(windowed(image).logits, model(image).logits)
+    windowed.config.cluster_window = 5
+    assert not torch.equal(windowed(image).logits, model(image).logits)
+
+
+def test_sharing_clusters_in_stages_of_one_block_changes_nothing():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 64, 64)
+    model = tiny_classifier(depths=[1, 1, 1, 1])
+    sharing = tiny_classifier(depths=[1, 1, 1, 1], cluster_sharing="stage")
+    sharing.load_state_dict(model.state_dict())
+    assert torch.equal(sharing(image).logits, model(image).logits)
+
+
+def test_shared_clusters_are_those_of_the_first_block():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 64, 64)
+    model = tiny_classifier(depths=[3, 1, 1, 1])
+    own = model(image, output_clusters=True).cluster_indices
+    model = tiny_classifier(depths=[3, 1, 1, 1], cluster_sharing="stage").eval()
+    shared = model(image, output_clusters=True).cluster_indices
+    assert len(own) == len(shared) == 5
+    for later in shared[1:3]:
+        assert all(torch.equal(a, b) for a, b in zip(later, shared[0]))
+    assert not torch.equal(own[1][1], own[0][1])
+
+
+def test_max_clusters_caps_every_scale():
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 128, 128)
+    model = tiny_classifier()
+    capped = tiny_classifier(max_clusters=6, attn_implementation="eager")
+    capped.load_state_dict(model.state_dict())
+    output = capped(image, output_clusters=True, output_attentions=True)
+    # 1024, 256, 64 and 16 tokens; stage 4 clusters only because of the cap.
+    assert [weights.shape[-1] for weights in output.attentions] == [12, 12, 12, 12, 6]
+    assert [[int(index.max()) + 1 for index in scales] for scales in output.cluster_indices] == [[6, 6]] * 4 + [[6]]
+    capped.config.max_clusters = 1024
+    torch.testing.assert_close(capped(image).logits, model(image).logits)
+
+
+def test_a_stage_without_weights_merges_capped_clusters_to_their_means():
+    torch.manual_seed(0)
+    attention = ClusTRAttention(tiny_config(max_clusters=3), stage_index=3).eval()
+    tokens = torch.randn(1, 10, 64)
+    _, _, (cluster_index,) = attention(tokens)
+    merged = torch.stack([tokens[0, cluster_index[0] == m].mean(dim=0) for m in range(3)])
+    query = attention.q_proj(tokens).view(1, 10, 4, 16).transpose(1, 2)
+    key, value = attention.kv_projs[0](merged[None]).view(1, 3, 2, 4, 16).permute(2, 0, 3, 1, 4)
+    weights = (query @ key.mT / 4).softmax(dim=-1)
+    expected = attention.o_proj((weights @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(attention(tokens)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+SPEED_OPTIONS = {"cluster_window": 9, "cluster_sharing": "stage", "max_clusters": 7}
+
+
+def test_all_speed_options_together_train_save_and_compile(tmp_path):
+    torch.manual_seed(0)
+    model = ClusTRForImageClassification(tiny_config(**SPEED_OPTIONS))
+    image = torch.randn(2, 3, 100, 76)
+    model(image, labels=torch.tensor([0, 1])).loss.backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+    model.eval().save_pretrained(tmp_path)
+    reloaded = ClusTRForImageClassification.from_pretrained(tmp_path)
+    assert {name: getattr(reloaded.config, name) for name in SPEED_OPTIONS} == SPEED_OPTIONS
+    logits = model(image).logits
+    assert torch.equal(reloaded(image).logits, logits)
+    compiled = torch.compile(reloaded, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(image).logits, logits, rtol=1e-4, atol=1e-5)
+    for one in range(2):
+        torch.testing.assert_close(model(image[one : one + 1]).logits, logits[one : one + 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_feed_forward_in_pieces_agrees_with_the_whole(activation, monkeypatch):
+    """Groups of images, and images in strips of rows, as they run without gradient on CPUs."""
+    torch.manual_seed(0)
+    mlp = ClusTRMLP(tiny_config(hidden_act=activation), stage_index=1).eval()
+    tokens = torch.randn(5, 11 * 7, 32)
+    features = mlp.fc1(tokens)
+    maps = features.view(5, 11, 7, 64).permute(0, 3, 1, 2)
+    hidden = mlp.activation(features + mlp.depthwise(maps).flatten(2).mT)  # as the paper's release writes it
+    expected = mlp.fc2(hidden)
+    torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
+    for rows in (1, 3, 5, 11, 22, 10**6):
+        monkeypatch.setattr(modeling_clustr, "FEED_FORWARD_ELEMENTS", rows * 7 * 64)
+        with torch.no_grad():
+            torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
 
 
 def test_gradients_agree_with_finite_differences():

@@ -20,11 +20,14 @@ first is the nearer one, and so for decision values and for the labels of equall
 at the same distance tie up to the rounding of the matrix product.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 
+from . import clustering_kernel_clustr as clustering_kernel
 from .configuration_clustr import CLUSTER_ASSIGNMENTS
 
 
@@ -41,9 +44,14 @@ def find_clusters(
     num_clusters: Sequence[int],
     num_neighbors: int = 5,
     assignment: str = "density_parent",
+    size: tuple[int, int] | None = None,
+    window: int | None = None,
 ) -> list[torch.Tensor]:
     """
     Cluster the tokens of each image by density peaks, at several scales from one density pass (Eqs. 1, 2 and 7).
+
+    Float32 tokens on CPUs are clustered by a compiled kernel where one was built (clustering_kernel_clustr.py), all
+    others by tensor operations.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
@@ -56,6 +64,12 @@ def find_clusters(
         assignment (`str`, defaults to `"density_parent"`):
             `"density_parent"`: each token joins the cluster of its nearest token with higher density (the paper).
             `"nearest_center"`: each token joins the nearest centre (the authors' release).
+        size (`tuple[int, int]`, *optional*):
+            (height, width) of the grid whose tokens these are, in row-major order; needed for `window`.
+        window (`int`, *optional*):
+            Not the paper's: clusters are found within windows of the grid, the fewest of nearly equal sides of at most
+            this many tokens. A window has its share of the M clusters, rounded down, but at least one;
+            [`count_clusters`] gives their sum. They are numbered window by window.
 
     Returns:
         `list[torch.LongTensor]`: for each scale the cluster of every token, shape `(B, N)`, values in
@@ -67,10 +81,26 @@ def find_clusters(
     """
     _check_arguments(tokens, num_clusters, num_neighbors, assignment)
     num_clusters = [int(number) for number in num_clusters]
+    if window is not None:
+        _check_window(tokens, size, window)
+    if window is not None and window < max(size):
+        return _find_clusters_in_windows(tokens, num_clusters, num_neighbors, assignment, size, window)
     if torch.compiler.is_compiling():
         # One opaque node for the compiler: the chunk loops would be unrolled into thousands of nodes.
         return list(torch.ops.clustr_hf.find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
     return list(_find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
+
+
+def count_clusters(num_clusters: int, size: tuple[int, int], window: int | None = None) -> int:
+    """
+    How many clusters [`find_clusters`] finds in a grid of (height, width) = `size`: `num_clusters`, or with windows the
+    sum of their shares.
+    """
+    if window is None:
+        return num_clusters
+    return sum(
+        region.num_windows * region.share(num_clusters, math.prod(size)) for region in _regions_of_windows(size, window)
+    )
 
 
 def aggregate_tokens(
@@ -134,49 +164,75 @@ def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Ten
     return (tokens * (weight / (weight + WEIGHT_EPSILON))).to(tokens.dtype)
 
 
-def log_local_density(tokens: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+def nearest_tokens(tokens: torch.Tensor, num_neighbors: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    log rho of Eq. 1: minus the mean squared distance to the k nearest tokens, the token itself included.
+    The k nearest tokens of each token, itself included, in no particular order.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
         num_neighbors (`int`): k; N if that is less.
 
     Returns:
-        `torch.Tensor` of shape `(B, N)`, values of at most 0.
+        `tuple[torch.LongTensor, torch.Tensor]`, each of shape `(B, N, k)`: their indices, and a number for each that
+        orders the neighbours of a token as their distances do (half the squared distance, less half the token's norm).
     """
     k = min(num_neighbors, tokens.shape[1])
     half_norm = _half_norm(tokens)
-    density = []
-    for rows in tokens.split(_rows_at_once(tokens), dim=1):
-        neighbors = _farness(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False).indices
-        near_tokens = _gather_tokens(tokens, neighbors.flatten(1)).unflatten(1, neighbors.shape[1:])
-        squared = _squared_distance(rows.unsqueeze(2), near_tokens)
-        # Sorted, so that equal neighbourhoods have bitwise equal densities whatever order they were found in.
-        density.append(-squared.sort(dim=-1).values.sum(dim=-1))
-    return torch.cat(density, dim=1) / (k * tokens.shape[-1])
+    nearest = [
+        _farness(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False)
+        for rows in tokens.split(_rows_at_once(tokens), dim=1)
+    ]
+    return torch.cat([rows.indices for rows in nearest], dim=1), torch.cat([rows.values for rows in nearest], dim=1)
 
 
-def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def log_local_density(tokens: torch.Tensor, neighbors: torch.Tensor) -> torch.Tensor:
+    """
+    log rho of Eq. 1: minus the mean squared distance to the k nearest tokens, the token itself included.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
+        neighbors (`torch.LongTensor` of shape `(B, N, k)`): Indices from [`nearest_tokens`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`, values of at most 0.
+    """
+    squared = []
+    for rows, near in zip(tokens.split(_rows_at_once(tokens), dim=1), neighbors.split(_rows_at_once(tokens), dim=1)):
+        near_tokens = _gather_tokens(tokens, near.flatten(1)).unflatten(1, near.shape[1:])
+        squared.append(_squared_distance(rows.unsqueeze(2), near_tokens))
+    # Sorted, so that equal neighbourhoods have bitwise equal densities whatever order they were found in.
+    total = torch.cat(squared, dim=1).sort(dim=-1).values.sum(dim=-1)
+    return -total / (neighbors.shape[-1] * tokens.shape[-1])
+
+
+def separation_and_parent(
+    tokens: torch.Tensor,
+    density_rank: torch.Tensor,
+    nearest: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     delta of Eq. 2, the distance to the nearest denser token, and which token that is.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
         density_rank (`torch.LongTensor` of shape `(B, N)`): 0 for the densest token of an image, N - 1 for the last.
+        nearest (`tuple[torch.LongTensor, torch.Tensor]`, *optional*):
+            From [`nearest_tokens`]. With it, only tokens without a denser one among their neighbours search all others;
+            how many they are must then be known, for which an accelerator would have to wait.
 
     Returns:
         `tuple[torch.Tensor, torch.LongTensor]`, each of shape `(B, N)`: delta, and the index of the nearest denser
         token. The densest token is its own parent and has the distance to its farthest token as delta.
     """
-    half_norm = _half_norm(tokens)
-    parent = []
-    size = _rows_at_once(tokens)
-    for rows, rows_rank in zip(tokens.split(size, dim=1), density_rank.split(size, dim=1)):
-        farness = _farness(rows, tokens, half_norm)
-        not_denser = density_rank.unsqueeze(1) >= rows_rank.unsqueeze(2)
-        parent.append(farness.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
-    parent = torch.cat(parent, dim=1)
+    if nearest is None:
+        parent = _nearest_denser(tokens, tokens, density_rank, density_rank)
+    else:
+        parent, is_found = _denser_neighbor(density_rank, *nearest)
+        missing = (~is_found).sum(dim=1).max()
+        # The images with fewer such tokens search again for some that have found their parent.
+        rows = is_found.to(torch.uint8).argsort(dim=1)[:, :missing]
+        found = _nearest_denser(_gather_tokens(tokens, rows), tokens, density_rank.gather(1, rows), density_rank)
+        parent = parent.scatter(1, rows, found)
 
     densest = density_rank.argmin(dim=1, keepdim=True)
     is_densest = density_rank == 0
@@ -187,15 +243,106 @@ def separation_and_parent(tokens: torch.Tensor, density_rank: torch.Tensor) -> t
     return (squared / tokens.shape[-1]).sqrt(), parent
 
 
+def _denser_neighbor(
+    density_rank: torch.Tensor, neighbors: torch.Tensor, farness: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The nearest denser token among the k nearest, and whether it is sure to be the nearest of all; (B, N) each.
+
+    Not so if it is as far as the farthest neighbour: one of lower index may be equally far, and not among the k.
+    """
+    near_rank = density_rank.gather(1, neighbors.flatten(1)).view_as(neighbors)
+    denser_farness = farness.masked_fill(near_rank >= density_rank.unsqueeze(2), torch.inf)
+    least = denser_farness.amin(dim=-1, keepdim=True)
+    parent = neighbors.masked_fill(denser_farness != least, neighbors.shape[1] - 1).amin(dim=-1)
+    return parent, least.squeeze(2) < farness.amax(dim=-1)
+
+
+def _nearest_denser(
+    rows: torch.Tensor, tokens: torch.Tensor, rows_rank: torch.Tensor, density_rank: torch.Tensor
+) -> torch.Tensor:
+    """Index of the nearest denser token, the first of equally near ones; (B, R, C), (B, N, C) -> (B, R)."""
+    half_norm = _half_norm(tokens)
+    parent = []
+    size = _rows_at_once(tokens)
+    for some_rows, some_rank in zip(rows.split(size, dim=1), rows_rank.split(size, dim=1)):
+        farness = _farness(some_rows, tokens, half_norm)
+        not_denser = density_rank.unsqueeze(1) >= some_rank.unsqueeze(2)
+        parent.append(farness.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
+    return torch.cat(parent, dim=1)
+
+
+class _Region(NamedTuple):
+    """A rectangle of the grid that windows of one size fill."""
+
+    rows: slice
+    columns: slice
+    windows: tuple[int, int]  # how many, (down, across)
+    side: tuple[int, int]  # of a window, (height, width)
+
+    @property
+    def num_windows(self) -> int:
+        return math.prod(self.windows)
+
+    def share(self, num_clusters: int, num_tokens: int) -> int:
+        """Clusters of each window, in proportion to its tokens."""
+        return max(1, num_clusters * math.prod(self.side) // num_tokens)
+
+
+def _regions_of_windows(size: tuple[int, int], window: int) -> list[_Region]:
+    """At most four: windows differ by at most one token in height and in width."""
+    return [
+        _Region(rows, columns, (down, across), (height, width))
+        for rows, down, height in _nearly_equal_parts(size[0], window)
+        for columns, across, width in _nearly_equal_parts(size[1], window)
+    ]
+
+
+def _nearly_equal_parts(length: int, longest: int) -> list[tuple[slice, int, int]]:
+    """The fewest parts of a length: where they lie, how many, and how long; first the longer ones, if there are two."""
+    parts = -(-length // longest)
+    side, longer = divmod(length, parts)
+    border = longer * (side + 1)
+    shorter = (slice(border, length), parts - longer, side)
+    return [(slice(0, border), longer, side + 1), shorter] if longer else [shorter]
+
+
+def _find_clusters_in_windows(
+    tokens: torch.Tensor,
+    num_clusters: list[int],
+    num_neighbors: int,
+    assignment: str,
+    size: tuple[int, int],
+    window: int,
+) -> list[torch.Tensor]:
+    """[`find_clusters`] in each window; windows are images of a larger batch."""
+    batch_size, num_tokens, _ = tokens.shape
+    grid = tokens.unflatten(1, size)
+    labels = [torch.empty(batch_size, *size, dtype=torch.long, device=tokens.device) for _ in num_clusters]
+    taken = [0] * len(num_clusters)
+    for region in _regions_of_windows(size, window):
+        (down, across), (height, width) = region.windows, region.side
+        parts = grid[:, region.rows, region.columns].unflatten(1, (down, height)).unflatten(3, (across, width))
+        windows = parts.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        shares = [region.share(number, num_tokens) for number in num_clusters]
+        for scale, found in enumerate(find_clusters(windows, shares, num_neighbors, assignment)):
+            offset = torch.arange(region.num_windows, device=tokens.device).view(down, across, 1, 1) * shares[scale]
+            found = found.view(batch_size, down, across, height, width) + (taken[scale] + offset)
+            labels[scale][:, region.rows, region.columns] = found.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+            taken[scale] += region.num_windows * shares[scale]
+    return [label.flatten(1) for label in labels]
+
+
 def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
-    dtype = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    tokens = tokens.to(torch.float64 if tokens.dtype == torch.float64 else torch.float32)
+    if clustering_kernel.can_cluster(tokens, num_neighbors):
+        return clustering_kernel.cluster(tokens, num_clusters, num_neighbors, assignment)
     with _without_autocast(tokens.device.type):
         # Small images are clustered together, as many as fill a chunk; large ones one at a time, rows in chunks.
         images_at_once = max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2)
         groups = [
-            _cluster_group(images.to(dtype), num_clusters, num_neighbors, assignment)
-            for images in tokens.split(images_at_once)
+            _cluster_group(images, num_clusters, num_neighbors, assignment) for images in tokens.split(images_at_once)
         ]
     return torch.cat(groups, dim=1)
 
@@ -204,9 +351,11 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     """Clusters of a few images, (B, N, C) -> (S, B, N)."""
     tokens = _center(tokens)
     twin = _first_equal_token(tokens)
-    log_density = log_local_density(tokens, num_neighbors).gather(1, twin)
+    nearest = nearest_tokens(tokens, num_neighbors)
+    log_density = log_local_density(tokens, nearest[0]).gather(1, twin)
     density_rank = _rank_descending(log_density)
-    separation, parent = separation_and_parent(tokens, density_rank)
+    wait_for_counts = tokens.is_cpu and len(tokens) > 0
+    separation, parent = separation_and_parent(tokens, density_rank, nearest if wait_for_counts else None)
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)
     log_decision_value = log_density + separation.log()
@@ -332,6 +481,13 @@ def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch
     return token_weight.reshape(batch_size, num_tokens, 1).to(dtype)
 
 
+def _check_window(tokens: torch.Tensor, size: tuple[int, int] | None, window: int):
+    if window < 1:
+        raise ValueError(f"`window` must be at least 1, got {window}.")
+    if size is None or math.prod(size) != tokens.shape[1]:
+        raise ValueError(f"`size` must be (height, width) of a grid of {tokens.shape[1]} tokens, got {size}.")
+
+
 def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, assignment: str):
     if tokens.ndim != 3 or 0 in tokens.shape[1:]:
         raise ValueError(f"`tokens` must have shape (B, N, C) with N, C >= 1, got {tuple(tokens.shape)}.")
@@ -358,4 +514,12 @@ def _(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, ass
     return tokens.new_empty((len(num_clusters), batch_size, num_tokens), dtype=torch.long)
 
 
-__all__ = ["aggregate_tokens", "find_clusters", "log_local_density", "separation_and_parent", "weight_tokens"]
+__all__ = [
+    "aggregate_tokens",
+    "count_clusters",
+    "find_clusters",
+    "log_local_density",
+    "nearest_tokens",
+    "separation_and_parent",
+    "weight_tokens",
+]

@@ -11,6 +11,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 
 CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
+CLUSTER_SHARINGS = ("block", "stage")
 
 # Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
 PAPER_VARIANTS: dict[str, dict[str, Any]] = {
@@ -83,6 +84,16 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         cluster_assignment (`str`, defaults to `"density_parent"`):
             `"density_parent"`: tokens join the cluster of their nearest denser token (the paper's text, section 3.1).
             `"nearest_center"`: tokens join the nearest cluster centre (the authors' release).
+        cluster_window (`int`, *optional*):
+            Side, in tokens, of the largest square window in which clusters are found: the grid is divided into as few
+            windows of nearly equal sides as possible. Clustering is then linear in N. Default: the whole image.
+        cluster_sharing (`str`, defaults to `"block"`):
+            `"block"`: every block finds its own clusters (the paper). `"stage"`: the first block of a stage finds them
+            for all; the later ones merge their own tokens by them.
+        max_clusters (`int`, *optional*):
+            The most clusters M that a scale may have, also where lambda is 1 (with `cluster_window`, at least one for
+            each window), which makes attention linear in N. Default: N / lambda. The last three trade exactness for
+            speed; what they cost in accuracy is not known yet.
         hidden_act (`str`, defaults to `"gelu"`):
             Activation of the feed-forward network, one of `transformers.activations.ACT2FN` (the model checks).
         qkv_bias (`bool`, defaults to `True`):
@@ -130,6 +141,9 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     reduction_ratios: list[Any] | tuple[Any, ...] = ((64, 16), (16, 4), (4, 1), (1,))
     num_neighbors: int = 5
     cluster_assignment: str = "density_parent"
+    cluster_window: int | None = None
+    cluster_sharing: str = "block"
+    max_clusters: int | None = None
     hidden_act: str = "gelu"
     qkv_bias: bool = True
     hidden_dropout_prob: float | int = 0.0
@@ -228,10 +242,12 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         _require_positive("num_neighbors", [self.num_neighbors])
         _require_positive("layer_norm_eps", [self.layer_norm_eps])
         _require_positive("embedding_layer_norm_eps", [self.embedding_layer_norm_eps])
-        if self.cluster_assignment not in CLUSTER_ASSIGNMENTS:
-            raise ValueError(
-                f"`cluster_assignment` must be one of {list(CLUSTER_ASSIGNMENTS)}, got {self.cluster_assignment!r}."
-            )
+        for name in ("cluster_window", "max_clusters"):
+            if getattr(self, name) is not None:
+                _require_positive(name, [getattr(self, name)])
+        for name, choices in (("cluster_assignment", CLUSTER_ASSIGNMENTS), ("cluster_sharing", CLUSTER_SHARINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")

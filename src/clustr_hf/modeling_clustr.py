@@ -24,8 +24,12 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .clustering_clustr import aggregate_tokens, find_clusters, weight_tokens
+from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, weight_tokens
 from .configuration_clustr import ClusTRConfig
+
+
+# Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
+FEED_FORWARD_ELEMENTS = 2**21
 
 
 @dataclass
@@ -139,18 +143,28 @@ class ClusTRAttention(nn.Module):
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
 
     def forward(
-        self, tokens: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        tokens: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        cluster_index: tuple[torch.Tensor, ...] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
+            size (`tuple[int, int]`, *optional*): (height, width) of their grid; needed for `config.cluster_window`.
+            cluster_index (`tuple[torch.LongTensor]`, *optional*):
+                The cluster of each token for every scale, each `(B, N)`; default is to find them.
 
         Returns:
             The attended tokens `(B, N, C)`; the attention weights of all scales side by side, `(B, H, N, sum of M)`,
             or `None` where the attention function gives none; the cluster of each token for every scale, each
             `(B, N)`, or `None` in a stage that does not cluster.
         """
-        key_value_tokens, cluster_index = self.merge_tokens(tokens)
+        num_clusters = self._count_clusters(tokens.shape[1])
+        if cluster_index is None:
+            cluster_index = self._find_clusters(tokens, size, num_clusters)
+        key_value_tokens = self._merge_tokens(tokens, size, cluster_index, num_clusters)
         query = self._split_heads(self.q_proj(tokens))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -173,29 +187,51 @@ class ClusTRAttention(nn.Module):
         output = self.dropout(self.o_proj(output.flatten(2)))
         return output, _side_by_side(scale_weights), cluster_index
 
-    def merge_tokens(self, tokens: torch.Tensor) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
-        """
-        The tokens that become keys and values, (B, M, C) for each scale (Eq. 7), and the clusters they stand for.
+    def _count_clusters(self, num_tokens: int) -> list[int]:
+        """M of each scale, not yet divided among windows."""
+        most = num_tokens if self.config.max_clusters is None else self.config.max_clusters
+        return [min(most, max(1, int(num_tokens // ratio))) for ratio in self.reduction_ratios]
 
-        A token's weight is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open.
-        """
-        if not self.is_clustered:
-            return [tokens] * len(self.reduction_ratios), None
-        num_tokens = tokens.shape[1]
-        num_clusters = [max(1, int(num_tokens // ratio)) for ratio in self.reduction_ratios]
+    def _find_clusters(
+        self, tokens: torch.Tensor, size: tuple[int, int] | None, num_clusters: list[int]
+    ) -> tuple[torch.Tensor, ...] | None:
+        if not self.is_clustered and min(num_clusters) == tokens.shape[1]:
+            return None
         cluster_index = find_clusters(
-            tokens, num_clusters, self.config.num_neighbors, assignment=self.config.cluster_assignment
+            tokens,
+            num_clusters,
+            self.config.num_neighbors,
+            assignment=self.config.cluster_assignment,
+            size=size,
+            window=self.config.cluster_window,
         )
-        log_weight = self.token_weight(tokens)
-        token_weight = log_weight.to(torch.promote_types(log_weight.dtype, torch.float32)).exp()
-        merged = [
-            # One cluster a token: attention does not depend on the order of the keys, so none is imposed.
-            weight_tokens(tokens, token_weight)
-            if number == num_tokens
-            else aggregate_tokens(tokens, index, number, token_weight)
-            for index, number in zip(cluster_index, num_clusters)
-        ]
-        return merged, tuple(cluster_index)
+        return tuple(cluster_index)
+
+    def _merge_tokens(
+        self,
+        tokens: torch.Tensor,
+        size: tuple[int, int] | None,
+        cluster_index: tuple[torch.Tensor, ...] | None,
+        num_clusters: list[int],
+    ) -> list[torch.Tensor]:
+        """
+        The tokens that become keys and values, (B, M, C) for each scale (Eq. 7).
+
+        A token's weight is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open. Without
+        such weights, where only `max_clusters` makes a stage cluster, clusters are means.
+        """
+        token_weight = None
+        if self.token_weight is not None:
+            log_weight = self.token_weight(tokens)
+            token_weight = log_weight.to(torch.promote_types(log_weight.dtype, torch.float32)).exp()
+        merged = []
+        for scale, number in enumerate(num_clusters):
+            if number < tokens.shape[1]:
+                number = count_clusters(number, size, self.config.cluster_window)
+                merged.append(aggregate_tokens(tokens, cluster_index[scale], number, token_weight))
+            else:  # One cluster a token: attention does not depend on the order of the keys, so none is imposed.
+                merged.append(tokens if token_weight is None else weight_tokens(tokens, token_weight))
+        return merged
 
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, H, N, C/H)."""
@@ -210,7 +246,12 @@ def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | No
 
 
 class ClusTRMLP(nn.Module):
-    """Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C)."""
+    """
+    Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C).
+
+    On CPUs, without gradient, it goes over a large batch image by image and over a large image in strips of rows: the
+    hidden features, the largest tensor of a block, are then reused in the cache instead of written to fresh memory.
+    """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -225,13 +266,66 @@ class ClusTRMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.has_gelu = config.hidden_act == "gelu"
 
     def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        tokens = self.fc1(tokens)
-        features = tokens.unflatten(1, size).permute(0, 3, 1, 2)  # channels-last, no copy
-        tokens = tokens + self.depthwise(features).permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = self.dropout(self.activation(tokens))
-        return self.dropout(self.fc2(tokens))
+        kernel = self._residual_kernel()
+        hidden_elements = tokens.shape[1] * self.fc1.out_features
+        if not _runs_eagerly_on_cpu(tokens) or len(tokens) * hidden_elements <= FEED_FORWARD_ELEMENTS:
+            return self._feed_forward(tokens, size, kernel)
+        if hidden_elements <= FEED_FORWARD_ELEMENTS:
+            groups = tokens.split(FEED_FORWARD_ELEMENTS // hidden_elements)
+            return torch.cat([self._feed_forward(images, size, kernel) for images in groups])
+        return torch.cat([self._feed_forward_in_strips(image, size, kernel) for image in tokens.split(1)])
+
+    def _feed_forward_in_strips(self, image: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
+        """One image, (1, N, C): each strip is computed with one more row on either side, for the convolution."""
+        height, width = size
+        strip = max(1, FEED_FORWARD_ELEMENTS // (width * self.fc1.out_features) - 2)
+        outputs = []
+        for first in range(0, height, strip):
+            above, last = min(first, 1), min(first + strip, height)
+            start, stop = first - above, min(last + 1, height)
+            rows = image[:, start * width : stop * width]
+            features = self._hidden_features(rows, (stop - start, width), kernel)
+            outputs.append(self.fc2(features[:, above * width : (above + last - first) * width]))
+        return self.dropout(torch.cat(outputs, dim=1))
+
+    def _feed_forward(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self._hidden_features(tokens, size, kernel)))
+
+    def _residual_kernel(self) -> torch.Tensor:
+        """1 more at the kernel's centre: tokens + convolution(tokens) in one pass over the hidden features."""
+        weight = self.depthwise.weight
+        return weight + nn.functional.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
+
+    def _hidden_features(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
+        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # channels-last, no copy
+        bias, channels = self.depthwise.bias, features.shape[1]
+        if self.has_gelu and _can_fuse_gelu(features, kernel):
+            features = torch.ops.mkldnn._convolution_pointwise(
+                features, kernel, bias, [1, 1], [1, 1], [1, 1], channels, "gelu", [], "none"
+            )
+        else:
+            features = self.activation(nn.functional.conv2d(features, kernel, bias, padding=1, groups=channels))
+        return self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+def _runs_eagerly_on_cpu(tokens: torch.Tensor) -> bool:
+    """Whether operations are carried out one by one, without gradient, and not recorded for later."""
+    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return tokens.is_cpu and not recorded
+
+
+def _can_fuse_gelu(features: torch.Tensor, kernel: torch.Tensor) -> bool:
+    """Whether oneDNN's convolution with GELU, which torch.compile uses too, can be called here."""
+    return (
+        _runs_eagerly_on_cpu(features)
+        and features.dtype == kernel.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    )
 
 
 class ClusTRDropPath(nn.Module):
@@ -264,10 +358,17 @@ class ClusTRBlock(GradientCheckpointingLayer):
         self.drop_path = ClusTRDropPath(drop_probability)
 
     def forward(
-        self, tokens: torch.Tensor, size: tuple[int, int], **kwargs: Unpack[TransformersKwargs]
+        self,
+        tokens: torch.Tensor,
+        size: tuple[int, int],
+        cluster_index: tuple[torch.Tensor, ...] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
-        """(B, N, C) and the (height, width) of the token grid -> (B, N, C) and the clusters that the attention used."""
-        attended, _, cluster_index = self.attention(self.layer_norm_before(tokens), **kwargs)
+        """
+        (B, N, C), the (height, width) of the token grid and clusters to use, if they are not to be found -> (B, N, C)
+        and the clusters that the attention used.
+        """
+        attended, _, cluster_index = self.attention(self.layer_norm_before(tokens), size, cluster_index, **kwargs)
         tokens = tokens + self.drop_path(attended)
         tokens = tokens + self.drop_path(self.mlp(self.layer_norm_after(tokens), size))
         return tokens, cluster_index
@@ -279,6 +380,7 @@ class ClusTRStage(nn.Module):
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
         self.embeddings = ClusTRPatchEmbeddings(config, stage_index)
+        self.shares_clusters = config.cluster_sharing == "stage"
         first, num_blocks = sum(config.depths[:stage_index]), sum(config.depths)
         self.blocks = nn.ModuleList(
             ClusTRBlock(config, stage_index, config.drop_path_rate * index / max(1, num_blocks - 1))
@@ -292,9 +394,9 @@ class ClusTRStage(nn.Module):
         features = self.embeddings(features)
         size = features.shape[-2:]
         tokens = features.permute(0, 2, 3, 1).flatten(1, 2)
-        cluster_indices = []
+        cluster_indices, cluster_index = [], None
         for block in self.blocks:
-            tokens, cluster_index = block(tokens, size, **kwargs)
+            tokens, cluster_index = block(tokens, size, cluster_index if self.shares_clusters else None, **kwargs)
             if cluster_index is not None:
                 cluster_indices.append(cluster_index)
         return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), cluster_indices

@@ -1,0 +1,535 @@
+// Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+//
+// The compiled form of clustering_clustr.py's `find_clusters` for float32 tokens on CPUs: the same clusters, without
+// ever storing a block of distances. A plain C interface without Python or torch headers, so that one build serves all
+// their versions; clustering_kernel.py loads it.
+//
+// One sweep over all pairs of tokens (each pair once, as distances are symmetric) keeps the k nearest of each token in
+// a list. A token with a denser one in its list has found its parent; only the others are compared once more, with the
+// denser tokens alone, which in the order of density are a prefix.
+//
+// Everything is decided by (value, index) in lexicographic order, so the result does not depend on how the work is
+// divided among threads. N tokens, C channels, k neighbours, M clusters.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <vector>
+
+#include <algorithm>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define X86_VARIANTS 1
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
+// Entries of a neighbour list, so the largest k: a vector of the widest instruction set.
+constexpr int LIST = 16;
+// Above this many bytes, the threads' own neighbour lists are not worth their memory: fewer threads work on an image.
+constexpr int64_t MAX_LIST_BYTES = int64_t(64) << 20;
+// From so many blocks on, the lists start from the neighbours within a token's own block, which spares them insertions.
+constexpr int SEEDED_FROM_BLOCKS = 8;
+
+// Cache lines: vectors of packed tokens never straddle two.
+constexpr std::size_t ALIGNMENT = 64;
+
+template <class T>
+struct AlignedAllocator {
+    using value_type = T;
+    AlignedAllocator() = default;
+    template <class U>
+    AlignedAllocator(const AlignedAllocator<U>&) {}
+    T* allocate(std::size_t count) {
+        return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(ALIGNMENT)));
+    }
+    void deallocate(T* pointer, std::size_t) { ::operator delete(pointer, std::align_val_t(ALIGNMENT)); }
+    bool operator==(const AlignedAllocator&) const { return true; }
+    bool operator!=(const AlignedAllocator&) const { return false; }
+};
+using AlignedFloats = std::vector<float, AlignedAllocator<float>>;
+using AlignedIntegers = std::vector<int32_t, AlignedAllocator<int32_t>>;
+
+// Tokens packed for the sweeps; places beyond the last token have coordinates 0 and an infinite norm.
+struct Blocks {
+    const float* packed;
+    const float* half_norm;
+    int channels;
+};
+
+// The nearest tokens found so far of every token, by rising (distance, index). Offers must come by rising index: then
+// a later one of equal distance never displaces an earlier one.
+struct NeighborLists {
+    int k;
+    float* limit;     // what a distance must be less than to be among the k nearest
+    float* distance;  // (N, LIST)
+    int32_t* index;   // (N, LIST)
+
+    void lower_limit(int token) {
+        limit[token] = std::min(limit[token], distance[int64_t(token) * LIST + k - 1]);
+    }
+};
+
+// What is compiled several times.
+struct Sweeps {
+    int rows, block;
+    void (*meet_blocks)(const Blocks&, int, int, NeighborLists&);
+    void (*find_nearest)(const float*, const float*, const Blocks&, const int32_t*, const int32_t*, int32_t*);
+    float (*squared_distance)(const float*, const float*, int);
+    void (*half_norms)(const float*, int, float*);
+};
+
+// Compiled for every processor; the widest instruction set has its own.
+inline void insert(NeighborLists& lists, int token, int other, float value) {
+    float* distances = lists.distance + int64_t(token) * LIST;
+    int32_t* indices = lists.index + int64_t(token) * LIST;
+    int place = lists.k - 1;
+    if (!(value < distances[place])) return;
+    for (; place > 0 && distances[place - 1] > value; --place) {
+        distances[place] = distances[place - 1];
+        indices[place] = indices[place - 1];
+    }
+    distances[place] = value;
+    indices[place] = other;
+    lists.lower_limit(token);
+}
+
+#ifdef X86_VARIANTS
+#pragma GCC push_options
+#pragma GCC target("avx512f")
+namespace avx512 {
+constexpr int LANES = 16, ROWS = 8;
+static inline __attribute__((always_inline)) unsigned less_mask(__m512 a, __m512 b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+static inline __attribute__((always_inline)) float sum_of(__m512 values) {
+    __m512 sum = values + _mm512_shuffle_f32x4(values, values, 0x4e);
+    sum += _mm512_shuffle_f32x4(sum, sum, 0xb1);
+    sum += _mm512_permute_ps(sum, 0x4e);
+    return _mm512_cvtss_f32(sum) + _mm512_cvtss_f32(_mm512_permute_ps(sum, 1));
+}
+// Insertion without a branch: lanes that are greater move up by one, the first of them takes the new value.
+static inline __attribute__((always_inline)) void offer(NeighborLists& lists, int token, int other, float value) {
+    float* distances = lists.distance + int64_t(token) * LIST;
+    int32_t* indices = lists.index + int64_t(token) * LIST;
+    const __m512i lane_below = _mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
+    __m512 distance = _mm512_loadu_ps(distances);
+    __m512i index = _mm512_loadu_si512(indices);
+    const __mmask16 greater = _mm512_cmp_ps_mask(distance, _mm512_set1_ps(value), _CMP_GT_OQ);
+    const __mmask16 place = greater & -greater;
+    distance = _mm512_mask_permutexvar_ps(distance, greater, lane_below, distance);
+    index = _mm512_mask_permutexvar_epi32(index, greater, lane_below, index);
+    _mm512_storeu_ps(distances, _mm512_mask_mov_ps(distance, place, _mm512_set1_ps(value)));
+    _mm512_storeu_si512(indices, _mm512_mask_set1_epi32(index, place, other));
+    lists.lower_limit(token);
+}
+#include "clustering_kernel_sweeps.inc"
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int LANES = 8, ROWS = 4;
+static inline __attribute__((always_inline)) unsigned less_mask(__m256 a, __m256 b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+static inline __attribute__((always_inline)) float sum_of(__m256 values) {
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(values), _mm256_extractf128_ps(values, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+static inline void offer(NeighborLists& lists, int token, int other, float value) {
+    insert(lists, token, other, value);
+}
+#include "clustering_kernel_sweeps.inc"
+}  // namespace avx2
+#pragma GCC pop_options
+#endif
+
+namespace portable {
+constexpr int LANES = 4, ROWS = 4;
+template <class FourFloats>
+static inline unsigned less_mask(FourFloats a, FourFloats b) {
+    unsigned mask = 0;
+    for (int l = 0; l < LANES; ++l) mask |= unsigned(a[l] < b[l]) << l;
+    return mask;
+}
+template <class FourFloats>
+static inline float sum_of(FourFloats values) {
+    return (values[0] + values[2]) + (values[1] + values[3]);
+}
+static inline void offer(NeighborLists& lists, int token, int other, float value) {
+    insert(lists, token, other, value);
+}
+#include "clustering_kernel_sweeps.inc"
+}  // namespace portable
+
+#define SWEEPS_OF(variant)                                                                                    \
+    Sweeps {                                                                                                  \
+        variant::ROWS, variant::BLOCK, variant::meet_blocks, variant::find_nearest, variant::squared_distance, \
+            variant::half_norms                                                                               \
+    }
+
+// `name` is an instruction set, or "best"; false if this processor or build does not have it.
+bool find_sweeps(const char* name, Sweeps& sweeps) {
+    const auto is_wanted = [&](const char* candidate) {
+        return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
+    };
+#ifdef X86_VARIANTS
+    if (is_wanted("avx512") && __builtin_cpu_supports("avx512f")) {
+        sweeps = SWEEPS_OF(avx512);
+        return true;
+    }
+    if (is_wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        sweeps = SWEEPS_OF(avx2);
+        return true;
+    }
+#endif
+    sweeps = SWEEPS_OF(portable);
+    return is_wanted("portable");
+}
+
+int this_thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// The tokens of one image and everything found about them, step by step.
+class Image {
+public:
+    Image(const float* tokens, int num_tokens, int channels, int num_neighbors, const Sweeps& sweeps, int num_threads)
+        : sweeps(sweeps), n(num_tokens), channels(channels), k(std::min(num_neighbors, num_tokens)),
+          threads(num_threads), num_blocks((num_tokens + sweeps.block - 1) / sweeps.block) {
+        center(tokens);
+        pack(identity());
+        find_neighbors();
+        find_densities();
+        find_parents();
+        find_decision_ranks();
+    }
+
+    // Label of the first centre on each token's way to denser tokens.
+    void follow_parents(int64_t num_clusters, int64_t* label) const {
+        for (int token : by_density)
+            label[token] = decision_rank[token] < num_clusters ? decision_rank[token] : label[parent[token]];
+    }
+
+    // Label of each token's nearest centre; centres keep their own. Overwrites the packed tokens.
+    void join_nearest_center(int64_t num_clusters, int64_t* label) {
+        const int num_centers = int(std::min<int64_t>(num_clusters, n));
+        std::vector<int32_t> by_decision(n), labels(padded(), 0), nearest(n, 0);
+        for (int token = 0; token < n; ++token) by_decision[decision_rank[token]] = token;
+        for (int place = 0; place < n; ++place) labels[place] = place;
+        pack(by_decision);
+        std::vector<int32_t> others;
+        for (int token = 0; token < n; ++token)
+            if (decision_rank[token] >= num_centers) others.push_back(token);
+        const std::vector<int32_t> limits(n, num_centers);
+        nearest_of_prefix(others, labels, limits, nearest);
+        for (int token = 0; token < n; ++token)
+            label[token] = decision_rank[token] < num_centers ? decision_rank[token] : nearest[token];
+    }
+
+private:
+    const Sweeps& sweeps;
+    const int n, channels, k, threads, num_blocks;
+    std::vector<float> coordinates;          // (N, C), centred
+    AlignedFloats packed, half_norm;         // blocks, in some order
+    std::vector<int32_t> neighbor_index;     // (N, k), by rising (distance, index)
+    std::vector<float> log_density;
+    std::vector<int32_t> by_density, density_rank, parent, decision_rank;
+
+    int padded() const { return num_blocks * sweeps.block; }
+    Blocks blocks() const { return {packed.data(), half_norm.data(), channels}; }
+    const float* row(int token) const { return coordinates.data() + int64_t(token) * channels; }
+
+    std::vector<int32_t> identity() const {
+        std::vector<int32_t> order(n);
+        for (int token = 0; token < n; ++token) order[token] = token;
+        return order;
+    }
+
+    // Tokens minus the one nearest to their mean (not the mean itself: differences on a grid stay exact).
+    void center(const float* tokens) {
+        std::vector<double> sum(channels, 0.0);
+        for (int token = 0; token < n; ++token)
+            for (int c = 0; c < channels; ++c) sum[c] += tokens[int64_t(token) * channels + c];
+        std::vector<float> mean(channels);
+        for (int c = 0; c < channels; ++c) mean[c] = float(sum[c] / n);
+        int central = 0;
+        float least = INFINITE;
+        for (int token = 0; token < n; ++token) {
+            const float distance = sweeps.squared_distance(tokens + int64_t(token) * channels, mean.data(), channels);
+            if (distance < least) {
+                least = distance;
+                central = token;
+            }
+        }
+        const float* origin = tokens + int64_t(central) * channels;
+        coordinates.resize(int64_t(n) * channels);
+        for (int token = 0; token < n; ++token)
+            for (int c = 0; c < channels; ++c)
+                coordinates[int64_t(token) * channels + c] = tokens[int64_t(token) * channels + c] - origin[c];
+    }
+
+    void pack(const std::vector<int32_t>& order) {
+        const int block = sweeps.block;
+        packed.assign(int64_t(padded()) * channels, 0.0f);
+        half_norm.resize(padded());
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int b = 0; b < num_blocks; ++b) {
+            const int count = std::min(block, n - b * block);
+            pack_block(order.data() + b * block, count, packed.data() + int64_t(b) * block * channels,
+                       half_norm.data() + b * block);
+            std::fill(half_norm.begin() + b * block + count, half_norm.begin() + (b + 1) * block, INFINITE);
+        }
+    }
+
+    void pack_block(const int32_t* order, int count, float* target, float* norms) const {
+        for (int t = 0; t < count; ++t) {
+            const float* token = row(order[t]);
+            for (int c = 0; c < channels; ++c) target[int64_t(c) * sweeps.block + t] = token[c];
+        }
+        sweeps.half_norms(target, channels, norms);
+    }
+
+    // Every pair of tokens once; each thread has lists of its own.
+    void find_neighbors() {
+        const Blocks tokens = blocks();
+        const int64_t entries = int64_t(padded()) * LIST;
+        const int64_t list_bytes = entries * (sizeof(float) + sizeof(int32_t));
+        const int workers = int(std::max<int64_t>(1, std::min<int64_t>(threads, MAX_LIST_BYTES / list_bytes)));
+        AlignedFloats distance(workers * entries, INFINITE);
+        AlignedIntegers index(workers * entries, -1);
+        AlignedFloats limit(int64_t(workers) * padded(), INFINITE);
+        const auto lists_of = [&](int worker) {
+            return NeighborLists{k, limit.data() + int64_t(worker) * padded(), distance.data() + worker * entries,
+                                 index.data() + worker * entries};
+        };
+        const bool seeded = num_blocks > SEEDED_FROM_BLOCKS;
+#pragma omp parallel num_threads(workers) if (workers > 1)
+        {
+            NeighborLists seeds = lists_of(0), lists = lists_of(this_thread());
+            if (seeded) {
+#pragma omp for
+                for (int b = 0; b < num_blocks; ++b) sweeps.meet_blocks(tokens, b, b, seeds);
+#pragma omp single
+                take_limits(distance, index, limit, workers);
+            }
+            // Dynamic scheduling deals out rising row blocks, so each thread's offers come by rising index.
+#pragma omp for schedule(dynamic)
+            for (int row_block = 0; row_block < num_blocks; ++row_block)
+                for (int column_block = row_block; column_block < num_blocks; ++column_block)
+                    sweeps.meet_blocks(tokens, row_block, column_block, lists);
+        }
+        merge_lists(distance, index, workers);
+    }
+
+    // Keeps only the limits of the first thread's lists, for all threads: just above the distances found, as an equally
+    // near token of a lower index must still be let in.
+    void take_limits(AlignedFloats& distance, AlignedIntegers& index,
+                     AlignedFloats& limit, int workers) const {
+        const int64_t entries = int64_t(padded()) * LIST;
+        for (int token = 0; token < n; ++token)
+            limit[token] = std::nextafter(distance[int64_t(token) * LIST + k - 1], INFINITE);
+        for (int worker = 1; worker < workers; ++worker)
+            std::copy_n(limit.begin(), padded(), limit.begin() + int64_t(worker) * padded());
+        std::fill_n(distance.begin(), entries, INFINITE);
+        std::fill_n(index.begin(), entries, -1);
+    }
+
+    // The k first of all threads' lists.
+    void merge_lists(const AlignedFloats& distance, const AlignedIntegers& index,
+                     int workers) {
+        const int64_t entries = int64_t(padded()) * LIST;
+        neighbor_index.resize(int64_t(n) * k);
+        std::vector<int> next(workers);
+        for (int64_t token = 0; token < n; ++token) {
+            std::fill(next.begin(), next.end(), 0);
+            for (int place = 0; place < k; ++place) {
+                int64_t first = -1;
+                int from = 0;
+                for (int worker = 0; worker < workers; ++worker) {
+                    const int64_t entry = worker * entries + token * LIST + next[worker];
+                    if (next[worker] == k || index[entry] < 0) continue;
+                    if (first < 0 || distance[entry] < distance[first] ||
+                        (distance[entry] == distance[first] && index[entry] < index[first])) {
+                        first = entry;
+                        from = worker;
+                    }
+                }
+                // Only tokens that cannot be compared (NaN, overflow) have fewer than k: they are their own neighbours.
+                neighbor_index[token * k + place] = first < 0 ? int32_t(token) : index[first];
+                ++next[from];
+            }
+        }
+    }
+
+    // log rho of Eq. 1, from coordinate differences: no cancellation.
+    void find_densities() {
+        log_density.resize(n);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int token = 0; token < n; ++token) {
+            float squared[LIST];
+            for (int place = 0; place < k; ++place)
+                squared[place] =
+                    sweeps.squared_distance(row(token), row(neighbor_index[int64_t(token) * k + place]), channels);
+            // Sorted, so that equal neighbourhoods have equal densities.
+            std::sort(squared, squared + k);
+            float sum = 0;
+            for (int place = 0; place < k; ++place) sum += squared[place];
+            log_density[token] = -sum / float(k * channels);
+        }
+        by_density = descending(log_density);
+        density_rank = ranks(by_density);
+    }
+
+    // The nearest denser token of each token; the densest is its own.
+    void find_parents() {
+        const int densest = by_density[0];
+        parent.assign(n, densest);
+        std::vector<int32_t> unresolved;
+        for (int place = 1; place < n; ++place) {
+            const int token = by_density[place];
+            const int32_t* near = neighbor_index.data() + int64_t(token) * k;
+            const int32_t* found = std::find_if(
+                near, near + k, [&](int32_t other) { return density_rank[other] < density_rank[token]; });
+            if (found == near + k)
+                unresolved.push_back(token);
+            else
+                parent[token] = *found;
+        }
+        pack(by_density);
+        std::vector<int32_t> labels(by_density);
+        labels.resize(padded(), 0);
+        nearest_of_prefix(unresolved, labels, density_rank, parent);
+    }
+
+    // For the tokens in `rows`: the nearest among the first limits[token] of the packed tokens, named by `labels`.
+    void nearest_of_prefix(const std::vector<int32_t>& rows, const std::vector<int32_t>& labels,
+                           const std::vector<int32_t>& limits, std::vector<int32_t>& nearest) const {
+        const int width = sweeps.rows, block = sweeps.block;
+        const int groups = (int(rows.size()) + width - 1) / width;
+        const Blocks columns = blocks();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+        {
+            AlignedFloats group(int64_t(block) * channels, 0.0f), norm(block, 0.0f);
+            std::vector<int32_t> limit(width), result(width);
+#pragma omp for schedule(dynamic)
+            for (int g = groups - 1; g >= 0; --g) {  // later rows have longer prefixes
+                const int count = std::min(width, int(rows.size()) - g * width);
+                const int32_t* tokens = rows.data() + g * width;
+                pack_block(tokens, count, group.data(), norm.data());
+                for (int r = 0; r < width; ++r) {
+                    limit[r] = r < count ? limits[tokens[r]] : 0;
+                    result[r] = r < count ? nearest[tokens[r]] : 0;
+                }
+                sweeps.find_nearest(group.data(), norm.data(), columns, labels.data(), limit.data(), result.data());
+                for (int r = 0; r < count; ++r) nearest[tokens[r]] = result[r];
+            }
+        }
+    }
+
+    // Tokens by falling decision value rho * delta, compared as logarithms; the densest is the first (Eq. 2).
+    void find_decision_ranks() {
+        const int densest = by_density[0];
+        std::vector<float> log_decision(n);
+        for (int token = 0; token < n; ++token) {
+            const float squared = sweeps.squared_distance(row(token), row(parent[token]), channels);
+            log_decision[token] = log_density[token] + std::log(std::sqrt(squared / float(channels)));
+        }
+        std::vector<int32_t> order = descending(log_decision);
+        const auto place = std::find(order.begin(), order.end(), densest);
+        std::rotate(order.begin(), place, place + 1);
+        decision_rank = ranks(order);
+    }
+
+    // Indices by falling value, ties by rising index; NaN last.
+    std::vector<int32_t> descending(const std::vector<float>& values) const {
+        std::vector<uint64_t> keys(n);
+        for (int token = 0; token < n; ++token) {
+            float value = values[token] + 0.0f;  // makes -0 equal to 0
+            if (std::isnan(value)) value = -INFINITE;
+            uint32_t bits;
+            std::memcpy(&bits, &value, sizeof bits);
+            const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+            keys[token] = uint64_t(~ascending) << 32 | uint32_t(token);
+        }
+        std::sort(keys.begin(), keys.end());
+        std::vector<int32_t> order(n);
+        for (int place = 0; place < n; ++place) order[place] = int32_t(keys[place] & 0xffffffffu);
+        return order;
+    }
+
+    std::vector<int32_t> ranks(const std::vector<int32_t>& order) const {
+        std::vector<int32_t> rank(n);
+        for (int place = 0; place < n; ++place) rank[order[place]] = place;
+        return rank;
+    }
+};
+
+void cluster_image(const float* tokens, int num_tokens, int channels, int num_neighbors, bool nearest_center,
+                   const int64_t* num_clusters, int num_scales, int64_t scale_stride, const Sweeps& sweeps, int threads,
+                   int64_t* labels) {
+    Image image(tokens, num_tokens, channels, num_neighbors, sweeps, threads);
+    for (int scale = 0; scale < num_scales; ++scale) {
+        int64_t* label = labels + scale * scale_stride;
+        if (nearest_center)
+            image.join_nearest_center(num_clusters[scale], label);
+        else
+            image.follow_parents(num_clusters[scale], label);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// The largest k that the kernel takes.
+int clustr_max_neighbors_v1() { return LIST; }
+
+// Whether an instruction set ("avx512", "avx2", "portable") can be used here.
+int clustr_supports_v1(const char* instruction_set) {
+    Sweeps sweeps;
+    return find_sweeps(instruction_set, sweeps);
+}
+
+// tokens (B, N, C) contiguous -> labels (S, B, N). Returns 0, 1 for an unknown instruction set, 2 if memory ran out.
+int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
+                            const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
+                            int num_threads, const char* instruction_set, int64_t* labels) {
+    Sweeps sweeps;
+    if (!find_sweeps(instruction_set, sweeps)) return 1;
+    const int64_t scale_stride = batch_size * num_tokens;
+    int failed = 0;
+    const auto cluster = [&](int64_t image, int threads) {
+        try {
+            cluster_image(tokens + image * num_tokens * channels, int(num_tokens), int(channels), int(num_neighbors),
+                          nearest_center != 0, num_clusters, int(num_scales), scale_stride, sweeps, threads,
+                          labels + image * num_tokens);
+        } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+            failed = 1;
+        }
+    };
+    // An image for each thread as long as there are enough images; all threads on each of the rest.
+    const int64_t shared = batch_size - batch_size % num_threads;
+#pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1 && shared > 0)
+    for (int64_t image = 0; image < shared; ++image) cluster(image, 1);
+    for (int64_t image = shared; image < batch_size; ++image) cluster(image, num_threads);
+    return failed ? 2 : 0;
+}
+}

@@ -1,0 +1,138 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+The compiled clustering kernel, if there is one.
+
+It is built when the package is installed on a machine with a C++ compiler, and used for float32 tokens on CPUs. Where
+there is none, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor functions
+of clustering_clustr.py do the same work. This file is uploaded to the Hub too: remote code finds the kernel of an
+installed package by its path, without importing the package, whose classes it brings itself.
+"""
+
+import ctypes
+import functools
+import importlib.machinery
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+
+
+LIBRARY_NAME = "_clustering_kernel"
+# Part of the exported names: remote code of another release must not call a kernel that means something else.
+INTERFACE = "v1"
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+
+
+def is_available() -> bool:
+    """`bool`: Whether the compiled kernel was built and is not switched off."""
+    return os.environ.get("CLUSTR_KERNEL") != "off" and _library() is not None
+
+
+def supported_instruction_sets() -> tuple[str, ...]:
+    """`tuple[str, ...]`: Those of `INSTRUCTION_SETS` that this processor and build have, the fastest first."""
+    if not is_available():
+        return ()
+    supports = _function("supports")
+    return tuple(name for name in INSTRUCTION_SETS if supports(name.encode()))
+
+
+def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
+    """
+    Whether [`cluster`] takes these arguments: plain float32 tensors in a CPU's memory, and a moderate k.
+
+    Not while tracing (the clusters of the example would become constants), and no subclass of a tensor.
+    """
+    return (
+        tokens.is_cpu
+        and tokens.dtype == torch.float32
+        and type(tokens) is torch.Tensor
+        and not torch.jit.is_tracing()
+        and _has_memory(tokens)
+        and is_available()
+        and min(num_neighbors, tokens.shape[1]) <= _function("max_neighbors")()
+    )
+
+
+def cluster(
+    tokens: torch.Tensor,
+    num_clusters: list[int],
+    num_neighbors: int,
+    assignment: str,
+    instruction_set: str = "best",
+) -> torch.Tensor:
+    """
+    The compiled form of [`~clustering_clustr.find_clusters`], on as many threads as torch uses.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): float32, on the CPU, see [`can_cluster`].
+        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked.
+        instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or the best of them.
+
+    Returns:
+        `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
+
+    Raises:
+        ValueError: if the processor or the build does not have the instruction set.
+        MemoryError: if the kernel could not have the memory that it needs.
+    """
+    tokens = tokens.contiguous()
+    batch_size, num_tokens, channels = tokens.shape
+    labels = torch.empty(len(num_clusters), batch_size, num_tokens, dtype=torch.long)
+    status = _function("find_clusters")(
+        tokens.data_ptr(),
+        batch_size,
+        num_tokens,
+        channels,
+        (ctypes.c_int64 * len(num_clusters))(*num_clusters),
+        len(num_clusters),
+        num_neighbors,
+        assignment == "nearest_center",
+        torch.get_num_threads(),
+        instruction_set.encode(),
+        labels.data_ptr(),
+    )
+    if status == 1:
+        raise ValueError(f"`instruction_set` must be one of {supported_instruction_sets()}, got {instruction_set!r}.")
+    if status == 2:
+        raise MemoryError(f"Clustering tokens of shape {tuple(tokens.shape)} ran out of memory.")
+    return labels
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    package = importlib.util.find_spec("clustr_hf")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            path = Path(folder, LIBRARY_NAME + suffix)
+            if path.is_file():
+                return _load(path)
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(path))
+        int64, pointer, text = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
+        signature = [pointer, int64, int64, int64, pointer, int64, int64, ctypes.c_int, ctypes.c_int, text, pointer]
+        getattr(library, f"clustr_find_clusters_{INTERFACE}").argtypes = signature
+        getattr(library, f"clustr_supports_{INTERFACE}").argtypes = [text]
+    except (OSError, AttributeError):  # built for another system, or by another release
+        return None
+    return library
+
+
+def _function(name: str):
+    return getattr(_library(), f"clustr_{name}_{INTERFACE}")
+
+
+def _has_memory(tokens: torch.Tensor) -> bool:
+    """False for the wrapped tensors of torch.func's transforms, which only tensor operations can read."""
+    try:
+        tokens.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+__all__ = ["can_cluster", "cluster", "is_available", "supported_instruction_sets"]

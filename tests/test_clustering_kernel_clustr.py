@@ -1,0 +1,169 @@
+"""The compiled kernel against the oracle and the tensor functions, for every instruction set of this processor."""
+
+import ctypes.util
+import sys
+
+import naive_dpc_knn
+import pytest
+import torch
+
+from clustr_hf import clustering_kernel_clustr, find_clusters
+from clustr_hf.clustering_kernel_clustr import INSTRUCTION_SETS, can_cluster, cluster, supported_instruction_sets
+
+
+ASSIGNMENTS = ["density_parent", "nearest_center"]
+
+pytestmark = pytest.mark.skipif(not supported_instruction_sets(), reason="the compiled kernel was not built")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    if request.param not in supported_instruction_sets():
+        pytest.skip(f"this processor does not have {request.param}")
+    return request.param
+
+
+@pytest.fixture
+def tensor_clusters(monkeypatch):
+    """`find_clusters` by tensor operations."""
+
+    def run(tokens, *args):
+        with monkeypatch.context() as context:
+            context.setenv("CLUSTR_KERNEL", "off")
+            return torch.stack(find_clusters(tokens, *args))
+
+    return run
+
+
+def exact_tokens(kind: str, batch_size: int, num_tokens: int, channels: int, seed: int) -> torch.Tensor:
+    """Tokens of so few bits that float32 holds their distances exactly, with and without ties."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch_size, num_tokens, channels, generator=generator)
+    if kind == "fine":
+        return tokens.mul(2**7).round().div(2**7)
+    if kind == "grid":
+        return tokens.mul(2).round()
+    if kind == "walk":  # neighbours in the image are neighbours in feature space
+        return tokens.mul(2).round().cumsum(dim=1)
+    source = torch.randint(0, max(1, num_tokens // 3), (num_tokens,), generator=generator)
+    return (
+        {"copies": tokens[:, source], "two": tokens[:, source % 2], "one": tokens[:, source * 0]}[kind].mul(8).round()
+    )
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("kind", ["fine", "grid", "walk", "copies", "two", "one"])
+def test_thousands_of_small_cases_agree_with_the_oracle(kind, assignment, instruction_set):
+    """Sizes around the blocks of the sweeps (12, 24 and 48 tokens), any number of channels and neighbours."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(60):
+        num_tokens, channels = (int(torch.randint(1, high, (), generator=generator)) for high in (56, 20))
+        k = int(torch.randint(1, 17, (), generator=generator))
+        tokens = exact_tokens(kind, 2, num_tokens, channels, seed)
+        numbers = [max(1, num_tokens // 7), max(1, num_tokens // 3), num_tokens]
+        found = cluster(tokens, numbers, k, assignment, instruction_set)
+        for image, labels in zip(tokens, found.transpose(0, 1)):
+            assert labels.tolist() == naive_dpc_knn.cluster(image.tolist(), numbers, k, assignment)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("kind", ["grid", "walk", "copies", "two", "one"])
+@pytest.mark.parametrize("shape", [(1, 1003, 17), (3, 600, 64), (2, 784, 33)])
+def test_larger_cases_agree_with_the_tensor_functions(shape, kind, assignment, instruction_set, tensor_clusters):
+    """Enough blocks for seeded lists and for all threads."""
+    tokens = exact_tokens(kind, *shape, seed=1)
+    numbers = [shape[1] // 64, shape[1] // 16, shape[1] + 5]
+    expected = tensor_clusters(tokens, numbers, 5, assignment)
+    assert torch.equal(cluster(tokens, numbers, 5, assignment, instruction_set), expected)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_smooth_tokens_agree_with_float64(assignment, instruction_set):
+    base = torch.randn(2, 500, 64, generator=torch.Generator().manual_seed(6))
+    for tokens in (base, base * 1e-4, base * 1e4, base + 100, base.cumsum(dim=1)):
+        expected = torch.stack(find_clusters(tokens.double(), [7, 31], 5, assignment))
+        assert torch.equal(cluster(tokens, [7, 31], 5, assignment, instruction_set), expected)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_threads_and_batch_do_not_change_the_result(assignment, instruction_set):
+    tokens = torch.randn(5, 900, 48, generator=torch.Generator().manual_seed(2))
+    tokens[1] = tokens[1].mul(2).round()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = cluster(tokens, [14, 56], 5, assignment, instruction_set)
+        for number in (2, 3, 7):
+            torch.set_num_threads(number)
+            assert torch.equal(cluster(tokens, [14, 56], 5, assignment, instruction_set), expected)
+            for image in range(5):
+                alone = cluster(tokens[image : image + 1], [14, 56], 5, assignment, instruction_set)
+                assert torch.equal(alone[:, 0], expected[:, image])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30, 3e38, 1e-40, 0.0])
+def test_degenerate_values_still_give_valid_labels(value, assignment, instruction_set):
+    tokens = torch.randn(3, 200, 4)
+    tokens[0] = value
+    tokens[1, ::2] = value
+    tokens[2, 7, 3] = value
+    labels = cluster(tokens, [3, 60], 5, assignment, instruction_set)
+    assert labels.min() >= 0 and labels[0].max() < 3 and labels[1].max() < 60
+
+
+def test_strided_tokens_and_gradients_are_taken(tensor_clusters):
+    tokens = torch.randn(3, 8, 50).mul(2).round().transpose(1, 2).requires_grad_()
+    assert torch.equal(torch.stack(find_clusters(tokens, [4])), tensor_clusters(tokens, [4]))
+
+
+def test_what_the_kernel_leaves_to_tensor_operations():
+    tokens = torch.randn(1, 40, 4)
+    assert can_cluster(tokens, 5)
+    assert not can_cluster(tokens.double(), 5)
+    assert not can_cluster(tokens.to("meta"), 5)
+    assert not can_cluster(tokens, 17)
+    assert can_cluster(tokens[:, :16], 17)  # k is at most N
+
+
+def test_the_kernel_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("CLUSTR_KERNEL", "off")
+    assert not clustering_kernel_clustr.is_available()
+    assert not can_cluster(torch.randn(1, 40, 4), 5)
+
+
+def test_per_sample_gradients_of_torch_func_run():
+    """Its wrapped tensors have no memory that the kernel could read."""
+    tokens = torch.randn(1, 30, 4)
+
+    def loss(tokens):
+        (index,) = find_clusters(tokens, [3])
+        return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, 4)).square().sum()
+
+    assert torch.func.grad(loss)(tokens).shape == tokens.shape
+
+
+def test_unknown_instruction_sets_are_named():
+    with pytest.raises(ValueError, match=r"`instruction_set` must be one of .* got 'sse9'"):
+        cluster(torch.randn(1, 40, 4), [3], 5, "density_parent", "sse9")
+
+
+def test_a_library_that_is_none_or_of_another_release_is_left_alone(tmp_path):
+    path = tmp_path / "library.so"
+    path.write_text("not a library")
+    assert clustering_kernel_clustr._load(path) is None
+    foreign = ctypes.util.find_library("m") if sys.platform == "linux" else None
+    if foreign:
+        assert clustering_kernel_clustr._load(foreign) is None
+
+
+def test_without_a_library_there_is_no_kernel(tmp_path, monkeypatch):
+    class Package:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr(clustering_kernel_clustr.importlib.util, "find_spec", lambda name: Package())
+    assert clustering_kernel_clustr._library.__wrapped__() is None
+    monkeypatch.setattr(clustering_kernel_clustr.importlib.util, "find_spec", lambda name: None)
+    assert clustering_kernel_clustr._library.__wrapped__() is None
