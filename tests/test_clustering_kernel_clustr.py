@@ -56,9 +56,9 @@ def exact_tokens(kind: str, batch_size: int, num_tokens: int, channels: int, see
 def test_thousands_of_small_cases_agree_with_the_oracle(kind, assignment, instruction_set):
     """Sizes around the blocks of the sweeps (12, 24 and 48 tokens), any number of channels and neighbours."""
     generator = torch.Generator().manual_seed(0)
-    for seed in range(60):
+    for seed in range(30):
         num_tokens, channels = (int(torch.randint(1, high, (), generator=generator)) for high in (56, 20))
-        k = int(torch.randint(1, 17, (), generator=generator))
+        k = int(torch.randint(1, 9, (), generator=generator))
         tokens = exact_tokens(kind, 2, num_tokens, channels, seed)
         numbers = [max(1, num_tokens // 7), max(1, num_tokens // 3), num_tokens]
         found = cluster(tokens, numbers, k, assignment, instruction_set)
@@ -124,8 +124,8 @@ def test_what_the_kernel_leaves_to_tensor_operations():
     assert can_cluster(tokens, 5)
     assert not can_cluster(tokens.double(), 5)
     assert not can_cluster(tokens.to("meta"), 5)
-    assert not can_cluster(tokens, 17)
-    assert can_cluster(tokens[:, :16], 17)  # k is at most N
+    assert not can_cluster(tokens, 9)
+    assert can_cluster(tokens[:, :8], 9)  # k is at most N
 
 
 def test_the_kernel_can_be_switched_off(monkeypatch):

@@ -11,15 +11,15 @@
 // Everything is decided by (value, index) in lexicographic order, so the result does not depend on how the work is
 // divided among threads. N tokens, C channels, k neighbours, M clusters.
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <new>
+#include <utility>
 #include <vector>
-
-#include <algorithm>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -33,12 +33,15 @@
 namespace {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-// Entries of a neighbour list, so the largest k: a vector of the widest instruction set.
-constexpr int LIST = 16;
+// Entries of a neighbour list, so the largest k: one vector.
+constexpr int LIST = 8;
 // Above this many bytes, the threads' own neighbour lists are not worth their memory: fewer threads work on an image.
 constexpr int64_t MAX_LIST_BYTES = int64_t(64) << 20;
+constexpr int MAX_WORKERS = 64;
 // From so many blocks on, the lists start from the neighbours within a token's own block, which spares them insertions.
 constexpr int SEEDED_FROM_BLOCKS = 8;
+// A column block in the cache meets so many row blocks, if there are enough to go round.
+constexpr int MAX_ROW_BLOCKS = 4;
 
 // Cache lines: vectors of packed tokens never straddle two.
 constexpr std::size_t ALIGNMENT = 64;
@@ -105,7 +108,7 @@ inline void insert(NeighborLists& lists, int token, int other, float value) {
 
 #ifdef X86_VARIANTS
 #pragma GCC push_options
-#pragma GCC target("avx512f")
+#pragma GCC target("avx512f,avx512vl")
 namespace avx512 {
 constexpr int LANES = 16, ROWS = 8;
 static inline __attribute__((always_inline)) unsigned less_mask(__m512 a, __m512 b) {
@@ -121,15 +124,15 @@ static inline __attribute__((always_inline)) float sum_of(__m512 values) {
 static inline __attribute__((always_inline)) void offer(NeighborLists& lists, int token, int other, float value) {
     float* distances = lists.distance + int64_t(token) * LIST;
     int32_t* indices = lists.index + int64_t(token) * LIST;
-    const __m512i lane_below = _mm512_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14);
-    __m512 distance = _mm512_loadu_ps(distances);
-    __m512i index = _mm512_loadu_si512(indices);
-    const __mmask16 greater = _mm512_cmp_ps_mask(distance, _mm512_set1_ps(value), _CMP_GT_OQ);
-    const __mmask16 place = greater & -greater;
-    distance = _mm512_mask_permutexvar_ps(distance, greater, lane_below, distance);
-    index = _mm512_mask_permutexvar_epi32(index, greater, lane_below, index);
-    _mm512_storeu_ps(distances, _mm512_mask_mov_ps(distance, place, _mm512_set1_ps(value)));
-    _mm512_storeu_si512(indices, _mm512_mask_set1_epi32(index, place, other));
+    const __m256i lane_below = _mm256_setr_epi32(0, 0, 1, 2, 3, 4, 5, 6);
+    __m256 distance = _mm256_loadu_ps(distances);
+    __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(indices));
+    const __mmask8 greater = _mm256_cmp_ps_mask(distance, _mm256_set1_ps(value), _CMP_GT_OQ);
+    const __mmask8 place = greater & -greater;
+    distance = _mm256_mask_permutexvar_ps(distance, greater, lane_below, distance);
+    index = _mm256_mask_permutexvar_epi32(index, greater, lane_below, index);
+    _mm256_storeu_ps(distances, _mm256_mask_mov_ps(distance, place, _mm256_set1_ps(value)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(indices), _mm256_mask_set1_epi32(index, place, other));
     lists.lower_limit(token);
 }
 #include "clustering_kernel_sweeps.inc"
@@ -186,7 +189,7 @@ bool find_sweeps(const char* name, Sweeps& sweeps) {
         return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
     };
 #ifdef X86_VARIANTS
-    if (is_wanted("avx512") && __builtin_cpu_supports("avx512f")) {
+    if (is_wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) {
         sweeps = SWEEPS_OF(avx512);
         return true;
     }
@@ -311,7 +314,7 @@ private:
         const Blocks tokens = blocks();
         const int64_t entries = int64_t(padded()) * LIST;
         const int64_t list_bytes = entries * (sizeof(float) + sizeof(int32_t));
-        const int workers = int(std::max<int64_t>(1, std::min<int64_t>(threads, MAX_LIST_BYTES / list_bytes)));
+        const int workers = int(std::clamp<int64_t>(MAX_LIST_BYTES / list_bytes, 1, std::min(threads, MAX_WORKERS)));
         AlignedFloats distance(workers * entries, INFINITE);
         AlignedIntegers index(workers * entries, -1);
         AlignedFloats limit(int64_t(workers) * padded(), INFINITE);
@@ -320,6 +323,7 @@ private:
                                  index.data() + worker * entries};
         };
         const bool seeded = num_blocks > SEEDED_FROM_BLOCKS;
+        const int row_blocks = num_blocks > 8 * workers * MAX_ROW_BLOCKS ? MAX_ROW_BLOCKS : 1;
 #pragma omp parallel num_threads(workers) if (workers > 1)
         {
             NeighborLists seeds = lists_of(0), lists = lists_of(this_thread());
@@ -331,17 +335,17 @@ private:
             }
             // Dynamic scheduling deals out rising row blocks, so each thread's offers come by rising index.
 #pragma omp for schedule(dynamic)
-            for (int row_block = 0; row_block < num_blocks; ++row_block)
-                for (int column_block = row_block; column_block < num_blocks; ++column_block)
-                    sweeps.meet_blocks(tokens, row_block, column_block, lists);
+            for (int first = 0; first < num_blocks; first += row_blocks)
+                for (int column_block = first; column_block < num_blocks; ++column_block)
+                    for (int row_block = first; row_block < first + row_blocks && row_block <= column_block; ++row_block)
+                        sweeps.meet_blocks(tokens, row_block, column_block, lists);
         }
         merge_lists(distance, index, workers);
     }
 
     // Keeps only the limits of the first thread's lists, for all threads: just above the distances found, as an equally
     // near token of a lower index must still be let in.
-    void take_limits(AlignedFloats& distance, AlignedIntegers& index,
-                     AlignedFloats& limit, int workers) const {
+    void take_limits(AlignedFloats& distance, AlignedIntegers& index, AlignedFloats& limit, int workers) const {
         const int64_t entries = int64_t(padded()) * LIST;
         for (int token = 0; token < n; ++token)
             limit[token] = std::nextafter(distance[int64_t(token) * LIST + k - 1], INFINITE);
@@ -352,29 +356,21 @@ private:
     }
 
     // The k first of all threads' lists.
-    void merge_lists(const AlignedFloats& distance, const AlignedIntegers& index,
-                     int workers) {
-        const int64_t entries = int64_t(padded()) * LIST;
+    void merge_lists(const AlignedFloats& distance, const AlignedIntegers& index, int workers) {
         neighbor_index.resize(int64_t(n) * k);
-        std::vector<int> next(workers);
-        for (int64_t token = 0; token < n; ++token) {
-            std::fill(next.begin(), next.end(), 0);
-            for (int place = 0; place < k; ++place) {
-                int64_t first = -1;
-                int from = 0;
-                for (int worker = 0; worker < workers; ++worker) {
-                    const int64_t entry = worker * entries + token * LIST + next[worker];
-                    if (next[worker] == k || index[entry] < 0) continue;
-                    if (first < 0 || distance[entry] < distance[first] ||
-                        (distance[entry] == distance[first] && index[entry] < index[first])) {
-                        first = entry;
-                        from = worker;
-                    }
-                }
-                // Only tokens that cannot be compared (NaN, overflow) have fewer than k: they are their own neighbours.
-                neighbor_index[token * k + place] = first < 0 ? int32_t(token) : index[first];
-                ++next[from];
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+        for (int token = 0; token < n; ++token) {
+            std::pair<float, int32_t> entries[MAX_WORKERS * LIST];
+            int count = 0;
+            for (int worker = 0; worker < workers; ++worker) {
+                const int64_t first = (int64_t(worker) * padded() + token) * LIST;
+                for (int place = 0; place < k && index[first + place] >= 0; ++place)
+                    entries[count++] = {distance[first + place], index[first + place]};
             }
+            if (workers > 1) std::sort(entries, entries + count);
+            // Only tokens that cannot be compared (NaN, overflow) have fewer than k: they are their own neighbours.
+            for (int place = 0; place < k; ++place)
+                neighbor_index[int64_t(token) * k + place] = place < count ? entries[place].second : token;
         }
     }
 

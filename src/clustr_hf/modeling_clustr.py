@@ -6,6 +6,7 @@ The classes stand in the order of the architecture. B images, N = h w tokens of 
 tokens. Between stages the tokens are maps (B, C, h, w); their memory is channels-last, so that (B, N, C) is a view.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, 
 from .configuration_clustr import ClusTRConfig
 
 
-# Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
-FEED_FORWARD_ELEMENTS = 2**21
+# Hidden features of a feed-forward network that are made at once where it works in pieces: 4 MiB in float32.
+FEED_FORWARD_ELEMENTS = 2**20
 
 
 @dataclass
@@ -169,7 +170,7 @@ class ClusTRAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, scale_weights = 0, []
+        scale_outputs, scale_weights = [], []
         for scale_tokens, kv_proj in zip(key_value_tokens, self.kv_projs):
             key, value = kv_proj(scale_tokens).chunk(2, dim=-1)
             scale_output, weights = attention_interface(
@@ -182,8 +183,9 @@ class ClusTRAttention(nn.Module):
                 scaling=self.scaling,
                 **kwargs,
             )
-            output = output + scale_output
+            scale_outputs.append(scale_output)
             scale_weights.append(weights)
+        output = functools.reduce(torch.add, scale_outputs)
         output = self.dropout(self.o_proj(output.flatten(2)))
         return output, _side_by_side(scale_weights), cluster_index
 
