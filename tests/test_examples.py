@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 from conftest import REPOSITORY, run_process
 from local_hub import LocalHub
@@ -33,6 +34,15 @@ def test_quickstart_learns_reloads_and_draws(demo):
             assert np.asarray(picture.convert("L")).std() > 10
     card = (out / "clustr-nano-digits" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "{{" not in card
+
+
+def test_a_checkpoint_becomes_an_onnx_file_that_was_checked(demo):
+    command = [sys.executable, REPOSITORY / "examples" / "export_to_onnx.py", "out/clustr-nano-digits", "digits.onnx"]
+    output = run_process([*command, "--image_size", 32], demo)
+    assert "Cluster labels equal to PyTorch's: " in output
+    session = onnxruntime.InferenceSession(demo / "digits.onnx")
+    (logits,) = session.run(["logits"], {"pixel_values": np.zeros((5, 3, 32, 32), dtype=np.float32)})
+    assert logits.shape == (5, 10)
 
 
 @pytest.fixture(scope="module")

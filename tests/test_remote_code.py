@@ -9,11 +9,25 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoModelForImageClassification
 
-from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, ClusTRModel
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRForImageClassification,
+    ClusTRImageProcessor,
+    ClusTRModel,
+    clustering_kernel_clustr,
+)
 
 
-CODE_FILES = {"configuration_clustr.py", "clustering_clustr.py", "modeling_clustr.py", "image_processing_clustr.py"}
+CODE_FILES = {
+    "configuration_clustr.py",
+    "clustering_kernel_clustr.py",
+    "clustering_clustr.py",
+    "modeling_clustr.py",
+    "image_processing_clustr.py",
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +66,15 @@ def test_folder_is_complete(folder):
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_clustr.ClusTRImageProcessor"}
     for path in folder.glob("*.py"):
         assert "clustr_hf." not in path.read_text().replace("`clustr_hf.", "").replace("torch.ops.clustr_hf.", "")
+
+
+def test_remote_code_uses_the_kernel_of_an_installed_package(folder):
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    remote_package = type(model).__module__.rpartition(".")[0]
+    assert remote_package.startswith("transformers_modules.")
+    remote_kernel = sys.modules[f"{remote_package}.clustering_kernel_clustr"]
+    assert remote_kernel is not clustering_kernel_clustr
+    assert remote_kernel.is_available() == clustering_kernel_clustr.is_available()
 
 
 LOAD_ALL = """

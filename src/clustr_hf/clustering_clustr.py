@@ -26,8 +26,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from transformers.utils import is_torchdynamo_exporting
 
-from . import clustering_kernel_clustr as clustering_kernel
+from .clustering_kernel_clustr import can_cluster, cluster
 from .configuration_clustr import CLUSTER_ASSIGNMENTS
 
 
@@ -85,7 +87,7 @@ def find_clusters(
         _check_window(tokens, size, window)
     if window is not None and window < max(size):
         return _find_clusters_in_windows(tokens, num_clusters, num_neighbors, assignment, size, window)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not is_torchdynamo_exporting():
         # One opaque node for the compiler: the chunk loops would be unrolled into thousands of nodes.
         return list(torch.ops.clustr_hf.find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
     return list(_find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
@@ -336,15 +338,24 @@ def _find_clusters_in_windows(
 def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
     tokens = tokens.to(torch.float64 if tokens.dtype == torch.float64 else torch.float32)
-    if clustering_kernel.can_cluster(tokens, num_neighbors):
-        return clustering_kernel.cluster(tokens, num_clusters, num_neighbors, assignment)
+    if not is_torchdynamo_exporting() and can_cluster(tokens, num_neighbors):
+        return cluster(tokens, num_clusters, num_neighbors, assignment)
     with _without_autocast(tokens.device.type):
-        # Small images are clustered together, as many as fill a chunk; large ones one at a time, rows in chunks.
-        images_at_once = max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2)
         groups = [
-            _cluster_group(images, num_clusters, num_neighbors, assignment) for images in tokens.split(images_at_once)
+            _cluster_group(images, num_clusters, num_neighbors, assignment) for images in _groups_of_images(tokens)
         ]
     return torch.cat(groups, dim=1)
+
+
+def _groups_of_images(tokens: torch.Tensor) -> Sequence[torch.Tensor]:
+    """
+    Small images are clustered together, as many as fill a chunk; large ones one at a time, rows in chunks.
+
+    In an exported graph all images are one group: a loop over groups would fix their number.
+    """
+    if is_torchdynamo_exporting():
+        return [tokens]
+    return tokens.split(max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2))
 
 
 def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
@@ -354,7 +365,7 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     nearest = nearest_tokens(tokens, num_neighbors)
     log_density = log_local_density(tokens, nearest[0]).gather(1, twin)
     density_rank = _rank_descending(log_density)
-    wait_for_counts = tokens.is_cpu and len(tokens) > 0
+    wait_for_counts = not is_torchdynamo_exporting() and tokens.is_cpu and len(tokens) > 0
     separation, parent = separation_and_parent(tokens, density_rank, nearest if wait_for_counts else None)
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)
@@ -418,15 +429,13 @@ def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
 
     A matrix product may round equal tokens differently, which would make ties between them a matter of chance.
     """
-    batch_size, num_tokens, channels = tokens.shape
+    channels = tokens.shape[-1]
     key_direction = torch.arange(1, channels + 1, device=tokens.device, dtype=tokens.dtype).cos()
-    order = (tokens * key_direction).sum(dim=-1).argsort(dim=1, stable=True)
+    order = (tokens * key_direction).sum(dim=-1).argsort(dim=1)
     ordered = _gather_tokens(tokens, order)
-    starts_run = torch.ones(batch_size, num_tokens, dtype=torch.bool, device=tokens.device)
-    starts_run[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).any(dim=-1)
-    position = torch.arange(num_tokens, device=tokens.device)
-    run_start = torch.where(starts_run, position, 0).cummax(dim=1).values
-    return torch.empty_like(order).scatter_(1, order, order.gather(1, run_start))
+    run = _number_runs((ordered[:, 1:] != ordered[:, :-1]).any(dim=-1))
+    first = torch.full_like(order, tokens.shape[1]).scatter_reduce(1, run, order, "amin")
+    return torch.empty_like(order).scatter(1, order, first.gather(1, run))
 
 
 def _farness(rows: torch.Tensor, tokens: torch.Tensor, half_norm: torch.Tensor) -> torch.Tensor:
@@ -461,10 +470,21 @@ def _rows_at_once(tokens: torch.Tensor) -> int:
 
 
 def _rank_descending(values: torch.Tensor) -> torch.Tensor:
-    """Rank of each value, 0 for the largest, ties by index; (B, N) -> (B, N)."""
-    order = values.argsort(dim=1, descending=True, stable=True)
+    """
+    Rank of each value, 0 for the largest, ties by index; (B, N) -> (B, N).
+
+    Two sorts, the second of whole numbers without ties: ONNX has no stable sort.
+    """
+    ordered, order = values.sort(dim=1, descending=True)
+    run = _number_runs(ordered[:, 1:] != ordered[:, :-1])
+    order = order.gather(1, (run * values.shape[1] + order).argsort(dim=1))
     rank = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, rank)
+    return torch.empty_like(order).scatter(1, order, rank)
+
+
+def _number_runs(differs: torch.Tensor) -> torch.Tensor:
+    """Numbers runs of equal elements by whether each but the first differs from the one before; (B, N-1) -> (B, N)."""
+    return nn.functional.pad(differs.cumsum(dim=1), (1, 0))
 
 
 def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ tokens. Between stages the tokens are maps (B, C, h, w); their memory is channel
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_exporting
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -492,6 +493,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
         self._check_pixel_values(pixel_values)
+        _fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
         cluster_indices = []
         for stage in self.stages:
@@ -522,6 +524,16 @@ class ClusTRModel(ClusTRPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
             )
+
+
+def _fix_exported_size(pixel_values: torch.Tensor):
+    """
+    Height and width are constants of an exported graph, as the numbers of tokens and clusters are: torch.export names
+    a dimension that was to be dynamic, where it would otherwise give a graph that is wrong for other sizes.
+    """
+    if is_torchdynamo_exporting():
+        for extent in pixel_values.shape[2:]:
+            operator.index(extent)
 
 
 class ClusTRBackbone(BackboneMixin, ClusTRModel):
