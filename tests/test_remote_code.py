@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModelForImageClassification
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from clustr_hf import (
     ClusTRBackbone,
@@ -69,8 +69,8 @@ def test_folder_is_complete(folder):
 
 
 def test_remote_code_uses_the_kernel_of_an_installed_package(folder):
-    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
-    remote_package = type(model).__module__.rpartition(".")[0]
+    model_class = get_class_from_dynamic_module("modeling_clustr.ClusTRForImageClassification", str(folder))
+    remote_package = model_class.__module__.rpartition(".")[0]
     assert remote_package.startswith("transformers_modules.")
     remote_kernel = sys.modules[f"{remote_package}.clustering_kernel_clustr"]
     assert remote_kernel is not clustering_kernel_clustr
