@@ -36,15 +36,6 @@ def test_quickstart_learns_reloads_and_draws(demo):
     assert "pipeline_tag: image-classification" in card and "{{" not in card
 
 
-def test_a_checkpoint_becomes_an_onnx_file_that_was_checked(demo):
-    command = [sys.executable, REPOSITORY / "examples" / "export_to_onnx.py", "out/clustr-nano-digits", "digits.onnx"]
-    output = run_process([*command, "--image_size", 32], demo)
-    assert "Cluster labels equal to PyTorch's: " in output
-    session = onnxruntime.InferenceSession(demo / "digits.onnx")
-    (logits,) = session.run(["logits"], {"pixel_values": np.zeros((5, 3, 32, 32), dtype=np.float32)})
-    assert logits.shape == (5, 10)
-
-
 @pytest.fixture(scope="module")
 def image_folders(tmp_path_factory):
     """Digits 0 to 2 as a folder of images for each class, to train and to validate."""
@@ -141,7 +132,7 @@ def code_blocks(language):
 
 def test_readme_has_only_blocks_that_these_tests_run():
     fences = re.findall(r"```(\w*)\n.*?```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-    assert fences == ["bash", "python", "python", "bash", "python", ""]  # the last one is the map of files
+    assert fences == ["bash", "python", "python", "bash", "bash", "python", ""]  # the last one is the map of files
 
 
 def test_readme_opens_with_the_two_commands():
@@ -169,6 +160,15 @@ def test_readme_fine_tunes(demo, image_folders):
         command = [part.replace(place, actual) for part in command]
     run_process([sys.executable, *command[1:], "--max_steps", 2, "--report_to", "none"], demo)
     assert json.loads((demo / "out" / "fine-tuned" / "config.json").read_text())["id2label"]["2"] == "zero"
+
+
+def test_readme_exports_to_onnx_and_checks_it(demo):
+    command = shlex.split(code_blocks("bash")[2].replace("\\\n", " ").replace("examples/", f"{REPOSITORY}/examples/"))
+    output = run_process([sys.executable, *command[1:]], demo)
+    assert "Cluster labels equal to PyTorch's: " in output
+    session = onnxruntime.InferenceSession(demo / "out" / "clustr-nano-digits.onnx")
+    (logits,) = session.run(["logits"], {"pixel_values": np.zeros((5, 3, 32, 32), dtype=np.float32)})
+    assert logits.shape == (5, 10)
 
 
 def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, run_without_package):

@@ -2,7 +2,7 @@
 //
 // The compiled form of clustering_clustr.py's `find_clusters` for float32 tokens on CPUs: the same clusters, without
 // ever storing a block of distances. A plain C interface without Python or torch headers, so that one build serves all
-// their versions; clustering_kernel.py loads it.
+// their versions; clustering_kernel_clustr.py loads it.
 //
 // One sweep over all pairs of tokens (each pair once, as distances are symmetric) keeps the k nearest of each token in
 // a list. A token with a denser one in its list has found its parent; only the others are compared once more, with the
@@ -230,14 +230,18 @@ public:
             label[token] = decision_rank[token] < num_clusters ? decision_rank[token] : label[parent[token]];
     }
 
-    // Label of each token's nearest centre; centres keep their own. Overwrites the packed tokens.
-    void join_nearest_center(int64_t num_clusters, int64_t* label) {
-        const int num_centers = int(std::min<int64_t>(num_clusters, n));
-        std::vector<int32_t> by_decision(n), labels(padded(), 0), nearest(n, 0);
+    // What `join_nearest_center` needs: tokens packed by falling decision value, so that centres are a prefix.
+    void pack_centers() {
+        std::vector<int32_t> by_decision(n);
         for (int token = 0; token < n; ++token) by_decision[decision_rank[token]] = token;
-        for (int place = 0; place < n; ++place) labels[place] = place;
         pack(by_decision);
-        std::vector<int32_t> others;
+    }
+
+    // Label of each token's nearest centre; centres keep their own.
+    void join_nearest_center(int64_t num_clusters, int64_t* label) const {
+        const int num_centers = int(std::min<int64_t>(num_clusters, n));
+        std::vector<int32_t> labels(padded(), 0), nearest(n, 0), others;
+        for (int place = 0; place < n; ++place) labels[place] = place;
         for (int token = 0; token < n; ++token)
             if (decision_rank[token] >= num_centers) others.push_back(token);
         const std::vector<int32_t> limits(n, num_centers);
@@ -333,8 +337,8 @@ private:
 #pragma omp single
                 take_limits(distance, index, limit, workers);
             }
-            // Dynamic scheduling deals out rising row blocks, so each thread's offers come by rising index.
-#pragma omp for schedule(dynamic)
+            // Monotonic: a thread's row blocks rise, so its offers come by rising index.
+#pragma omp for schedule(monotonic : dynamic)
             for (int first = 0; first < num_blocks; first += row_blocks)
                 for (int column_block = first; column_block < num_blocks; ++column_block)
                     for (int row_block = first; row_block < first + row_blocks && row_block <= column_block; ++row_block)
@@ -481,6 +485,7 @@ void cluster_image(const float* tokens, int num_tokens, int channels, int num_ne
                    const int64_t* num_clusters, int num_scales, int64_t scale_stride, const Sweeps& sweeps, int threads,
                    int64_t* labels) {
     Image image(tokens, num_tokens, channels, num_neighbors, sweeps, threads);
+    if (nearest_center) image.pack_centers();
     for (int scale = 0; scale < num_scales; ++scale) {
         int64_t* label = labels + scale * scale_stride;
         if (nearest_center)

@@ -284,7 +284,8 @@ class ClusTRMLP(nn.Module):
     def _feed_forward_in_strips(self, image: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
         """One image, (1, N, C): each strip is computed with one more row on either side, for the convolution."""
         height, width = size
-        strip = max(1, FEED_FORWARD_ELEMENTS // (width * self.fc1.out_features) - 2)
+        longest = max(1, FEED_FORWARD_ELEMENTS // (width * self.fc1.out_features) - 2)
+        strip = math.ceil(height / math.ceil(height / longest))  # nearly equal strips
         outputs = []
         for first in range(0, height, strip):
             above, last = min(first, 1), min(first + strip, height)
