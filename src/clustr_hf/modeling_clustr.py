@@ -30,8 +30,8 @@ from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, 
 from .configuration_clustr import ClusTRConfig
 
 
-# Hidden features of a feed-forward network that are made at once where it works in pieces: 4 MiB in float32.
-FEED_FORWARD_ELEMENTS = 2**20
+# Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
+FEED_FORWARD_ELEMENTS = 2**21
 
 
 @dataclass
