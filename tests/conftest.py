@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -55,3 +58,16 @@ def run_without_package(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def image_folders(tmp_path_factory):
+    """Digits 0 to 2 as a folder of images for each class, to train and to validate."""
+    folder = tmp_path_factory.mktemp("images")
+    digits = load_digits(n_class=3)
+    for split, part in (("train", slice(0, 60)), ("validation", slice(60, 91))):
+        for index, (image, digit) in enumerate(zip(digits.images[part], digits.target[part])):
+            path = folder / split / ["zero", "one", "two"][digit] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
+    return folder

@@ -21,11 +21,6 @@ EXAMPLES = REPOSITORY / "examples"
 OPTIONS = {"cluster_window": 5, "cluster_sharing": "stage", "max_clusters": 7}
 
 
-@pytest.fixture(autouse=True)
-def examples_on_path(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
-
-
 @pytest.fixture
 def measure():
     return importlib.import_module("benchmark_measure")

@@ -12,7 +12,6 @@ import pytest
 from conftest import REPOSITORY, run_process
 from local_hub import LocalHub
 from PIL import Image
-from sklearn.datasets import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +33,6 @@ def test_quickstart_learns_reloads_and_draws(demo):
             assert np.asarray(picture.convert("L")).std() > 10
     card = (out / "clustr-nano-digits" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card and "{{" not in card
-
-
-@pytest.fixture(scope="module")
-def image_folders(tmp_path_factory):
-    """Digits 0 to 2 as a folder of images for each class, to train and to validate."""
-    folder = tmp_path_factory.mktemp("images")
-    digits = load_digits(n_class=3)
-    for split, part in (("train", slice(0, 60)), ("validation", slice(60, 90))):
-        for index, (image, digit) in enumerate(zip(digits.images[part], digits.target[part])):
-            path = folder / split / ["zero", "one", "two"][digit] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
-    return folder
 
 
 def train_command(output_dir, *arguments):

@@ -1,10 +1,28 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Metrics with the interface of `evaluate`, but without its download of a script: they work offline."""
 
+import types
+
 import datasets
 import evaluate
+import evaluate.evaluator.base
 import numpy as np
+import transformers
 from transformers import EvalPrediction
+
+
+class _WithTensorFlow(types.ModuleType):
+    """transformers, and the base class of TensorFlow models, which no object has since version 5."""
+
+    TFPreTrainedModel = type("TFPreTrainedModel", (), {})
+
+    def __getattr__(self, name: str):
+        return getattr(transformers, name)
+
+
+# evaluate 0.4.6 asks every pipeline whether it is a TensorFlow model and fails where there is no such class.
+if not hasattr(transformers, "TFPreTrainedModel"):
+    evaluate.evaluator.base.transformers = _WithTensorFlow("transformers")
 
 
 class Accuracy(evaluate.Metric):

@@ -125,7 +125,8 @@ def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str
     _curve(loss_axis, log_history, "eval_loss", "validation", ORANGE)
     loss_axis.set(xlabel="epoch", ylabel="loss")
     loss_axis.set_ylim(bottom=0)
-    loss_axis.legend()
+    if loss_axis.lines:
+        loss_axis.legend()
     _curve(metric_axis, log_history, metric, "validation", ORANGE)
     metric_axis.set(xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " "))
     for axis in (loss_axis, metric_axis):

@@ -1,0 +1,214 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Train or fine-tune ClusTR for image classification with Accelerate: the recipe of Table A2 of the paper.
+
+    accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 \
+        examples/run_image_classification_no_trainer.py \
+        --recipe examples/recipes/clustr_small_imagenet1k.json --dataset_name ILSVRC/imagenet-1k \
+        --output_dir out/clustr-small --dataloader_num_workers 12 --resume_from_checkpoint latest
+
+`--dry_run` says what a command would do. What the loop does, and its arguments: training_loop.py,
+training_arguments.py; commands with their results: examples/README.md.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets.distributed import split_dataset_by_node
+from huggingface_hub import ModelCard, ModelCardData
+from image_classification_data import (
+    DataArguments,
+    ModelArguments,
+    label_names,
+    load_data,
+    load_model,
+    load_stream,
+)
+from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
+from peft import LoraConfig, get_peft_model
+from timm.data import Mixup
+from torch import nn
+from torch.nn.functional import cross_entropy
+from training_arguments import LoopArguments, parse_arguments
+from training_data import EvaluationSamples, TrainingData, TrainingSamples
+from training_loop import Task, freeze_stages, make_accelerator, train
+from training_plan import divide_batch
+
+from clustr_hf.metrics import Accuracy
+
+
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
+# Query, key-value and output projections of every block, whose inputs and outputs LoRA changes.
+ATTENTION_PROJECTIONS = r".*\.attention\.(q_proj|kv_projs\.\d+|o_proj)"
+
+
+@dataclass
+class RecipeArguments:
+    """Augmentation, regularisation and fine-tuning of a classifier; defaults switch all of it off."""
+
+    streaming: bool = field(default=False, metadata={"help": "Read the training data while training, keep none of it."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    min_crop_scale: float = field(default=0.08, metadata={"help": "Least share of an image's area in a crop."})
+    rand_augment: str | None = field(default=None, metadata={"help": "timm's, such as rand-m9-mstd0.5-inc1."})
+    repeated_augmentation: int = field(default=1, metadata={"help": "How often an image is drawn in a row."})
+    random_erasing: float = field(default=0.0, metadata={"help": "Probability to erase a part, filled with noise."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Share of the target spread over all classes."})
+    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0 is off."})
+    cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix; 0 is off."})
+    mixup_probability: float = field(default=1.0, metadata={"help": "Of mixing a batch at all."})
+    cutmix_probability: float = field(default=0.5, metadata={"help": "Of cutmix instead of mixup, if both are on."})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train the head, and adapters of this rank on the attention projections."}
+    )
+
+    def __post_init__(self):
+        for name in ("random_erasing", "label_smoothing", "mixup_probability", "cutmix_probability", "min_crop_scale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("repeated_augmentation", "lora_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {getattr(self, name)}")
+
+
+def check_mixing(args: RecipeArguments, per_device_batch_size: int):
+    """Raise a `ValueError` if mixup or cutmix is on and cannot pair the images of a batch."""
+    if (args.mixup > 0 or args.cutmix > 0) and per_device_batch_size % 2:
+        raise ValueError(
+            f"--mixup and --cutmix need an even number of images on a device, got {per_device_batch_size}: change "
+            f"--train_batch_size or --per_device_train_batch_size"
+        )
+
+
+def make_loss(args: RecipeArguments, num_labels: int):
+    """Cross-entropy with label smoothing, of batches that mixup and cutmix have mixed."""
+    mix = None
+    if args.mixup > 0 or args.cutmix > 0:
+        mix = Mixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_probability,
+            switch_prob=args.cutmix_probability,
+            label_smoothing=args.label_smoothing,
+            num_classes=num_labels,
+        )
+
+    def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if mix is None:
+            logits = model(pixel_values=batch["pixel_values"]).logits
+            return cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing)
+        pixel_values, targets = mix(batch["pixel_values"], batch["labels"])
+        return cross_entropy(model(pixel_values=pixel_values).logits, targets)
+
+    return compute_loss
+
+
+def predict(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[tuple[int, int, float]]:
+    """Predicted class, class and cross-entropy of every image."""
+    logits = model(pixel_values=batch["pixel_values"]).logits.float()
+    losses = cross_entropy(logits, batch["labels"], reduction="none")
+    return list(zip(logits.argmax(-1).tolist(), batch["labels"].tolist(), losses.tolist()))
+
+
+def compute_metrics(records: list[tuple[int, int, float]]) -> dict[str, float]:
+    predictions, references, losses = zip(*records)
+    accuracy = Accuracy().compute(predictions=predictions, references=references)["accuracy"]
+    return {"eval_loss": sum(losses) / len(losses), "eval_accuracy": accuracy}
+
+
+def add_adapters(model: nn.Module, rank: int) -> nn.Module:
+    """LoRA on the attention projections; the head is trained whole, the rest is frozen."""
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=ATTENTION_PROJECTIONS, modules_to_save=["classifier"]
+    )
+    return get_peft_model(model, config)
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """A plain model whose weights contain what the adapters have learned."""
+    return model.merge_and_unload()
+
+
+def write_card(folder: Path, results: dict[str, Any], name: str, data_args: DataArguments):
+    """The model card that the Hub shows."""
+    scored = "Not evaluated yet."
+    if "eval_accuracy" in results:
+        scored = f"Top-1 accuracy {results['eval_accuracy']:.4f} on {results['eval_samples']} validation images."
+    data = ModelCardData(
+        library_name="transformers",
+        license="apache-2.0",
+        pipeline_tag="image-classification",
+        datasets=[data_args.dataset_name] if data_args.dataset_name else None,
+        metrics=["accuracy"],
+        tags=["custom_code", "clustr"],
+    )
+    ModelCard.from_template(
+        data,
+        template_path=str(CARD_TEMPLATE),
+        model_name=name,
+        model_id=name,
+        summary="A ClusTR image classifier.",
+        training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
+        results=scored,
+        limitations="It knows the classes that it was trained on, and images like those.",
+    ).save(folder / "README.md")
+
+
+def make_task(
+    data_args: DataArguments, model_args: ModelArguments, recipe: RecipeArguments, args: LoopArguments, accelerator
+) -> Task:
+    check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
+    if args.dry_run and data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
+        recipe.streaming, data_args.max_eval_samples = True, 1  # nothing large is downloaded to say what would be done
+    with accelerator.main_process_first():
+        if recipe.streaming:
+            train_rows, num_samples, eval_rows = load_stream(data_args, model_args)
+        else:
+            data = load_data(data_args, model_args, args.seed, decode=False)
+            train_rows, eval_rows = data["train"], data["validation"]
+    columns = data_args.image_column_name, data_args.label_column_name
+    labels = label_names(eval_rows, data_args.label_column_name)
+    torch.manual_seed(args.seed)  # the weights of a new model or head
+    overrides = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    model, processor = load_model(model_args, labels, **overrides)
+    if args.freeze_stages:
+        freeze_stages(model, args.freeze_stages)
+    transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
+    if recipe.streaming:
+        share = split_dataset_by_node(train_rows, accelerator.process_index, accelerator.num_processes)
+        read = ReadRow(processor, columns, "training")
+        train_data = TrainingData(stream=share, read=read, transform=transform, num_samples=num_samples)
+    else:
+        read = ReadRow(processor, columns, "training", train_rows)
+        train_data = TrainingData(samples=TrainingSamples(read, transform, len(train_rows)))
+    train_data.repeats = recipe.repeated_augmentation
+    read = ReadRow(processor, columns, "validation", eval_rows)
+    return Task(
+        model=model if recipe.lora_rank is None else add_adapters(model, recipe.lora_rank),
+        processor=processor,
+        train_data=train_data,
+        eval_data=EvaluationSamples(read, evaluation_transform(processor), len(eval_rows)),
+        collate=collate,
+        compute_loss=make_loss(recipe, len(labels)),
+        predict=predict,
+        compute_metrics=compute_metrics,
+        metric="eval_accuracy",
+        to_save=merge_adapters if recipe.lora_rank is not None else lambda model: model,
+        write_card=functools.partial(write_card, name=Path(args.output_dir).name, data_args=data_args),
+    )
+
+
+def main():
+    data_args, model_args, recipe, args = parse_arguments(DataArguments, ModelArguments, RecipeArguments, LoopArguments)
+    accelerator = make_accelerator(args)
+    train(make_task(data_args, model_args, recipe, args, accelerator), args, accelerator)
+
+
+if __name__ == "__main__":
+    main()

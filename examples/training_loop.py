@@ -1,0 +1,482 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+The training loop of all tasks, on one process or many (Accelerate: DDP, FSDP2, mixed precision).
+
+A script describes its task with [`Task`] and calls [`train`]. What the loop promises:
+
+- Order of the data, augmentation, dropout and drop path are functions of seed, step and process: a run that is killed
+  and resumed ends with the weights of one that was not (bitwise on CPUs with the same number of threads).
+- A step's images and their augmentation do not depend on the number of processes; what the model and `compute_loss`
+  draw (drop path, mixup) does.
+- Evaluation counts every sample once, whatever the number of processes and the size of the batches.
+- A kill at any moment leaves whole checkpoints only. A loss that is not finite ends the run before it is saved.
+"""
+
+import copy
+import importlib.util
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.logging import get_logger
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, gather_object, send_to_device
+from huggingface_hub import HfApi
+from timm.utils import ModelEmaV3
+from torch import nn
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from training_arguments import LoopArguments
+from training_checkpoints import (
+    INCOMPLETE,
+    TrainingState,
+    find_checkpoint,
+    numbered_folders,
+    prune,
+    remove_folder,
+    remove_incomplete,
+    write_folder,
+    write_json,
+)
+from training_data import (
+    EvaluationSamples,
+    LoaderOptions,
+    TrainingData,
+    evaluation_loader,
+    seed_everything,
+    training_loader,
+)
+from training_plan import TrainingPlan
+from training_report import format_values, print_dry_run, push_to_hub, summarize, write_history
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class Task:
+    """
+    What a script gives to the loop.
+
+    Args:
+        model (`nn.Module`): On the CPU, with all that is to be trained.
+        processor: Its image processor, saved beside it.
+        train_data ([`TrainingData`]): What to train on.
+        eval_data ([`EvaluationSamples`]): What to evaluate on.
+        collate (`Callable[[list], dict]`): Transformed samples -> a batch, a dictionary with tensors.
+        compute_loss (`Callable[[nn.Module, dict], torch.Tensor]`): Mean loss of a batch, with gradient.
+        predict (`Callable[[nn.Module, dict], list]`): For a batch, one record a sample, of plain numbers, arrays or CPU
+            tensors.
+        compute_metrics (`Callable[[list], dict[str, float]]`): Records of all samples, in order -> metrics, named
+            `eval_...`.
+        metric (`str`): Which of these chooses the best weights; the larger, the better.
+        to_save (`Callable[[nn.Module], PreTrainedModel]`): Trained model -> what is saved; may change its argument.
+        write_card (`Callable[[Path, dict], None]`, *optional*): Writes README.md into a folder, given the results.
+    """
+
+    model: nn.Module
+    processor: Any
+    train_data: TrainingData
+    eval_data: EvaluationSamples
+    collate: Callable[[list], dict]
+    compute_loss: Callable[[nn.Module, dict], torch.Tensor]
+    predict: Callable[[nn.Module, dict], list]
+    compute_metrics: Callable[[list], dict[str, float]]
+    metric: str
+    to_save: Callable[[nn.Module], PreTrainedModel] = lambda model: model
+    write_card: Callable[[Path, dict], None] | None = None
+
+
+def make_accelerator(args: LoopArguments) -> Accelerator:
+    """The `Accelerator` of a run, with what `accelerate launch` leaves out for CPUs."""
+    for tracker in args.report_to or []:
+        if importlib.util.find_spec(tracker) is None:
+            raise ValueError(f"--report_to {tracker} needs the package: pip install {tracker}")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for library in ("accelerate", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    disable_progress_bar()  # transformers' own, for every model that is saved
+    accelerator = Accelerator(
+        log_with=args.report_to,
+        project_dir=args.output_dir,
+        mixed_precision=args.mixed_precision,
+        cpu=not torch.accelerator.is_available(),  # several processes on CPUs are found only if this is said
+    )
+    if accelerator.device.type == "cpu":
+        _enable_fsdp_on_cpus(accelerator)
+        if accelerator.num_processes == 1 and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+            logger.warning(
+                "`accelerate launch --cpu` starts one process, whatever --num_processes says; for several: "
+                "--config_file examples/accelerate/ddp_cpu.yaml"
+            )
+    return accelerator
+
+
+def _enable_fsdp_on_cpus(accelerator: Accelerator):
+    """Accelerate (1.15) heeds FSDP for accelerators only; torch's FSDP2 works on CPUs, which is how it is tested."""
+    asked_for = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked_for and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        for state in (PartialState, AcceleratorState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+            state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+
+
+def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, float]:
+    """
+    Train, or go on training; or, with `dry_run`, say what would be done.
+
+    Returns:
+        `dict[str, float]`: what is in `all_results.json`.
+
+    Raises:
+        FloatingPointError: if the loss or a weight is not finite; names the step and the last good checkpoint.
+        OSError: if a checkpoint cannot be written; the earlier ones remain.
+        RuntimeError: if more samples than `max_skipped_samples` cannot be read.
+        ValueError: for arguments that do not fit together or to the checkpoint.
+    """
+    plan = TrainingPlan.make(args, task.train_data.num_samples, accelerator.num_processes)
+    if args.dry_run:
+        return dry_run(task, plan, accelerator)
+    return TrainingLoop(task, args, plan, accelerator).run()
+
+
+def dry_run(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float]:
+    """Say what would be trained, without training."""
+    if not accelerator.is_main_process:
+        return {}
+    args = plan.args
+    data = replace(task.train_data, shuffle_buffer=2)  # a stream need not be read far for two images
+    two_images = next(iter(training_loader(data, task.collate, args.train_batch_size, 2, args.seed, LoaderOptions())))
+    return print_dry_run(plan, task.model, task.compute_loss, two_images["batch"])
+
+
+def freeze_stages(model: PreTrainedModel, number: int):
+    """Take the first stages of the backbone out of the training; the head and the later stages learn on."""
+    stages = model.base_model.stages
+    if number > len(stages):
+        raise ValueError(f"--freeze_stages must be at most {len(stages)}, the number of stages, got {number}")
+    for stage in stages[:number]:
+        stage.requires_grad_(False)
+
+
+def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.AdamW:
+    """AdamW that leaves biases, norms and frozen weights undecayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+
+
+class TrainingLoop:
+    """One run. Every process has one and calls the same methods in the same order."""
+
+    def __init__(self, task: Task, args: LoopArguments, plan: TrainingPlan, accelerator: Accelerator):
+        self.task, self.args, self.plan, self.accelerator = task, args, plan, accelerator
+        self.output_dir = Path(args.output_dir)
+        self.losses: list[torch.Tensor] = []  # of steps that were not looked at yet
+        self.started = time.perf_counter()
+        checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        self._prepare_folder()
+        accelerator.gradient_accumulation_steps = plan.accumulation
+        self._prepare_model()
+        self._prepare_data()
+        self.state = TrainingState(fingerprint=self._fingerprint())
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        if args.report_to:
+            settings = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
+            accelerator.init_trackers("clustr_hf", config=settings)
+        if args.push_to_hub and accelerator.is_main_process:
+            self.repository = HfApi().create_repo(args.hub_model_id or self.output_dir.name, exist_ok=True).repo_id
+
+    def _prepare_folder(self):
+        """Make it and remove what a killed run was writing; a mark in it shows whether all machines see the same."""
+        mark = self.output_dir / f"mark-{gather_object([os.getpid()])[0]}{INCOMPLETE}"
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            remove_incomplete(self.output_dir)
+            mark.touch()
+        self.accelerator.wait_for_everyone()
+        if not mark.is_file():
+            raise ValueError(f"--output_dir {self.output_dir} must be on a disk that all machines share")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            mark.unlink()
+
+    def _prepare_model(self):
+        args, model = self.args, self.task.model
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        # Saving fills a copy with the trained weights: wrappers and shards need not be undone.
+        self.skeleton = copy.deepcopy(model) if self.accelerator.is_main_process else None
+        self.ema = None
+        if args.ema_decay is not None:
+            if self.accelerator.distributed_type == DistributedType.FSDP:
+                raise ValueError("--ema_decay does not work with FSDP, which shards the weights: use DDP")
+            self.ema = ModelEmaV3(model.to(self.accelerator.device), decay=args.ema_decay, use_warmup=True)
+            self.accelerator.register_for_checkpointing(self.ema)
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
+
+    def _prepare_data(self):
+        task, args, accelerator = self.task, self.args, self.accelerator
+        options = LoaderOptions(
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        micro_batch_size = self.plan.per_device_batch_size * accelerator.num_processes
+        self.train_loader = training_loader(
+            task.train_data, task.collate, args.train_batch_size, micro_batch_size, args.seed, options
+        )
+        self.eval_loader = evaluation_loader(task.eval_data, task.collate, args.per_device_eval_batch_size, options)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        streamed = self.task.train_data.is_stream
+        return {
+            "seed": self.args.seed,
+            "train_batch_size": self.args.train_batch_size,
+            "training samples": self.plan.num_samples,
+            "repeats of a sample": self.task.train_data.repeats,
+            # A stream is dealt out to processes and workers.
+            "processes": self.plan.num_processes if streamed else None,
+            "dataloader_num_workers": self.args.dataloader_num_workers if streamed else None,
+        }
+
+    def _resume(self, checkpoint: Path):
+        state = TrainingState.load(checkpoint)
+        for name, value in self.state.fingerprint.items():
+            if state.fingerprint.get(name) != value:
+                raise ValueError(
+                    f"--resume_from_checkpoint {checkpoint}: {name} was {state.fingerprint.get(name)} and is now "
+                    f"{value}; the position in the data would mean something else"
+                )
+        if state.step > self.plan.num_steps:
+            raise ValueError(f"{checkpoint} is at step {state.step}, but the run has only {self.plan.num_steps}")
+        self.accelerator.load_state(str(checkpoint))
+        self.state = state
+        logger.info(f"Resuming from {checkpoint}")
+
+    def run(self) -> dict[str, float]:
+        if self.accelerator.is_main_process:
+            for name, value in self.plan.describe().items():
+                logger.info(f"{name}: {value}")
+        bar = tqdm(
+            total=self.plan.num_steps,
+            initial=self.state.step,
+            disable=not self.accelerator.is_local_main_process,
+            desc="training",
+            mininterval=1,
+        )
+        with bar, logging_redirect_tqdm():
+            while self.state.step < self.plan.num_steps:
+                for micro_batches in self._rest_of_epoch():
+                    self._train_step(micro_batches)
+                    self._after_step()
+                    bar.update()
+        return self._finish()
+
+    def _rest_of_epoch(self) -> Iterator[list[dict]]:
+        """The micro-batches of each step that is left in this epoch."""
+        epoch, step = divmod(self.state.step, self.plan.steps_per_epoch)
+        num_steps = min(self.plan.steps_per_epoch - step, self.plan.num_steps - self.state.step)
+        self.train_loader.batches.set_position(epoch, step * self.plan.accumulation)
+        batches = (batch for batch in self.train_loader if batch is not None)
+        for _ in range(num_steps):
+            yield [self._receive(next(batches)) for _ in range(self.plan.accumulation)]
+
+    def _receive(self, loaded: dict) -> dict:
+        """The task's batch on the device; skipped samples are told and counted, each once."""
+        for message in loaded["skipped"]:
+            if message not in self.state.skipped:
+                logger.warning(f"skipped an unreadable sample: {message}", main_process_only=False)
+                self.state.skipped.append(message)
+        if len(self.state.skipped) > self.args.max_skipped_samples:
+            raise RuntimeError(
+                f"{len(self.state.skipped)} samples could not be read, --max_skipped_samples allows "
+                f"{self.args.max_skipped_samples}; the last one is {self.state.skipped[-1]}"
+            )
+        return send_to_device(loaded["batch"], self.accelerator.device, non_blocking=True)
+
+    def _train_step(self, micro_batches: list[dict]):
+        step = self.state.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate(step)
+        self.model.train()
+        losses = []
+        for number, batch in enumerate(micro_batches):
+            seed_everything(self.args.seed, step, number, self.accelerator.process_index)
+            with self.accelerator.accumulate(self.model):
+                loss = self.task.compute_loss(self.model, batch)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.args.max_grad_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach().float())
+        self.losses.append(torch.stack(losses).mean())
+        self.state.step += 1
+        if self.ema is not None:
+            self.ema.update(self.accelerator.unwrap_model(self.model), step=self.state.step)
+
+    def _after_step(self):
+        step, is_last = self.state.step, self.state.step == self.plan.num_steps
+        if step % self.args.logging_steps == 0 or is_last:
+            self._log_losses()
+        if is_last or self._is_due(self.args.eval_steps):
+            self._evaluate()
+        if self._is_due(self.args.checkpointing_steps) or (is_last and self.args.checkpointing_steps != "never"):
+            self._save_checkpoint()
+
+    def _is_due(self, interval: str | None) -> bool:
+        if interval == "never":
+            return False
+        return self.state.step % (self.plan.steps_per_epoch if interval == "epoch" else int(interval)) == 0
+
+    def _collect_losses(self):
+        """Look at the losses of the steps since the last time, which waits for the device."""
+        if not self.losses:
+            return
+        losses = self.accelerator.reduce(torch.stack(self.losses), reduction="mean").tolist()
+        first = self.state.step - len(losses)
+        for step, loss in enumerate(losses, start=first + 1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss of step {step} is {loss}; {self._last_good()}")
+        self.state.pending_losses += losses
+        self.losses = []
+
+    def _last_good(self) -> str:
+        checkpoints = numbered_folders(self.output_dir, "checkpoint")
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+
+    def _log_losses(self):
+        self._collect_losses()
+        losses, self.state.pending_losses = self.state.pending_losses, []
+        self._log({"loss": sum(losses) / len(losses), "learning_rate": self.plan.learning_rate(self.state.step - 1)})
+
+    def _log(self, values: dict[str, float]):
+        epoch = round(self.state.step / self.plan.steps_per_epoch, 4)
+        self.state.log_history.append({"step": self.state.step, "epoch": epoch, **values})
+        self.accelerator.log(values, step=self.state.step)
+        logger.info(format_values(self.state.log_history[-1]))
+
+    @torch.no_grad()
+    def _evaluate(self):
+        self._collect_losses()
+        model = self.model if self.ema is None else self.ema.module
+        model.eval()
+        records = []
+        show_bar = self.accelerator.is_local_main_process
+        for loaded in tqdm(self.eval_loader, desc="evaluation", leave=False, disable=not show_bar, mininterval=1):
+            predicted = self.task.predict(model, self._receive(loaded))
+            records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
+        records = sorted(gather_object(records), key=lambda pair: pair[0])
+        metrics = self.task.compute_metrics([record for _, record in records])
+        self._log({**metrics, "eval_samples": len(records)})
+        self._keep_best(metrics[self.task.metric])
+        self._report()
+
+    def _keep_best(self, metric: float):
+        if self.state.best_metric is not None and metric <= self.state.best_metric:
+            return
+        self.state.best_metric, self.state.best_step = metric, self.state.step
+        best = self.output_dir / f"best-{self.state.step}"
+        write_folder(best, self._save_model, self.accelerator)
+        if self.accelerator.is_main_process:
+            for folder in numbered_folders(self.output_dir, "best"):
+                if folder != best:
+                    remove_folder(folder)
+
+    def _save_model(self, folder: Path):
+        """Model and processor as a repository that `from_pretrained` loads."""
+        trained = self.model if self.ema is None else self.ema.module
+        weights = self.accelerator.get_state_dict(trained) if self.ema is None else trained.state_dict()
+        if self.accelerator.is_main_process:
+            self.skeleton.load_state_dict({name: weight.cpu() for name, weight in weights.items()})
+            self.task.to_save(copy.deepcopy(self.skeleton)).save_pretrained(folder)
+            self.task.processor.save_pretrained(folder)
+
+    def _save_checkpoint(self):
+        self._collect_losses()
+        self._check_weights()
+        # Every process has seen skipped samples of its own.
+        self.state.skipped = sorted(set(gather_object(self.state.skipped)))
+        self._count_seconds()
+
+        def write(folder: Path):
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                self.state.save(folder)
+
+        write_folder(self.output_dir / f"checkpoint-{self.state.step}", write, self.accelerator)
+        if self.accelerator.is_main_process:
+            prune(self.output_dir, "checkpoint", self.args.checkpoints_total_limit)
+        self._report()
+        if self.args.hub_strategy == "checkpoint" and self.state.step < self.plan.num_steps:
+            self._write_outputs()
+            self._push(f"Step {self.state.step}", must_succeed=False)
+
+    def _check_weights(self):
+        shards = (getattr(parameter, "_local_tensor", parameter) for parameter in self.model.parameters())
+        broken = torch.stack([shard.isfinite().all().logical_not() for shard in shards]).any()
+        if self.accelerator.reduce(broken.float()) > 0:
+            raise FloatingPointError(f"weights are not finite after step {self.state.step}; {self._last_good()}")
+
+    def _count_seconds(self):
+        now = time.perf_counter()
+        self.state.seconds += now - self.started
+        self.started = now
+
+    def _report(self):
+        if self.accelerator.is_main_process:
+            write_history(self.state, self.task.metric, self.output_dir)
+
+    def _write_outputs(self):
+        """Model, processor, card and results in the output folder, file by file, each whole."""
+        results = summarize(self.state)
+        staging = self.output_dir / "model"
+
+        def write(folder: Path):
+            self._save_model(folder)
+            if self.accelerator.is_main_process:
+                write_json(folder / "all_results.json", results)
+                if self.task.write_card is not None:
+                    self.task.write_card(folder, results)
+
+        write_folder(staging, write, self.accelerator)
+        if self.accelerator.is_main_process:
+            for path in staging.iterdir():
+                path.replace(self.output_dir / path.name)
+            shutil.rmtree(staging)
+        self.accelerator.wait_for_everyone()
+
+    def _push(self, message: str, must_succeed: bool):
+        if not (self.args.push_to_hub and self.accelerator.is_main_process):
+            return
+        try:
+            logger.info(f"Pushed: {push_to_hub(self.output_dir, self.repository, message)}")
+        except Exception as error:  # hours of training are worth more than one of many uploads
+            if must_succeed:
+                raise
+            logger.warning(f"could not push {message!r}, training goes on: {error}")
+
+    def _finish(self) -> dict[str, float]:
+        self._count_seconds()
+        self._report()
+        self._write_outputs()
+        self._push("End of training", must_succeed=True)
+        if self.args.report_to:
+            self.accelerator.end_training()
+        return summarize(self.state)

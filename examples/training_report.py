@@ -1,0 +1,80 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""What people look at: curves, results, the dry run, the repository on the Hub."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from matplotlib.figure import Figure
+from torch import nn
+from training_checkpoints import TrainingState, write_atomically, write_json
+from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
+
+from clustr_hf.visualization import plot_training_curves
+
+
+# What belongs to the model, of all that lies in the output folder.
+PUBLISHED = ["*.safetensors", "*.json", "*.py", "*.md", "*.png", "*.txt"]
+
+
+def write_picture(figure: Figure, path: Path):
+    """The figure as a PNG file that is whole whenever it is looked at."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_history(state: TrainingState, metric: str, output_dir: Path):
+    """`log_history.json` and the curves drawn from it."""
+    write_json(output_dir / "log_history.json", state.log_history)
+    write_picture(plot_training_curves(state.log_history, metric), output_dir / "training_curve.png")
+
+
+def summarize(state: TrainingState) -> dict[str, float]:
+    """The last losses and metrics, the best one, and what the run took: `all_results.json`."""
+    results = {"step": state.step}
+    for entry in state.log_history:
+        results.update(entry)
+    results["train_loss"] = results.pop("loss", None)
+    return {
+        **results,
+        "best_metric": state.best_metric,
+        "best_step": state.best_step,
+        "skipped_samples": len(state.skipped),
+        "train_runtime": round(state.seconds, 1),
+    }
+
+
+def print_dry_run(
+    plan: TrainingPlan, model: nn.Module, compute_loss: Callable[[nn.Module, dict], torch.Tensor], batch: dict
+) -> dict[str, float]:
+    """Print the arguments, what they amount to, and the memory they need; draw the learning rate."""
+    args = plan.args
+    memory = estimate_memory(model, compute_loss, batch, plan.per_device_batch_size)
+    path = Path(args.output_dir) / "learning_rate.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_picture(plot_learning_rate(plan), path)
+    parts = ", ".join(f"{name} {gigabytes:.2f}" for name, gigabytes in memory.items())
+    rows = {
+        **{f"--{name}": value for name, value in asdict(args).items() if value is not None},
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3f} M",
+        **plan.describe(),
+        "memory of a device, float32": f"{sum(memory.values()):.2f} GB: {parts}",
+        "picture of the learning rate": path,
+    }
+    print("\n".join(f"{name:<32}{value}" for name, value in rows.items()))
+    return {"memory_gb": sum(memory.values()), "num_steps": plan.num_steps}
+
+
+def format_values(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def push_to_hub(output_dir: Path, repository: str, message: str) -> str:
+    """Upload model, processor, code, card, results and pictures in one commit; returns its address."""
+    patterns = {"allow_patterns": PUBLISHED, "ignore_patterns": ["*/*"]}
+    commit = HfApi().upload_folder(repo_id=repository, folder_path=output_dir, commit_message=message, **patterns)
+    return commit.commit_url

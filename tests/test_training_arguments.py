@@ -1,0 +1,294 @@
+"""Arguments from the command line and recipes; the recipes against Table A2 of the paper."""
+
+import json
+import math
+import re
+
+import pytest
+from conftest import REPOSITORY
+from image_classification_data import DataArguments, ModelArguments
+from image_classification_samples import training_transform
+from run_image_classification_no_trainer import RecipeArguments
+from timm.data.auto_augment import RandAugment
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import nn
+from torchvision.transforms import RandomHorizontalFlip
+from training_arguments import LoopArguments, parse_arguments
+from training_loop import make_optimizer
+from training_plan import TrainingPlan
+
+from clustr_hf import ClusTRImageProcessor
+
+
+RECIPES = REPOSITORY / "examples" / "recipes"
+ARGUMENT_CLASSES = (DataArguments, ModelArguments, RecipeArguments, LoopArguments)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe, given as an object or as text."""
+
+    def write(content):
+        path = tmp_path / "recipe.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write
+
+
+def parse(*arguments):
+    [args] = parse_arguments(LoopArguments, arguments=["--output_dir", "out", *map(str, arguments)])
+    return args
+
+
+@pytest.mark.parametrize("as_one_word", [False, True])
+def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(recipe, as_one_word):
+    path = recipe({"description": "any", "learning_rate": 0.5, "seed": 3, "dry_run": True, "eval_steps": "7"})
+    args = parse("--seed", "4", *([f"--recipe={path}"] if as_one_word else ["--recipe", path]))
+    expected = LoopArguments("out", recipe=path, learning_rate=0.5, seed=4, dry_run=True, eval_steps="7")
+    assert args == expected
+
+
+def test_without_a_recipe_there_are_defaults():
+    assert parse() == LoopArguments("out")
+    assert parse("--learning_rate", "0.5") == LoopArguments("out", learning_rate=0.5)
+
+
+def test_a_recipe_may_hold_lists_which_the_command_line_replaces(recipe):
+    path = recipe({"lr_milestones": [8, 11.5], "report_to": ["wandb", "tensorboard"]})
+    args = parse("--recipe", path)
+    assert (args.lr_milestones, args.report_to) == ([8.0, 11.5], ["wandb", "tensorboard"])
+    assert parse("--recipe", path, "--report_to", "trackio").report_to == ["trackio"]
+    assert parse("--recipe", path, "--report_to", "none").report_to is None
+
+
+def test_null_in_a_recipe_leaves_the_default(recipe):
+    path = recipe({"max_grad_norm": None, "lr_milestones": None, "seed": 5})
+    assert parse("--recipe", path) == LoopArguments("out", recipe=path, seed=5)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{'seed': 1}", "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[1]", "must hold one JSON object, got list"),
+        ({"learning_rat": 1}, "unknown key 'learning_rat'.*learning_rate"),
+        ({"learning_rate": "0.1"}, "'learning_rate' must be float, got '0.1'"),
+        ({"learning_rate": True}, "'learning_rate' must be float, got True"),
+        ({"learning_rate": [0.1]}, r"'learning_rate' must be float, got \[0.1\]"),
+        ({"train_batch_size": True}, "'train_batch_size' must be int, got True"),
+        ({"train_batch_size": 1.5}, "'train_batch_size' must be int, got 1.5"),
+        ({"lr_scheduler_type": 3}, "'lr_scheduler_type' must be str, got 3"),
+        ({"dry_run": "yes"}, "'dry_run' must be bool, got 'yes'"),
+        ({"dry_run": 1}, "'dry_run' must be bool, got 1"),
+        ({"max_train_steps": "9"}, r"'max_train_steps' must be int \| None, got '9'"),
+        ({"lr_milestones": 3}, r"'lr_milestones' must be list\[float\] \| None, got 3"),
+        ({"report_to": ["wandb", 1]}, r"'report_to' must be list\[str\] \| None, got \['wandb', 1\]"),
+        ({"seed": None}, "'seed' must be int, got None"),
+    ],
+)
+def test_a_broken_recipe_is_named_with_its_key(recipe, content, message):
+    path = recipe(content)
+    with pytest.raises(ValueError, match=f"--recipe {re.escape(path)}.*{message}"):
+        parse("--recipe", path)
+
+
+def test_a_missing_recipe_is_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"--recipe {re.escape(str(tmp_path))}/none.json cannot be read: .+"):
+        parse("--recipe", f"{tmp_path}/none.json")
+
+
+POSITIVE = [
+    *("num_train_epochs", "max_train_steps", "train_batch_size", "per_device_train_batch_size"),
+    *("per_device_eval_batch_size", "learning_rate", "learning_rate_batch_size", "polynomial_power", "max_grad_norm"),
+    *("checkpoints_total_limit", "logging_steps", "dataloader_prefetch_factor"),
+]
+ZERO_OR_MORE = [
+    *("min_learning_rate", "warmup_epochs", "warmup_steps", "warmup_learning_rate", "weight_decay", "freeze_stages"),
+    *("dataloader_num_workers", "max_skipped_samples", "seed"),
+]
+BELOW_ONE = ["adam_beta1", "adam_beta2", "ema_decay"]
+INTERVALS = ["eval_steps", "checkpointing_steps"]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("lr_scheduler_type", "linear"),
+        ("mixed_precision", "fp8"),
+        ("hub_strategy", "always"),
+        *((name, value) for name in POSITIVE for value in (0, -1)),
+        *((name, -1) for name in ZERO_OR_MORE),
+        *((name, value) for name in ("learning_rate", "weight_decay") for value in (math.nan, math.inf)),
+        *((name, value) for name in BELOW_ONE for value in (-0.1, 1.0, math.nan)),
+        *((name, value) for name in INTERVALS for value in ("0", "-5", "1.5", "epochs", "")),
+    ],
+)
+def test_a_bad_value_is_named_with_its_argument(name, value):
+    with pytest.raises(ValueError, match=rf"--{name} must be .*got {re.escape(repr(value))}$"):
+        LoopArguments("out", **{name: value})
+
+
+def test_a_bad_tracker_is_named():
+    with pytest.raises(ValueError, match=r"--report_to must be any of .*got 'mlflow'"):
+        LoopArguments("out", report_to=["wandb", "mlflow"])
+
+
+@pytest.mark.parametrize("milestones", [None, []])
+def test_multistep_needs_milestones(milestones):
+    with pytest.raises(ValueError, match=r"--lr_milestones must .*multistep"):
+        LoopArguments("out", lr_scheduler_type="multistep", lr_milestones=milestones)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [*((name, 0) for name in ZERO_OR_MORE + BELOW_ONE), *((n, v) for n in INTERVALS for v in ("epoch", "never", "10"))],
+)
+def test_values_at_the_border_are_taken(name, value):
+    assert getattr(LoopArguments("out", **{name: value}), name) == value
+
+
+def parse_recipe(file):
+    """Arguments by name, and those of the loop, for a recipe of the repository."""
+    parts = parse_arguments(
+        *ARGUMENT_CLASSES,
+        arguments=["--recipe", str(RECIPES / file), "--train_dir", "x", "--output_dir", "y"],
+    )
+    return {name: value for part in parts for name, value in vars(part).items()}, parts[-1]
+
+
+def imagenet_recipe(variant):
+    return parse_recipe(f"clustr_{variant}_imagenet1k.json")
+
+
+def transforms_of(settings):
+    """The random transforms of a recipe, by type."""
+    names = ("min_crop_scale", "rand_augment", "random_erasing")
+    transform = training_transform(ClusTRImageProcessor(), *(settings[name] for name in names))
+    return {type(step): step for step in transform.args[0].transforms}
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in RECIPES.glob("*.json")))
+def test_every_recipe_is_of_the_variant_in_its_name(file):
+    settings, _ = parse_recipe(file)
+    assert file.startswith(f"clustr_{settings['variant']}_")
+    assert settings["recipe"] == str(RECIPES / file)
+
+
+@pytest.mark.parametrize("position, variant", enumerate(("tiny", "small", "base")))
+def test_imagenet_recipes_are_table_a2_as_the_paper_prints_it(shared, position, variant):
+    text = (shared / "paper.txt").read_text()
+    table = text.split("Table A2: ImageNet-1K training settings")[1].split("A4.2")[0]
+    # The extraction breaks the labels up, not the order of the rows: the last cell of each, below two rows of heads.
+    values = [line.strip().split("\t")[-1] for line in table.splitlines() if "\t" in line][2:]
+    size, rand_augment, crop, flip, erasing, smoothing, cutmix, mixup, drop, clip, name, momentum, *schedule = values
+    rate, decay_type, weight_decay, batch_size, epochs, warmup = schedule
+    settings, args = imagenet_recipe(variant)
+
+    assert [settings["image_size"]] * 2 == list(map(int, re.findall(r"\d+", size)))
+    magnitude, deviation = re.fullmatch(r"\((\d+), ([\d.]+)\)", rand_augment).groups()
+    assert settings["rand_augment"].startswith(f"rand-m{magnitude}-mstd{deviation}-")
+    steps = transforms_of(settings)
+    assert (RandomResizedCropAndInterpolation in steps) == (crop == "Yes")
+    assert (RandomHorizontalFlip in steps) == (flip == "Yes")
+    numbers = dict(random_erasing=erasing, label_smoothing=smoothing, cutmix=cutmix, mixup=mixup)
+    numbers |= dict(drop_path_rate=drop.split("/")[position], adam_beta1=momentum, weight_decay=weight_decay)
+    numbers |= dict(train_batch_size=batch_size, num_train_epochs=epochs, warmup_epochs=warmup)
+    numbers |= zip(
+        ("learning_rate", "learning_rate_batch_size"),
+        re.fullmatch(r"\$([\d.]+) \\times \\frac\{batchsize\}\{(\d+)\}\$", rate).groups(),
+    )
+    assert {key: settings[key] for key in numbers} == {key: float(number) for key, number in numbers.items()}
+    assert str(settings["max_grad_norm"]) == clip.split("/")[position]
+    assert type(make_optimizer(nn.Linear(2, 2), args)).__name__.lower() == name
+    assert decay_type == f"{settings['lr_scheduler_type'].capitalize()} decay"
+
+
+PAPER = dict(  # Table A2
+    image_size=224,
+    random_erasing=0.25,
+    label_smoothing=0.1,
+    cutmix=1,
+    mixup=0.8,
+    adam_beta1=0.9,
+    learning_rate=0.0005,
+    learning_rate_batch_size=512,
+    lr_scheduler_type="cosine",
+    weight_decay=0.05,
+    train_batch_size=1024,
+    num_train_epochs=300,
+    warmup_epochs=5,
+)
+PVT_V2 = dict(  # Wang et al. (2022b), which the table mainly follows
+    rand_augment="rand-m9-mstd0.5-inc1",
+    min_learning_rate=1e-5,
+    warmup_learning_rate=1e-6,
+    repeated_augmentation=3,
+    mixup_probability=1,
+    cutmix_probability=0.5,
+    adam_beta2=0.999,
+)
+
+
+@pytest.mark.parametrize("variant, drop_path, clip", [("tiny", 0.1, None), ("small", 0.1, None), ("base", 0.3, 1.0)])
+def test_imagenet_recipes_have_the_settings_of_the_paper_and_of_pvt_v2(variant, drop_path, clip):
+    settings, args = imagenet_recipe(variant)
+    expected = {**PAPER, **PVT_V2, "drop_path_rate": drop_path, "max_grad_norm": clip}
+    assert {name: settings[name] for name in expected} == expected
+    optimizer = make_optimizer(nn.Linear(2, 2), args)
+    assert type(optimizer).__name__ == "AdamW"
+    assert [(g["betas"], g["weight_decay"]) for g in optimizer.param_groups] == [((0.9, 0.999), w) for w in (0.05, 0)]
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_imagenet_recipes_train_for_300_epochs_of_1251_steps(variant):
+    plan = TrainingPlan.make(imagenet_recipe(variant)[1], num_samples=1_281_167, num_processes=8)
+    assert (plan.steps_per_epoch, plan.num_steps, plan.warmup_steps) == (1251, 375_300, 6255)
+    assert (plan.per_device_batch_size, plan.accumulation) == (128, 1)
+    assert plan.peak_learning_rate == pytest.approx(1e-3)
+    assert plan.learning_rate(0) == pytest.approx(1e-6)
+    assert plan.learning_rate(375_299) == pytest.approx(1e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["tiny", "small", "base"])
+def test_imagenet_recipes_crop_flip_augment_and_erase_at_random(variant):
+    steps = transforms_of(imagenet_recipe(variant)[0])
+    crop = steps[RandomResizedCropAndInterpolation]
+    assert (tuple(crop.size), tuple(crop.scale)) == ((224, 224), (0.08, 1.0))
+    assert steps[RandomHorizontalFlip].p == 0.5
+    assert {(op.magnitude, op.magnitude_std) for op in steps[RandAugment].ops} == {(9, 0.5)}
+    assert (steps[RandomErasing].probability, steps[RandomErasing].mode) == (0.25, "pixel")
+
+
+def test_an_abbreviated_recipe_is_refused_and_the_last_of_two_is_read(recipe, tmp_path):
+    with pytest.raises(ValueError, match="--reci"):
+        parse("--reci", recipe({"seed": 3}))
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text('{"seed": 1}')
+    second.write_text('{"seed": 2}')
+    assert parse("--recipe", first, f"--recipe={second}").seed == 2
+
+
+def test_empty_lists_and_negative_numbers_of_a_recipe_are_read(recipe):
+    assert parse("--recipe", recipe({"report_to": []})).report_to is None
+    with pytest.raises(ValueError, match="--learning_rate must be positive, got -1e-05"):
+        parse("--recipe", recipe({"learning_rate": -1e-5}))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--lr_milestones", "nan"], "--lr_milestones must be positive"),
+        (["--eval_steps", "²"], "--eval_steps must be `epoch`"),
+    ],
+)
+def test_values_that_only_look_like_numbers_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*arguments)
+
+
+def test_a_recipe_names_no_recipe(recipe):
+    with pytest.raises(ValueError, match="unknown key 'recipe'"):
+        parse("--recipe", recipe({"recipe": "other.json"}))
