@@ -140,7 +140,7 @@ def read_first(read: Callable[[Any], Any], candidates: Iterable[Any]) -> tuple[A
             return read(candidate), candidate, skipped
         except UnreadableSample as error:
             skipped.append(str(error))
-        if len(set(skipped)) == MOST_ATTEMPTS:
+        if len(skipped) == MOST_ATTEMPTS:
             break
     raise RuntimeError(f"{len(skipped)} samples in a row cannot be read: {'; '.join(skipped[:3])} ...")
 

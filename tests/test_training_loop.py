@@ -45,10 +45,8 @@ def environment(folder):
     return {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
-def run(data, output_dir, *arguments, **more):
-    run_process(
-        train_command(data, output_dir, *arguments), output_dir.parent, **environment(output_dir.parent), **more
-    )
+def run(data, output_dir, *arguments):
+    run_process(train_command(data, output_dir, *arguments), output_dir.parent, **environment(output_dir.parent))
     return load_file(output_dir / "model.safetensors")
 
 

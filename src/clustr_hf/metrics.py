@@ -1,11 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Metrics with the interface of `evaluate`, but without its download of a script: they work offline."""
 
+import sys
 import types
 
 import datasets
 import evaluate
-import evaluate.evaluator.base
 import numpy as np
 import transformers
 from transformers import EvalPrediction
@@ -22,7 +22,8 @@ class _WithTensorFlow(types.ModuleType):
 
 # evaluate 0.4.6 asks every pipeline whether it is a TensorFlow model and fails where there is no such class.
 if not hasattr(transformers, "TFPreTrainedModel"):
-    evaluate.evaluator.base.transformers = _WithTensorFlow("transformers")
+    # By name, for `evaluate.evaluator` is a function that hides the module.
+    sys.modules["evaluate.evaluator.base"].transformers = _WithTensorFlow("transformers")
 
 
 class Accuracy(evaluate.Metric):
