@@ -5,10 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
 from conftest import REPOSITORY, run_process
 from local_hub import LocalHub
 from PIL import Image
@@ -118,7 +121,17 @@ def code_blocks(language):
 
 def test_readme_has_only_blocks_that_these_tests_run():
     fences = re.findall(r"```(\w*)\n.*?```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-    assert fences == ["bash", "python", "python", "bash", "bash", "python", ""]  # the last one is the map of files
+    assert fences == [
+        "bash",
+        "python",
+        "python",
+        "bash",
+        "bash",
+        "bash",
+        "bash",
+        "python",
+        "",
+    ]  # the last one is the map of files
 
 
 def test_readme_opens_with_the_two_commands():
@@ -148,8 +161,26 @@ def test_readme_fine_tunes(demo, image_folders):
     assert json.loads((demo / "out" / "fine-tuned" / "config.json").read_text())["id2label"]["2"] == "zero"
 
 
+@pytest.mark.parametrize("block, num_processes", [(2, 8), (3, 16)])
+def test_readme_launches_trainings(block, num_processes, image_folders, tmp_path):
+    """Accelerate takes the command as it is written; what it would start is tried on one process, without training."""
+    command = shlex.split(code_blocks("bash")[block].replace("\\\n", " "))
+    assert command[:2] == ["accelerate", "launch"]
+    launch = launch_command_parser().parse_args(
+        [f"{REPOSITORY}/{part}" if part.startswith("examples/") else part for part in command[2:]]
+    )
+    settings = yaml.safe_load(Path(launch.config_file).read_text())
+    assert settings["num_processes"] == num_processes and settings["num_machines"] == num_processes // 8
+    arguments = [part for part in launch.training_script_args if part not in ("--dataset_name", "ILSVRC/imagenet-1k")]
+    small = ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
+    small += ["--train_batch_size", 16, "--variant", "nano", "--image_size", 32, "--dry_run"]
+    output = run_process([sys.executable, launch.training_script, *arguments, *small], tmp_path)
+    assert re.search(r"steps +900 \(3 an epoch, 15 of warm-up\)", output)
+    assert (tmp_path / "out" / "clustr-small" / "learning_rate.png").is_file()
+
+
 def test_readme_exports_to_onnx_and_checks_it(demo):
-    command = shlex.split(code_blocks("bash")[2].replace("\\\n", " ").replace("examples/", f"{REPOSITORY}/examples/"))
+    command = shlex.split(code_blocks("bash")[4].replace("\\\n", " ").replace("examples/", f"{REPOSITORY}/examples/"))
     output = run_process([sys.executable, *command[1:]], demo)
     assert "Cluster labels equal to PyTorch's: " in output
     session = onnxruntime.InferenceSession(demo / "out" / "clustr-nano-digits.onnx")
