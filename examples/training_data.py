@@ -251,7 +251,9 @@ class StreamedBatches(IterableDataset):
                 read_any = True
                 yield from repeat(row, self.repeats)
             if not read_any:
-                raise RuntimeError("the stream has no samples for this process or data loading worker")
+                raise RuntimeError(
+                    "the stream has no samples for a worker: --dataloader_num_workers must not exceed its shards"
+                )
 
     def _sample(self, candidates: list[dict], *place: int) -> dict:
         sample, _, skipped = read_first(self.read, candidates)

@@ -288,14 +288,14 @@ class TrainingLoop:
                     bar.update()
         return self._finish()
 
-    def _rest_of_epoch(self) -> Iterator[list[dict]]:
-        """The micro-batches of each step that is left in this epoch."""
+    def _rest_of_epoch(self) -> Iterator[Iterator[dict]]:
+        """The micro-batches of each step that is left in this epoch; one at a time is on the device."""
         epoch, step = divmod(self.state.step, self.plan.steps_per_epoch)
         num_steps = min(self.plan.steps_per_epoch - step, self.plan.num_steps - self.state.step)
         self.train_loader.batches.set_position(epoch, step * self.plan.accumulation)
         batches = (batch for batch in self.train_loader if batch is not None)
         for _ in range(num_steps):
-            yield [self._receive(next(batches)) for _ in range(self.plan.accumulation)]
+            yield (self._receive(next(batches)) for _ in range(self.plan.accumulation))
 
     def _receive(self, loaded: dict) -> dict:
         """The task's batch on the device; skipped samples are told and counted, each once."""
@@ -310,7 +310,7 @@ class TrainingLoop:
             )
         return send_to_device(loaded["batch"], self.accelerator.device, non_blocking=True)
 
-    def _train_step(self, micro_batches: list[dict]):
+    def _train_step(self, micro_batches: Iterator[dict]):
         step = self.state.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate(step)
@@ -340,7 +340,7 @@ class TrainingLoop:
         if self._is_due(self.args.checkpointing_steps) or (is_last and self.args.checkpointing_steps != "never"):
             self._save_checkpoint()
 
-    def _is_due(self, interval: str | None) -> bool:
+    def _is_due(self, interval: str) -> bool:
         if interval == "never":
             return False
         return self.state.step % (self.plan.steps_per_epoch if interval == "epoch" else int(interval)) == 0
@@ -424,7 +424,7 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             prune(self.output_dir, "checkpoint", self.args.checkpoints_total_limit)
         self._report()
-        if self.args.hub_strategy == "checkpoint" and self.state.step < self.plan.num_steps:
+        if self.args.push_to_hub and self.args.hub_strategy == "checkpoint" and self.state.step < self.plan.num_steps:
             self._write_outputs()
             self._push(f"Step {self.state.step}", must_succeed=False)
 
@@ -463,7 +463,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()
 
     def _push(self, message: str, must_succeed: bool):
-        if not (self.args.push_to_hub and self.accelerator.is_main_process):
+        if not self.accelerator.is_main_process:
             return
         try:
             logger.info(f"Pushed: {push_to_hub(self.output_dir, self.repository, message)}")
@@ -476,7 +476,8 @@ class TrainingLoop:
         self._count_seconds()
         self._report()
         self._write_outputs()
-        self._push("End of training", must_succeed=True)
+        if self.args.push_to_hub:
+            self._push("End of training", must_succeed=True)
         if self.args.report_to:
             self.accelerator.end_training()
         return summarize(self.state)

@@ -79,6 +79,17 @@ def test_writes_a_repository_with_results_curves_and_card(train):
     assert list((folder / "clustr_hf").glob("events.out.tfevents.*"))
 
 
+def test_half_precision_and_recomputed_activations_give_nearly_the_same_losses(train, tmp_path):
+    def losses(*arguments):
+        folder = train("--max_train_steps", 3, *arguments, output_dir=tmp_path / str(len(arguments)))
+        return [entry["loss"] for entry in read_json(folder / "log_history.json") if "loss" in entry]
+
+    exact = losses()
+    assert losses("--gradient_checkpointing", "true") == pytest.approx(exact, rel=1e-5)
+    half = losses("--mixed_precision", "bf16", "--seed", "0")
+    assert half == pytest.approx(exact, rel=0.05) and half != exact
+
+
 def test_fine_tunes_a_checkpoint_with_another_number_of_classes(train, tmp_path):
     before = make_checkpoint(tmp_path / "checkpoint")
     arguments = ["--model_name_or_path", tmp_path / "checkpoint", "--ignore_mismatched_sizes", "--max_train_steps", 1]
