@@ -20,10 +20,14 @@ class _WithTensorFlow(types.ModuleType):
         return getattr(transformers, name)
 
 
-# evaluate 0.4.6 asks every pipeline whether it is a TensorFlow model and fails where there is no such class.
-if not hasattr(transformers, "TFPreTrainedModel"):
-    # By name, for `evaluate.evaluator` is a function that hides the module.
-    sys.modules["evaluate.evaluator.base"].transformers = _WithTensorFlow("transformers")
+def _repair_evaluator():
+    """evaluate 0.4.6 asks every pipeline whether it is a TensorFlow model, and fails where there is no such class."""
+    base = sys.modules.get("evaluate.evaluator.base")  # `evaluate.evaluator` is a function that hides the module
+    if base is not None and not hasattr(transformers, "TFPreTrainedModel"):
+        base.transformers = _WithTensorFlow("transformers")
+
+
+_repair_evaluator()
 
 
 class Accuracy(evaluate.Metric):
