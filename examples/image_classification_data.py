@@ -96,8 +96,11 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     come as bytes.
 
     Raises:
-        ValueError: if there is no validation split, or a column is missing, or images lie in folders.
+        ValueError: if there is no validation split, a column is missing, images lie in folders, or samples are to be
+            chosen.
     """
+    if args.max_train_samples is not None:
+        raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if args.dataset_name is not None:
         source = {"path": args.dataset_name, "name": args.dataset_config_name, **hub}
@@ -112,8 +115,6 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     _check_columns(train, args)
     sizes = train.info.splits or {}
     num_samples = sizes["train"].num_examples if "train" in sizes else None
-    if args.max_train_samples is not None:
-        raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
     validation = streams["validation"].cast_column(args.image_column_name, Image(decode=False))
     if args.max_eval_samples is not None:
         validation = validation.take(args.max_eval_samples)
