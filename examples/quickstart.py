@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from model_card import write_classifier_card
 from PIL import Image
 from skimage.data import astronaut
 from sklearn.datasets import load_digits
@@ -33,7 +33,6 @@ from clustr_hf.metrics import compute_accuracy
 from clustr_hf.visualization import plot_clusters, plot_predictions, plot_training_curves
 
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 SEED = 0
 IMAGE_SIZE = 32  # pixels; the digits are 8 x 8
 PHOTOGRAPH_SIZE = (320, 320)
@@ -127,16 +126,8 @@ def predict_in_new_process(folder: Path, images: list[Image.Image], output_dir: 
 def write_card(folder: Path, accuracy: float, num_test_images: int, num_train_epochs: float):
     """The model card that the Hub shows."""
     command = f"python examples/quickstart.py --num_train_epochs {num_train_epochs:g}"
-    data = ModelCardData(
-        library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag="image-classification",
-        metrics=["accuracy"],
-        tags=["custom_code", "clustr"],
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(CARD_TEMPLATE),
+    write_classifier_card(
+        folder,
         model_name="clustr-nano-digits",
         model_id="your-name/clustr-nano-digits",
         summary="ClusTR nano, trained on scikit-learn's handwritten digits as a demonstration.",
@@ -144,7 +135,6 @@ def write_card(folder: Path, accuracy: float, num_test_images: int, num_train_ep
         results=f"Accuracy {accuracy:.4f} on the {num_test_images} held-out digits, measured by the same command.",
         limitations="It knows centred digits, light on dark, and nothing else.",
     )
-    card.save(folder / "README.md")
 
 
 def draw_photograph_clusters(folder: Path, path: Path):

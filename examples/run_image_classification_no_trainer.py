@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from datasets.distributed import split_dataset_by_node
-from huggingface_hub import ModelCard, ModelCardData
 from image_classification_data import (
     DataArguments,
     ModelArguments,
@@ -29,6 +28,7 @@ from image_classification_data import (
     load_stream,
 )
 from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
+from model_card import write_classifier_card
 from peft import LoraConfig, get_peft_model
 from timm.data import Mixup
 from torch import nn
@@ -41,7 +41,6 @@ from training_plan import divide_batch
 from clustr_hf.metrics import Accuracy
 
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 # Query, key-value and output projections of every block, whose inputs and outputs LoRA changes.
 ATTENTION_PROJECTIONS = r".*\.attention\.(q_proj|kv_projs\.\d+|o_proj)"
 
@@ -140,24 +139,16 @@ def write_card(folder: Path, results: dict[str, Any], name: str, data_args: Data
     scored = "Not evaluated yet."
     if "eval_accuracy" in results:
         scored = f"Top-1 accuracy {results['eval_accuracy']:.4f} on {results['eval_samples']} validation images."
-    data = ModelCardData(
-        library_name="transformers",
-        license="apache-2.0",
-        pipeline_tag="image-classification",
+    write_classifier_card(
+        folder,
         datasets=[data_args.dataset_name] if data_args.dataset_name else None,
-        metrics=["accuracy"],
-        tags=["custom_code", "clustr"],
-    )
-    ModelCard.from_template(
-        data,
-        template_path=str(CARD_TEMPLATE),
         model_name=name,
         model_id=name,
         summary="A ClusTR image classifier.",
         training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
         results=scored,
         limitations="It knows the classes that it was trained on, and images like those.",
-    ).save(folder / "README.md")
+    )
 
 
 def make_task(
