@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -70,4 +71,53 @@ def image_folders(tmp_path_factory):
             path = folder / split / ["zero", "one", "two"][digit] / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * 255 / 16).astype(np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Run the `main` of a training script in this process, with arguments by name and others as they are."""
+
+    def run(script, settings: dict, *arguments):
+        command = [*(str(part) for pair in settings.items() for part in pair), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", [script.__file__, *command])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        script.main()
+
+    return run
+
+
+def shapes_on_ground(number: int, seed: int = 1, size: tuple[int, int] = (96, 96)):
+    """
+    Images `(3, height, width)` of a bright disc (1) and a striped square (2) on a dark ground (0), and their label maps
+    `(height, width)`, all uint8.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(*(torch.arange(extent) for extent in size), indexing="ij")
+    images, maps = [], []
+    for _ in range(number):
+        center = torch.randint(20, min(size) - 20, (2, 2), generator=generator)
+        disc = (rows - center[0, 0]) ** 2 + (columns - center[0, 1]) ** 2 < 15**2
+        square = ((rows - center[1, 0]).abs() < 12) & ((columns - center[1, 1]).abs() < 12)
+        label_map = torch.where(disc, 1, torch.where(square, 2, 0))
+        shades = torch.tensor([40, 220, 130])[label_map] + torch.where(label_map == 2, 60 * (columns % 4 < 2), 0)
+        noise = torch.randint(0, 30, (3, *size), generator=generator)
+        images.append((shades + noise).clamp(max=255).to(torch.uint8))
+        maps.append(label_map.to(torch.uint8))
+    return images, maps
+
+
+@pytest.fixture(scope="session")
+def segmentation_folders(tmp_path_factory):
+    """Those shapes as folders of images and label maps, to train and to validate; validation has two sizes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    (folder / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "square"}')
+    parts = [("train", 0, 12, (96, 96)), ("validation", 12, 3, (90, 120)), ("validation", 15, 2, (128, 96))]
+    for split, first, number, size in parts:
+        for index, pair in enumerate(zip(*shapes_on_ground(number, seed=first, size=size)), start=first):
+            for kind, pixels in zip(("images", "annotations"), pair):
+                path = folder / split / kind / f"{index:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.numpy() if kind == "annotations" else pixels.permute(1, 2, 0).numpy()).save(path)
     return folder

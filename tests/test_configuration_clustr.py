@@ -53,6 +53,7 @@ def test_one_number_a_stage_is_a_single_scale():
 
 def test_survives_saving(tmp_path):
     config = ClusTRConfig(reduction_ratios=((64, 16.5), 16, (4,), 1), depths=(1, 1, 1, 1), out_features=["stage2"])
+    config.semantic_class_weights = [1.0, 0.5]
     config.save_pretrained(tmp_path)
     reloaded = ClusTRConfig.from_pretrained(tmp_path)
     config.auto_map = reloaded.auto_map
@@ -91,6 +92,14 @@ def test_survives_saving(tmp_path):
         ("max_clusters", -3, "`max_clusters` must be positive"),
         ("drop_path_rate", 1.0, r"`drop_path_rate` must be in \[0, 1\)"),
         ("hidden_dropout_prob", -0.1, "`hidden_dropout_prob` must be in"),
+        ("segmentation_head", "fcn", "`segmentation_head` must be one of .*'semantic_fpn', 'upernet'.*got 'fcn'"),
+        ("fpn_hidden_size", 0, "`fpn_hidden_size` must be positive"),
+        ("pool_scales", [1, 0], "`pool_scales` must be positive"),
+        ("auxiliary_loss_weight", -0.4, "`auxiliary_loss_weight` must be 0 or more, got -0.4"),
+        ("classifier_dropout_prob", 1.0, r"`classifier_dropout_prob` must be in \[0, 1\)"),
+        ("semantic_class_weights", [1.0, -1.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
+        ("semantic_class_weights", [0.0, 0.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
+        ("semantic_class_weights", [], "`semantic_class_weights` must be 0 or more and not all of them 0"),
     ],
 )
 def test_values_that_do_not_fit_are_named(field, value, message):

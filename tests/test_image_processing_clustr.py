@@ -254,3 +254,46 @@ def test_settings_survive_saving(tmp_path):
     ClusTRImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 36}).save_pretrained(tmp_path)
     reloaded = ClusTRImageProcessor.from_pretrained(tmp_path)
     assert pixels(reloaded, photograph()).shape == (1, 3, 32, 36)
+
+
+@pytest.fixture
+def whole():
+    """Whole images with the shorter side of 64 pixels, the longer one of at most 96."""
+    return ClusTRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_center_crop=False)
+
+
+def test_whole_images_of_different_sizes_are_padded_with_a_mask(whole):
+    images = [photograph(120, 80), photograph(80, 120), photograph(300, 100)]
+    maps = [np.full((image.height, image.width), index, dtype=np.uint8) for index, image in enumerate(images)]
+    batch = whole(images, maps, return_tensors="pt")
+    sizes = [(64, 96), (96, 64), (32, 96)]
+    assert batch.pixel_values.shape == (3, 3, 96, 96) and batch.labels.shape == (3, 96, 96)
+    assert batch.pixel_mask.dtype == torch.int64
+    for index, (height, width) in enumerate(sizes):
+        inside = torch.zeros(96, 96, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert torch.equal(batch.pixel_mask[index] == 1, inside)
+        assert (batch.labels[index][inside] == index).all() and (batch.labels[index][~inside] == 255).all()
+        assert (batch.pixel_values[index][:, ~inside] == 0).all()
+        torch.testing.assert_close(batch.pixel_values[index][:, :height, :width], pixels(whole, images[index])[0])
+
+
+def test_images_of_one_size_are_not_padded(whole):
+    assert whole([photograph(120, 80)] * 2, return_tensors="pt").keys() == {"pixel_values"}
+    assert ClusTRImageProcessor()([photograph(120, 80), photograph(80, 120)], return_tensors="pt").keys() == {
+        "pixel_values"
+    }
+
+
+def test_padding_can_be_larger_or_left_out(whole):
+    batch = whole(photograph(120, 80), return_tensors="pt", pad_size={"height": 70, "width": 128})
+    assert batch.pixel_values.shape == (1, 3, 70, 128) and batch.pixel_mask.sum() == 64 * 96
+    several = whole([photograph(120, 80), photograph(80, 120)], do_pad=False)
+    assert [tuple(image.shape) for image in several.pixel_values] == [(3, 64, 96), (3, 96, 64)]
+    assert "pixel_mask" not in several
+
+
+def test_reduced_labels_of_a_map_as_ade20k_has_them(whole):
+    label_map = np.array([[0, 1], [150, 255]], dtype=np.uint8).repeat(64, axis=0).repeat(64, axis=1)
+    labels = whole(photograph(128, 128), label_map, do_reduce_labels=True, return_tensors="pt").labels[0]
+    assert labels[0, 0] == 255 and labels[0, -1] == 0 and labels[-1, 0] == 149 and labels[-1, -1] == 255

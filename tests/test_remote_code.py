@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from clustr_hf import (
     ClusTRBackbone,
     ClusTRConfig,
     ClusTRForImageClassification,
+    ClusTRForSemanticSegmentation,
     ClusTRImageProcessor,
     ClusTRModel,
     clustering_kernel_clustr,
@@ -52,14 +54,32 @@ def folder(tmp_path_factory, pixel_values):
     return folder
 
 
+@pytest.fixture(scope="module", params=["semantic_fpn", "upernet"])
+def segmentation_folder(request, folder, tmp_path_factory):
+    """A segmentation model as `save_pretrained` writes it, and an image whose height is no multiple of its stride."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp(request.param)
+    names = {0: "wall", 1: "floor", 2: "tree"}
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    config = ClusTRConfig.from_variant("nano", segmentation_head=request.param, **labels)
+    ClusTRForSemanticSegmentation(config).save_pretrained(path)
+    ClusTRImageProcessor(do_center_crop=False, size={"shortest_edge": 64}, do_reduce_labels=True).save_pretrained(path)
+    with Image.open(folder / "image.png") as image:
+        image.resize((121, 87)).save(path / "image.png")
+    return path
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_clustr.ClusTRConfig",
+    "AutoModel": "modeling_clustr.ClusTRModel",
+    "AutoBackbone": "modeling_clustr.ClusTRBackbone",
+    "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
+}
+
+
 def test_folder_is_complete(folder):
     config = json.loads((folder / "config.json").read_text())
-    assert config["auto_map"] == {
-        "AutoConfig": "configuration_clustr.ClusTRConfig",
-        "AutoModel": "modeling_clustr.ClusTRModel",
-        "AutoBackbone": "modeling_clustr.ClusTRBackbone",
-        "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
-    }
+    assert config["auto_map"] == AUTO_MAP
     assert {path.name for path in folder.glob("*.py")} == CODE_FILES
     assert (folder / "model.safetensors").is_file()
     processor = json.loads((folder / "preprocessor_config.json").read_text())
@@ -137,6 +157,44 @@ def test_pipelines_run_without_the_package(folder, run_without_package):
         assert predicted == model.config.id2label[model(**inputs).logits.argmax().item()]
 
 
+def test_segmentation_folder_is_complete(segmentation_folder):
+    """Its map names no class for instances, which the pipeline would prefer."""
+    config = json.loads((segmentation_folder / "config.json").read_text())
+    segmenter = "modeling_clustr_segmentation.ClusTRForSemanticSegmentation"
+    assert config["auto_map"] == {**AUTO_MAP, "AutoModelForSemanticSegmentation": segmenter}
+    code = {path.name for path in segmentation_folder.glob("*.py")}
+    assert code == {*CODE_FILES, "modeling_clustr_segmentation.py"}
+
+
+SEGMENT = """
+import sys
+from transformers import AutoModelForSemanticSegmentation, AutoModelForImageClassification, pipeline
+folder, output = sys.argv[1:]
+segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
+assert type(segment.model).__module__.startswith("transformers_modules.")
+assert segment.image_processor.do_reduce_labels
+for answer in segment(folder + "/image.png"):
+    answer["mask"].save(f"{output}/{answer['label']}.png")
+classifier = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+assert all((classifier.state_dict()[n] == w).all() for n, w in segment.model.state_dict().items() if "clustr" in n)
+"""
+
+
+def test_segmentation_pipeline_runs_without_the_package(segmentation_folder, tmp_path, run_without_package):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    run_without_package(SEGMENT, segmentation_folder, masks)
+    model = ClusTRForSemanticSegmentation.from_pretrained(segmentation_folder).eval()
+    processor = ClusTRImageProcessor.from_pretrained(segmentation_folder)
+    with Image.open(segmentation_folder / "image.png") as image, torch.no_grad():
+        output = model(**processor(image, return_tensors="pt"))
+    [expected] = processor.post_process_semantic_segmentation(output, [(87, 121)])
+    assert {path.stem for path in masks.iterdir()} == {model.config.id2label[i] for i in expected.unique().tolist()}
+    for path in masks.iterdir():
+        mask = torch.from_numpy(np.asarray(Image.open(path)).copy())
+        assert torch.equal(mask > 0, expected == model.config.label2id[path.stem])
+
+
 RESAVE = """
 import sys
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -200,11 +258,19 @@ def test_importing_the_package_prints_nothing():
 
 
 def test_importing_the_package_registers_every_auto_class(folder):
-    from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+    from transformers import (
+        AutoBackbone,
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForSemanticSegmentation,
+    )
 
     config = AutoConfig.from_pretrained(folder)
     assert type(config) is ClusTRConfig
     assert type(AutoModel.from_pretrained(folder)) is ClusTRModel
     assert type(AutoModelForImageClassification.from_pretrained(folder)) is ClusTRForImageClassification
+    assert type(AutoModelForSemanticSegmentation.from_config(config)) is ClusTRForSemanticSegmentation
     assert type(AutoBackbone.from_config(config)) is ClusTRBackbone
     assert type(AutoImageProcessor.from_pretrained(folder)) is ClusTRImageProcessor

@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from clustr_hf.visualization import draw_clusters, plot_clusters, plot_predictions, plot_training_curves
+from clustr_hf.visualization import (
+    class_colors,
+    draw_clusters,
+    draw_segmentation,
+    plot_clusters,
+    plot_predictions,
+    plot_segmentation,
+    plot_training_curves,
+)
 
 
 @pytest.fixture
@@ -70,4 +78,40 @@ def test_curves_hold_the_logged_points():
     assert [line.get_ydata().tolist() for line in loss_axis.lines] == [[2.0, 1.0], [1.5, 1.2]]
     assert [line.get_ydata().tolist() for line in metric_axis.lines] == [[0.5, 0.7]]
     assert metric_axis.get_ylabel() == "accuracy"
+    assert plot_training_curves(history, "eval_mean_iou").axes[1].get_ylabel() == "mean IoU"
     assert rendered(plot_training_curves(history[:1])).std() > 0
+
+
+@pytest.mark.parametrize("num_labels", [2, 11, 21, 150])
+def test_colours_of_classes_differ(num_labels):
+    colors = class_colors(num_labels)
+    assert colors.shape == (num_labels, 3) and colors.dtype == np.uint8
+    assert len({tuple(color) for color in colors.tolist()}) == num_labels
+    neighbours = np.abs(colors[1:].astype(int) - colors[:-1].astype(int)).sum(axis=1)
+    assert neighbours.min() > 100
+    assert np.array_equal(class_colors(2), colors[:2])  # the same whatever the number of classes
+
+
+def test_classes_are_laid_over_the_image_and_what_does_not_count_is_dark(halves):
+    image, _ = halves
+    segmentation = torch.zeros(40, 60, dtype=torch.int64)
+    segmentation[:20, 30:], segmentation[20:, 30:] = 2, 255
+    painted = np.asarray(draw_segmentation(image, segmentation, 3, opacity=0.5)).astype(int)
+    colors = class_colors(3).astype(int)
+    assert np.abs(painted[:, :30] - (colors[0] + (200, 0, 0)) / 2).max() <= 0.5
+    assert np.abs(painted[:20, 30:] - (colors[2] + (0, 0, 100)) / 2).max() <= 0.5
+    assert (painted[20:, 30:] == (0, 0, 50)).all()
+    with pytest.raises(ValueError, match=r"`segmentation` must have the size of `image`.* got \(60, 40\)"):
+        draw_segmentation(image, segmentation.T, 3)
+
+
+def test_truth_and_prediction_stand_beside_the_image_with_a_legend(halves):
+    image, _ = halves
+    truth = torch.full((40, 60), 255)
+    truth[:, 30:] = 1
+    figure = plot_segmentation([image, image], [truth, truth], [torch.zeros_like(truth), truth], ["sky", "sea", "bird"])
+    assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "prediction", "", "", ""]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "sea"]  # those that occur
+    assert rendered(figure).std() > 0
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        plot_segmentation([], [], [], ["sky"])

@@ -11,7 +11,14 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 
 CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
-CLUSTER_SHARINGS = ("block", "stage")
+
+# Fields with a few allowed values, and fields in [0, 1).
+CHOICES = {
+    "cluster_assignment": CLUSTER_ASSIGNMENTS,
+    "cluster_sharing": ("block", "stage"),
+    "segmentation_head": ("semantic_fpn", "upernet"),
+}
+PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
 
 # Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
 PAPER_VARIANTS: dict[str, dict[str, Any]] = {
@@ -41,6 +48,10 @@ NANO_VARIANT: dict[str, Any] = {
     "patch_sizes": [3, 3, 3, 3],
     "strides": [2, 2, 2, 2],
     "reduction_ratios": [[16, 4], [4, 1], [1], [1]],
+    "fpn_hidden_size": 64,
+    "decoder_hidden_size": 64,
+    "upernet_hidden_size": 64,
+    "auxiliary_hidden_size": 64,
 }
 
 # Fields with one entry for each stage.
@@ -110,6 +121,27 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Epsilon of the layer norms in the blocks and at the end of each stage.
         embedding_layer_norm_eps (`float`, defaults to 1e-5):
             Epsilon of the layer norms of the patch embeddings.
+        segmentation_head (`str`, defaults to `"semantic_fpn"`):
+            Head of [`ClusTRForSemanticSegmentation`]: `"semantic_fpn"` (Kirillov et al. 2019) or `"upernet"` (Xiao et
+            al. 2018, with an auxiliary FCN head on the last stage but one).
+        fpn_hidden_size (`int`, defaults to 256):
+            Channels of the feature pyramid under the Semantic FPN head.
+        decoder_hidden_size (`int`, defaults to 128):
+            Channels of the Semantic FPN head.
+        upernet_hidden_size (`int`, defaults to 512):
+            Channels of the UPerNet head.
+        pool_scales (`list[int]`, defaults to `[1, 2, 3, 6]`):
+            Sides of the grids to which UPerNet pools the last stage.
+        auxiliary_hidden_size (`int`, defaults to 256):
+            Channels of UPerNet's auxiliary head.
+        auxiliary_loss_weight (`float`, defaults to 0.4):
+            Weight of the auxiliary head's loss; 0 leaves the head out.
+        classifier_dropout_prob (`float`, defaults to 0.1):
+            Dropout of whole channels before a segmentation head's classifier, in [0, 1) (Table A3).
+        semantic_loss_ignore_index (`int`, defaults to 255):
+            Label of pixels that do not count in the segmentation loss.
+        semantic_class_weights (`list[float]`, *optional*):
+            Weight of each class in the segmentation loss, for classes of unequal frequency. Default: all the same.
         out_features (`list[str]`, *optional*):
             For [`ClusTRBackbone`]: which of `"stem", "stage1", ..., "stage4"` to return; default is the last one.
         out_indices (`list[int]`, *optional*):
@@ -152,13 +184,25 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float | int = 0.02
     layer_norm_eps: float = 1e-6
     embedding_layer_norm_eps: float = 1e-5
+    segmentation_head: str = "semantic_fpn"
+    fpn_hidden_size: int = 256
+    decoder_hidden_size: int = 128
+    upernet_hidden_size: int = 512
+    pool_scales: list[int] | tuple[int, ...] = (1, 2, 3, 6)
+    auxiliary_hidden_size: int = 256
+    auxiliary_loss_weight: float | int = 0.4
+    classifier_dropout_prob: float | int = 0.1
+    semantic_loss_ignore_index: int = 255
+    semantic_class_weights: list[float | int] | tuple[float | int, ...] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         # JSON knows only lists: a configuration equals its reloaded self from the start.
-        for name in PER_STAGE_FIELDS:
+        for name in (*PER_STAGE_FIELDS, "pool_scales"):
             setattr(self, name, list(getattr(self, name)))
+        if self.semantic_class_weights is not None:
+            self.semantic_class_weights = list(self.semantic_class_weights)
         self.reduction_ratios = [
             list(ratios) if isinstance(ratios, (list, tuple)) else [ratios] for ratios in self.reduction_ratios
         ]
@@ -242,15 +286,23 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         _require_positive("num_neighbors", [self.num_neighbors])
         _require_positive("layer_norm_eps", [self.layer_norm_eps])
         _require_positive("embedding_layer_norm_eps", [self.embedding_layer_norm_eps])
+        for name in ("fpn_hidden_size", "decoder_hidden_size", "upernet_hidden_size", "auxiliary_hidden_size"):
+            _require_positive(name, [getattr(self, name)])
+        _require_positive("pool_scales", self.pool_scales)
         for name in ("cluster_window", "max_clusters"):
             if getattr(self, name) is not None:
                 _require_positive(name, [getattr(self, name)])
-        for name, choices in (("cluster_assignment", CLUSTER_ASSIGNMENTS), ("cluster_sharing", CLUSTER_SHARINGS)):
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+        for name in PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if not (_is_real(self.auxiliary_loss_weight) and self.auxiliary_loss_weight >= 0):
+            raise ValueError(f"`auxiliary_loss_weight` must be 0 or more, got {self.auxiliary_loss_weight}.")
+        weights = self.semantic_class_weights
+        if weights is not None and not (weights and all(_is_real(w) and w >= 0 for w in weights) and any(weights)):
+            raise ValueError(f"`semantic_class_weights` must be 0 or more and not all of them 0, got {weights}.")
 
 
 def _is_real(value: Any) -> bool:

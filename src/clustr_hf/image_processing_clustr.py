@@ -15,7 +15,9 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
+    SizeDict,
 )
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 
 
@@ -49,12 +51,20 @@ class ClusTRImageProcessor(BeitImageProcessor):
     resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
     `do_reduce_labels=True` shifts labels down by one and makes 0 the ignored 255, as ADE20K needs.
 
+    For dense prediction of whole images use `do_center_crop=False`, for example with
+    `size={"shortest_edge": 512, "longest_edge": 2048}`. Where the images of a call then differ in size, they are padded
+    to the largest height and width, with 0 on the right and below, and `pixel_mask`, `(B, H, W)` int64, is 1 where
+    there is an image; labels are padded with 255. The heads for dense prediction take the mask, the classifier refuses
+    it.
+
     Args:
         do_resize (`bool`, defaults to `True`): Whether to resize.
         size (`dict`, defaults to `{"shortest_edge": 256}`): Target size in pixels.
         resample (`PILImageResampling`, defaults to `BICUBIC`): Filter for the images.
         do_center_crop (`bool`, defaults to `True`): Whether to crop.
         crop_size (`dict`, defaults to `{"height": 224, "width": 224}`): Size of the crop in pixels.
+        do_pad (`bool`, defaults to `True`): Whether to pad images of different sizes to a common one.
+        pad_size (`dict`, *optional*): Height and width of it in pixels; default is the least that holds all images.
         do_rescale (`bool`, defaults to `True`): Whether to multiply by `rescale_factor`.
         rescale_factor (`float`, defaults to 1/255): That factor.
         do_normalize (`bool`, defaults to `True`): Whether to subtract `image_mean` and divide by `image_std`.
@@ -78,6 +88,7 @@ class ClusTRImageProcessor(BeitImageProcessor):
     crop_size = {"height": 224, "width": 224}
     do_resize = True
     do_center_crop = True
+    do_pad = True
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
@@ -132,6 +143,8 @@ class ClusTRImageProcessor(BeitImageProcessor):
         return_tensors,
         device=None,
         do_reduce_labels: bool = False,
+        do_pad: bool = False,
+        pad_size: SizeDict | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Images and, if there are any, their segmentation maps."""
@@ -150,6 +163,11 @@ class ClusTRImageProcessor(BeitImageProcessor):
             _check_maps(images, label_maps)
             label_maps = self.reduce_label(label_maps) if do_reduce_labels else label_maps
             data["labels"] = self._preprocess_label_maps(label_maps, **kwargs)
+        if do_pad and (pad_size is not None or len({image.shape for image in data["pixel_values"]}) > 1):
+            data["pixel_values"], data["pixel_mask"] = self.pad(data["pixel_values"], pad_size, return_mask=True)
+            if "labels" in data:
+                padded = self.pad([labels[None] for labels in data["labels"]], pad_size, fill_value=IGNORE_INDEX)
+                data["labels"] = [labels[0] for labels in padded]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess_label_maps(self, label_maps: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
@@ -159,6 +177,42 @@ class ClusTRImageProcessor(BeitImageProcessor):
         processed = self._preprocess([label_map.to(torch.int32) + 1 for label_map in label_maps], **kwargs)
         labels = [label_map.squeeze(0).to(torch.int64) - 1 for label_map in processed]
         return [torch.where(label < 0, IGNORE_INDEX, label) for label in labels]
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+    ) -> list:
+        """
+        Logits to maps of classes.
+
+        Args:
+            outputs ([`ClusTRSemanticSegmenterOutput`] or another with `logits` `(B, K, h, w)`):
+                Output of the model. `logits_sizes`, if it has them, say how much of the logits is no padding.
+            target_sizes (`Sequence[tuple[int, int]]`, *optional*):
+                (height, width) in pixels of each map; default is the size of the logits.
+            return_segmentation_scores (`bool`, defaults to `False`):
+                Whether to return the resized logits, too.
+
+        Returns:
+            `list[torch.LongTensor]`: for each image the class of every pixel, `(height, width)`; with scores, for each
+            image `segmentation` and `segmentation_scores` `(K, height, width)`.
+
+        Raises:
+            ValueError: if there are not as many target sizes as images.
+        """
+        postprocess = super().post_process_semantic_segmentation
+        # The first transformers of version 5 know no scores.
+        settings = {"return_segmentation_scores": True} if return_segmentation_scores else {}
+        sizes = getattr(outputs, "logits_sizes", None)
+        if sizes is None:
+            return postprocess(outputs, target_sizes, **settings)
+        if target_sizes is not None and len(target_sizes) != len(sizes):
+            raise ValueError(f"`target_sizes` must be as many as images, {len(sizes)}, got {len(target_sizes)}.")
+        maps = []
+        for index, (height, width) in enumerate(sizes.tolist()):
+            image_output = SemanticSegmenterOutput(logits=outputs.logits[index : index + 1, :, :height, :width])
+            image_size = None if target_sizes is None else target_sizes[index : index + 1]
+            maps += postprocess(image_output, image_size, **settings)
+        return maps
 
 
 def _decode(image: Image.Image, is_picture: bool) -> Image.Image:

@@ -494,6 +494,8 @@ class ClusTRModel(ClusTRPreTrainedModel):
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
         """
         self._check_pixel_values(pixel_values)
+        if kwargs.get("pixel_mask") is not None:
+            raise ValueError("`pixel_mask` must be None: padding would count as image; give images of one size.")
         _fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
         cluster_indices = []

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 
 
@@ -106,6 +108,96 @@ def plot_predictions(
     return figure
 
 
+def class_colors(num_labels: int) -> np.ndarray:
+    """
+    A colour for each class, the same whenever they are asked for, far apart for neighbouring classes.
+
+    Args:
+        num_labels (`int`): Number of classes.
+
+    Returns:
+        `np.ndarray` of shape `(num_labels, 3)`, uint8 RGB.
+    """
+    hues = np.arange(num_labels) * 0.618034 % 1  # the golden ratio spreads any number of hues
+    rows = np.arange(num_labels)
+    saturations, values = np.array([0.85, 0.55, 0.95])[rows % 3], np.array([0.95, 0.75, 0.55])[rows // 2 % 3]
+    return np.round(hsv_to_rgb(np.stack([hues, saturations, values], axis=-1)) * 255).astype(np.uint8)
+
+
+def draw_segmentation(
+    image: Image.Image, segmentation: torch.Tensor, num_labels: int, opacity: float = 0.6
+) -> Image.Image:
+    """
+    Lay the colours of the classes over an image.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image.
+        segmentation (`torch.LongTensor` of shape `(height, width)`):
+            Class of each pixel of the image; values outside `[0, num_labels)` do not count and darken the image.
+        num_labels (`int`):
+            Number of classes.
+        opacity (`float`, defaults to 0.6):
+            Of the colours, in [0, 1].
+
+    Returns:
+        `PIL.Image.Image` of the size of `image`, RGB.
+
+    Raises:
+        ValueError: if the map is not of the size of the image.
+    """
+    if segmentation.shape != (image.height, image.width):
+        raise ValueError(
+            f"`segmentation` must have the size of `image`, (height, width) = {(image.height, image.width)}, "
+            f"got {tuple(segmentation.shape)}."
+        )
+    labels = segmentation.cpu().numpy()
+    counts = (labels >= 0) & (labels < num_labels)
+    colors = class_colors(num_labels)[np.where(counts, labels, 0)] * counts[..., None]
+    painted = (1 - opacity) * np.asarray(image.convert("RGB"), dtype=np.float64) + opacity * colors
+    return Image.fromarray(painted.round().astype(np.uint8))
+
+
+def plot_segmentation(
+    images: Sequence[Image.Image],
+    references: Sequence[torch.Tensor],
+    predictions: Sequence[torch.Tensor],
+    labels: Sequence[str],
+    most_in_legend: int = 30,
+) -> Figure:
+    """
+    Image, truth and prediction side by side, one image a row, with a legend of the classes that occur.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): The images.
+        references, predictions (`Sequence[torch.LongTensor]`): Label maps `(height, width)` of the images' sizes.
+        labels (`Sequence[str]`): Names of the classes.
+        most_in_legend (`int`, defaults to 30): The legend names so many classes, those with the largest area.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    aspect = images[0].height / images[0].width if images else 1.0
+    figure, axes = _grid(3 * len(images), 3, (4.2, 4.2 * aspect))
+    for row, (image, reference, prediction) in enumerate(zip(images, references, predictions)):
+        columns = {"image": image, "truth": reference, "prediction": prediction}
+        for axis, (title, content) in zip(axes[3 * row :], columns.items()):
+            is_map = isinstance(content, torch.Tensor)
+            axis.imshow(draw_segmentation(image, content, len(labels)) if is_map else content)
+            if row == 0:
+                axis.set_title(title)
+    values = torch.cat([label_map.flatten().cpu() for label_map in (*references, *predictions)])
+    areas = torch.bincount(values[(values >= 0) & (values < len(labels))], minlength=len(labels))
+    shown = sorted(areas.argsort(descending=True)[:most_in_legend].tolist())
+    colors = class_colors(len(labels)) / 255
+    handles = [Patch(color=colors[index], label=labels[index]) for index in shown if areas[index] > 0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, max(1, len(handles))))
+    return figure
+
+
 def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str = "eval_accuracy") -> Figure:
     """
     Loss and validation metric over the epochs (as in Figures A1 and A2).
@@ -128,7 +220,7 @@ def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str
     if loss_axis.lines:
         loss_axis.legend()
     _curve(metric_axis, log_history, metric, "validation", ORANGE)
-    metric_axis.set(xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " "))
+    metric_axis.set(xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " ").replace("iou", "IoU"))
     for axis in (loss_axis, metric_axis):
         axis.grid(alpha=0.3)
     return figure
@@ -153,4 +245,12 @@ def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure,
     return figure, axes[:number]
 
 
-__all__ = ["draw_clusters", "plot_clusters", "plot_predictions", "plot_training_curves"]
+__all__ = [
+    "class_colors",
+    "draw_clusters",
+    "draw_segmentation",
+    "plot_clusters",
+    "plot_predictions",
+    "plot_segmentation",
+    "plot_training_curves",
+]

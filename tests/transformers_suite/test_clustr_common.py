@@ -18,17 +18,26 @@ from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tens
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
 from transformers.testing_utils import torch_device
 
-from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, ClusTRModel
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRForImageClassification,
+    ClusTRForSemanticSegmentation,
+    ClusTRImageProcessor,
+    ClusTRModel,
+)
 
 
 # The mixins know which classes take labels from these static tables, where registered classes are not listed.
 MODEL_MAPPING_NAMES["clustr"] = "ClusTRModel"
 MODEL_FOR_BACKBONE_MAPPING_NAMES["clustr"] = "ClusTRBackbone"
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["clustr"] = "ClusTRForImageClassification"
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["clustr"] = "ClusTRForSemanticSegmentation"
 
 
 class ClusTRModelTester:
@@ -53,6 +62,10 @@ class ClusTRModelTester:
             num_attention_heads=[1, 2, 2, 4],
             mlp_ratios=[2, 2, 2, 2],
             num_labels=self.num_labels,
+            fpn_hidden_size=16,
+            decoder_hidden_size=16,
+            upernet_hidden_size=16,
+            auxiliary_hidden_size=16,
         )
 
     def prepare_config_and_inputs(self):
@@ -65,7 +78,7 @@ class ClusTRModelTester:
 
 
 class ClusTRModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (ClusTRModel, ClusTRForImageClassification)
+    all_model_classes = (ClusTRModel, ClusTRForImageClassification, ClusTRForSemanticSegmentation)
     test_resize_embeddings = False
 
     def setUp(self):

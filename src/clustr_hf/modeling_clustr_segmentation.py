@@ -1,0 +1,285 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UPerNet on the maps of all stages.
+
+B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, interpolate, pad
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.misc import Conv2dNormActivation
+from transformers import UperNetConfig
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_clustr import ClusTRConfig
+from .modeling_clustr import ClusTRModel, ClusTRPreTrainedModel
+
+
+@dataclass
+class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
+    """
+    Output of [`ClusTRForSemanticSegmentation`].
+
+    Args:
+        loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
+            Cross-entropy at the resolution of the labels, and the auxiliary head's by its weight.
+        logits (`torch.Tensor` of shape `(B, num_labels, h, w)`):
+            Scores before the softmax at the stride of the first stage (4 in the paper), h and w rounded up.
+        hidden_states, attentions, cluster_indices (*optional*):
+            As in [`ClusTRModelOutput`].
+        logits_sizes (`torch.LongTensor` of shape `(B, 2)`, *optional*, with a `pixel_mask` that pads):
+            (h, w) of the logits of each image; those to the right and below are padding.
+    """
+
+    cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
+    logits_sizes: torch.Tensor | None = None
+
+
+class ClusTRSemanticFPNHead(nn.Module):
+    """
+    Semantic FPN (Kirillov et al. 2019): a feature pyramid whose levels climb to the finest one, and are added there.
+
+    A level of the pyramid passes convolutions (3x3, batch norm, ReLU), each followed by an upsampling to the size of
+    the next finer level, twice as large; the finest level passes one convolution. As in the authors' framework, a
+    convolution halves the channels first: 1, 1, 2, 3 convolutions on levels of stride 4, 8, 16, 32.
+    """
+
+    def __init__(self, config: ClusTRConfig, in_channels: Sequence[int]):
+        super().__init__()
+        pyramid_size, hidden_size = config.fpn_hidden_size, config.decoder_hidden_size
+        self.fpn = FeaturePyramidNetwork(list(in_channels), pyramid_size)
+        self.ladders = nn.ModuleList(
+            nn.ModuleList(
+                Conv2dNormActivation(pyramid_size if step == 0 else hidden_size, hidden_size)
+                for step in range(max(1, level))
+            )
+            for level in range(len(in_channels))
+        )
+        self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
+        self.classifier = nn.Conv2d(hidden_size, config.num_labels, kernel_size=1)
+
+    def forward(
+        self, feature_maps: Sequence[torch.Tensor], with_auxiliary: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps (B, C_i, h_i, w_i), the finest first -> logits (B, K, h_0, w_0), and no auxiliary ones."""
+        pyramid = self.fpn(OrderedDict((str(level), features) for level, features in enumerate(feature_maps)))
+        sizes = [features.shape[-2:] for features in feature_maps]
+        merged = None
+        for level, (features, ladder) in enumerate(zip(pyramid.values(), self.ladders)):
+            for step, convolution in enumerate(ladder, start=1):
+                features = convolution(features)
+                if level > 0:
+                    features = interpolate(features, size=sizes[level - step], mode="bilinear", align_corners=False)
+            merged = features if merged is None else merged + features
+        return self.classifier(self.dropout(merged)), None
+
+
+class ClusTRUperNetHead(nn.Module):
+    """UPerNet (Xiao et al. 2018) and its auxiliary FCN head on the last stage but one, both transformers' own."""
+
+    def __init__(self, config: ClusTRConfig, in_channels: Sequence[int]):
+        super().__init__()
+        auxiliary_index = max(0, len(in_channels) - 2)
+        head_config = UperNetConfig(
+            hidden_size=config.upernet_hidden_size,
+            pool_scales=config.pool_scales,
+            auxiliary_in_channels=in_channels[auxiliary_index],
+            auxiliary_channels=config.auxiliary_hidden_size,
+            num_labels=config.num_labels,
+        )
+        self.decode_head = UperNetHead(head_config, in_channels=list(in_channels))
+        # Table A3's dropout stands behind the last activation, so that transformers' names of weights remain.
+        last_convolutions = [self.decode_head.fpn_bottleneck]
+        self.auxiliary_head = None
+        if config.auxiliary_loss_weight > 0:
+            self.auxiliary_head = UperNetFCNHead(head_config, in_channels=list(in_channels), in_index=auxiliary_index)
+            last_convolutions.append(self.auxiliary_head.convs[-1])
+        for convolution in last_convolutions:
+            convolution.activation = nn.Sequential(nn.ReLU(), nn.Dropout2d(config.classifier_dropout_prob))
+
+    def forward(
+        self, feature_maps: Sequence[torch.Tensor], with_auxiliary: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps (B, C_i, h_i, w_i), the finest first -> logits (B, K, h_0, w_0), auxiliary ones of a coarser map."""
+        auxiliary_logits = None
+        if with_auxiliary and self.auxiliary_head is not None:
+            auxiliary_logits = self.auxiliary_head(feature_maps)
+        return self.decode_head(feature_maps), auxiliary_logits
+
+
+HEADS = {"semantic_fpn": ClusTRSemanticFPNHead, "upernet": ClusTRUperNetHead}
+
+
+class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
+    """ClusTR with the head that `config.segmentation_head` names."""
+
+    _auto_class = "AutoModelForSemanticSegmentation"
+    _auto_map = {
+        **ClusTRPreTrainedModel._auto_map,
+        "AutoModelForSemanticSegmentation": "modeling_clustr_segmentation.ClusTRForSemanticSegmentation",
+    }
+
+    def __init__(self, config: ClusTRConfig):
+        super().__init__(config)
+        self.clustr = ClusTRModel(config)
+        self._make_head(config)
+        self.post_init()
+
+    def _make_head(self, config: ClusTRConfig):
+        weights = config.semantic_class_weights
+        if weights is not None and len(weights) != config.num_labels:
+            raise ValueError(
+                f"`semantic_class_weights` must have one entry for each of the {config.num_labels} labels, "
+                f"got {len(weights)}."
+            )
+        self.head = HEADS[config.segmentation_head](config, config.hidden_sizes)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Classifiers begin with small weights, so that all classes are equally likely."""
+        super()._init_weights(module)
+        if any(module is part for name, part in self.head.named_modules() if name.endswith("classifier")):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ClusTRSemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
+                Normalised images of any size from the product of the strides up.
+            labels (`torch.LongTensor` of shape `(B, H', W')`, *optional*):
+                Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` where it does not
+                count; the logits are resized to the labels. Without a pixel that counts, the loss is 0.
+            pixel_mask (`torch.LongTensor` of shape `(B, H, W)`, *optional*):
+                1 where there is an image, from its upper left corner on, 0 where the processor has padded it. Each
+                image is then seen alone and has the logits that it has in any other batch. In training the mask has
+                no effect: padding should be labelled as not counting.
+            kwargs:
+                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`]; not with a mask
+                that pads.
+
+        Returns:
+            [`ClusTRSemanticSegmenterOutput`].
+
+        Raises:
+            ValueError: for a wrong rank, size or dtype of `pixel_values`, `labels` or `pixel_mask`.
+        """
+        if labels is not None:
+            self._check_labels(labels, pixel_values)
+        if pixel_mask is not None and not self.training:
+            _check_pixel_mask(pixel_mask, pixel_values, labels)
+            if not pixel_mask.all():
+                return self._segment_each(pixel_values, labels, pixel_mask, **kwargs)
+        output, loss, weight = self._segment(pixel_values, labels, **kwargs)
+        if labels is not None:
+            output.loss = _mean(loss, weight)
+        return output
+
+    def _segment(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
+    ) -> tuple[ClusTRSemanticSegmenterOutput, torch.Tensor | None, torch.Tensor | None]:
+        """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
+        is_wanted = kwargs.pop("output_hidden_states", None)
+        is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
+        features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
+        stage_maps = features.hidden_states[-len(self.config.depths) :]
+        logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
+        loss = weight = None
+        if labels is not None:
+            loss, weight = self._sum_loss(logits, labels)
+            if auxiliary_logits is not None:
+                loss = loss + self.config.auxiliary_loss_weight * self._sum_loss(auxiliary_logits, labels)[0]
+        output = ClusTRSemanticSegmenterOutput(
+            logits=logits,
+            hidden_states=features.hidden_states if is_wanted else None,
+            attentions=features.attentions,
+            cluster_indices=features.get("cluster_indices"),
+        )
+        return output, loss, weight
+
+    def _segment_each(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, pixel_mask: torch.Tensor, **kwargs
+    ) -> ClusTRSemanticSegmenterOutput:
+        """Each image without its padding, and the logits padded in turn, with 0."""
+        if any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions", "output_clusters")):
+            raise ValueError("images of several sizes have no common hidden states, attentions or clusters to return")
+        parts = []
+        for index, mask in enumerate(pixel_mask):
+            height, width = int(mask[:, 0].sum()), int(mask[0].sum())
+            if int(mask.sum()) != height * width:
+                raise ValueError(
+                    f"`pixel_mask` must be 1 in a rectangle from the upper left corner, not so in {index}."
+                )
+            image_labels = None if labels is None else labels[index : index + 1, :height, :width]
+            parts.append(self._segment(pixel_values[index : index + 1, :, :height, :width], image_labels, **kwargs))
+        maps = [output.logits for output, _, _ in parts]
+        sizes = torch.tensor([logits.shape[-2:] for logits in maps], device=pixel_values.device)
+        height, width = sizes.amax(dim=0).tolist()
+        padded = [pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2])) for logits in maps]
+        output = ClusTRSemanticSegmenterOutput(logits=torch.cat(padded), logits_sizes=sizes)
+        if labels is not None:
+            output.loss = _mean(sum(loss for _, loss, _ in parts), sum(weight for _, _, weight in parts))
+        return output
+
+    def _sum_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross-entropy of logits (B, K, h, w) with labels (B, H, W), summed; and the sum of the pixels' weights."""
+        ignored = self.config.semantic_loss_ignore_index
+        logits = interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        counts = labels != ignored
+        if self.config.semantic_class_weights is None:
+            return cross_entropy(logits, labels, ignore_index=ignored, reduction="sum"), counts.sum()
+        class_weights = logits.new_tensor(self.config.semantic_class_weights)
+        loss = cross_entropy(logits, labels, class_weights, ignore_index=ignored, reduction="sum")
+        return loss, class_weights[labels[counts]].sum()
+
+    def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor):
+        num_labels, ignored = self.config.num_labels, self.config.semantic_loss_ignore_index
+        if num_labels < 2:
+            raise ValueError(f"`num_labels` must be at least 2 for semantic segmentation, got {num_labels}.")
+        if labels.ndim != 3 or len(labels) != len(pixel_values):
+            raise ValueError(f"`labels` must have shape ({len(pixel_values)}, H, W), got {tuple(labels.shape)}.")
+        if labels.dtype != torch.int64:
+            raise ValueError(f"`labels` must be int64, got {labels.dtype}.")
+        if labels.is_cpu and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+            wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
+            if len(wrong):
+                raise ValueError(
+                    f"`labels` must be in [0, {num_labels}), or {ignored} for pixels that do not count, "
+                    f"got {wrong[0].item()}."
+                )
+
+
+def _mean(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Where no pixel counts both are 0, and so is the mean."""
+    return loss / weight.clamp(min=torch.finfo(loss.dtype).tiny)
+
+
+def _check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor, labels: torch.Tensor | None):
+    batch_size, _, height, width = pixel_values.shape
+    if pixel_mask.shape != (batch_size, height, width):
+        raise ValueError(
+            f"`pixel_mask` must have shape {(batch_size, height, width)}, as `pixel_values`, "
+            f"got {tuple(pixel_mask.shape)}."
+        )
+    if labels is not None and labels.shape != pixel_mask.shape:
+        raise ValueError(f"`labels` must have the shape of `pixel_mask`, got {tuple(labels.shape)}.")
+
+
+__all__ = ["ClusTRForSemanticSegmentation", "ClusTRSemanticSegmenterOutput"]

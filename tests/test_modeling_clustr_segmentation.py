@@ -1,0 +1,377 @@
+"""Semantic segmentation: heads against other implementations, loss, masks, checkpoints, Trainer."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import shapes_on_ground
+from torch.nn.functional import batch_norm, conv2d, cross_entropy, interpolate
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    Trainer,
+    TrainingArguments,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
+
+
+HEADS = ("semantic_fpn", "upernet")
+
+
+def make_config(head="semantic_fpn", num_labels=5, **settings):
+    """Nano with strides of 4, 8, 16, 32, as the paper's variants have them."""
+    settings = {"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], **settings}
+    return ClusTRConfig.from_variant("nano", num_labels=num_labels, segmentation_head=head, **settings)
+
+
+def make_model(head="semantic_fpn", **settings):
+    """A model whose batch norms have seen data, in evaluation mode."""
+    model = ClusTRForSemanticSegmentation(make_config(head, **settings)).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(4, 3, 64, 64))
+    return model.eval()
+
+
+@pytest.mark.parametrize("head, millions", [("semantic_fpn", 26.428), ("upernet", 52.486)])
+def test_parameters_are_the_papers(head, millions):
+    config = ClusTRConfig.from_variant("small", num_labels=150, segmentation_head=head)
+    with torch.device("meta"):
+        model = ClusTRForSemanticSegmentation(config)
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.001)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size, expected", [((64, 96), (16, 24)), ((61, 83), (16, 21)), ((33, 47), (9, 12))])
+def test_logits_have_stride_4_for_any_size(head, size, expected):
+    logits = make_model(head)(torch.randn(2, 3, *size)).logits
+    assert logits.shape == (2, 5, *expected) and logits.isfinite().all()
+
+
+def semantic_fpn_by_hand(weights, maps):
+    """Kirillov et al. 2019, figure 3, from the weights alone."""
+
+    def convolve(name, features, padding):
+        return conv2d(features, weights[f"{name}.weight"], weights.get(f"{name}.bias"), padding=padding)
+
+    laterals = [convolve(f"fpn.inner_blocks.{i}.0", features, 0) for i, features in enumerate(maps)]
+    for finer in (2, 1, 0):
+        laterals[finer] = laterals[finer] + interpolate(laterals[finer + 1], size=laterals[finer].shape[2:])
+    pyramid = [convolve(f"fpn.layer_blocks.{i}.0", features, 1) for i, features in enumerate(laterals)]
+    merged = torch.zeros(())
+    for level, features in enumerate(pyramid):
+        for step in range((1, 1, 2, 3)[level]):
+            name = f"ladders.{level}.{step}"
+            features = convolve(f"{name}.0", features, 1)
+            norm = [weights[f"{name}.1.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+            features = batch_norm(features, *norm).relu()
+            if level > 0:
+                features = interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        merged = merged + features
+    return convolve("classifier", merged, 0)
+
+
+def test_semantic_fpn_is_the_sum_of_its_ladders():
+    model = make_model().double()
+    pixel_values = torch.randn(2, 3, 64, 128, dtype=torch.float64)
+    maps = model.clustr(pixel_values, output_hidden_states=True).hidden_states[1:]
+    expected = semantic_fpn_by_hand(model.head.state_dict(), maps)
+    torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_upernet_is_that_of_transformers():
+    """Same weights in transformers' model with our backbone: same logits and, with the auxiliary head's, same loss."""
+    model = make_model("upernet").double()
+    upernet_config = UperNetConfig(
+        backbone_config=make_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
+        hidden_size=64,
+        auxiliary_in_channels=128,
+        auxiliary_channels=64,
+        num_labels=5,
+    )
+    upernet = UperNetForSemanticSegmentation(upernet_config).double().eval()
+    names = {"clustr.": "backbone.", "head.": ""}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        prefix = next(prefix for prefix in names if name.startswith(prefix))
+        weights[names[prefix] + name.removeprefix(prefix)] = weight
+    upernet.load_state_dict(weights)
+    pixel_values, labels = torch.randn(2, 3, 64, 96, dtype=torch.float64), torch.randint(0, 5, (2, 64, 96))
+    labels[0, :9] = 255
+    ours, theirs = model(pixel_values, labels=labels), upernet(pixel_values, labels=labels)
+    logits = interpolate(ours.logits, size=(64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, theirs.logits, rtol=1e-10, atol=1e-10)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-6)  # ours is float32
+
+
+def test_upernet_of_transformers_trains_and_reloads_with_our_backbone(tmp_path):
+    config = UperNetConfig(
+        backbone_config=ClusTRConfig.from_variant("nano", out_features=["stage1", "stage2", "stage3", "stage4"]),
+        hidden_size=32,
+        auxiliary_in_channels=128,
+        num_labels=3,
+    )
+    model = UperNetForSemanticSegmentation(config)
+    loss = model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64))).loss
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    model.save_pretrained(tmp_path)
+    reloaded = UperNetForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(pixel_values).logits, reloaded(pixel_values).logits)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 0.0, 3.0]])
+def test_loss_is_the_mean_over_pixels_that_count(head, weights):
+    model = make_model(head, semantic_class_weights=weights, auxiliary_loss_weight=0, semantic_loss_ignore_index=-100)
+    labels = torch.randint(0, 5, (2, 50, 70))
+    labels[0, :20] = -100
+    output = model(torch.randn(2, 3, 48, 64), labels=labels)
+    logits = interpolate(output.logits, size=(50, 70), mode="bilinear", align_corners=False)
+    class_weights = None if weights is None else torch.tensor(weights)
+    torch.testing.assert_close(output.loss, cross_entropy(logits, labels, class_weights, ignore_index=-100))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_without_a_labelled_pixel_is_zero_and_so_is_its_gradient(head):
+    model = make_model(head, semantic_class_weights=[1.0, 1.0, 2.0, 1.0, 1.0]).train()
+    loss = model(torch.randn(2, 3, 64, 64), labels=torch.full((2, 64, 64), 255)).loss
+    loss.backward()
+    assert loss.item() == 0
+    assert all((weight.grad == 0).all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_weight_learns(head):
+    model = make_model(head).train()
+    model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 5, (2, 64, 64))).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.zeros(2, 64, dtype=torch.int64), r"`labels` must have shape \(2, H, W\), got \(2, 64\)"),
+        (torch.zeros(1, 64, 64, dtype=torch.int64), r"got \(1, 64, 64\)"),
+        (torch.zeros(2, 64, 64), r"`labels` must be int64, got torch.float32"),
+        (torch.full((2, 64, 64), 5), r"`labels` must be in \[0, 5\), or 255 .* got 5"),
+        (torch.full((2, 64, 64), -1), r"got -1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(labels, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(torch.randn(2, 3, 64, 64), labels=labels)
+
+
+def test_settings_that_do_not_fit_are_named():
+    with pytest.raises(
+        ValueError, match="`semantic_class_weights` must have one entry for each of the 5 labels, got 2"
+    ):
+        ClusTRForSemanticSegmentation(make_config(semantic_class_weights=[1.0, 2.0]))
+    with pytest.raises(ValueError, match="`num_labels` must be at least 2 for semantic segmentation, got 1"):
+        make_model(num_labels=1)(torch.randn(1, 3, 64, 64), labels=torch.zeros(1, 64, 64, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_image_has_the_same_logits_in_a_padded_batch_as_alone(head):
+    model = make_model(head)
+    processor = ClusTRImageProcessor(do_center_crop=False, do_resize=False)
+    sizes = [(64, 90), (50, 133), (77, 64)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    maps = [torch.randint(0, 5, size, dtype=torch.uint8) for size in sizes]
+    batch = processor(images, maps, return_tensors="pt")
+    assert batch.pixel_values.shape == (3, 3, 77, 133) and batch.pixel_mask.sum(dim=(1, 2)).tolist() == [
+        height * width for height, width in sizes
+    ]
+    output = model(**batch)
+    together = processor.post_process_semantic_segmentation(output, sizes, return_segmentation_scores=True)
+    losses = []
+    for image, label_map, size, result in zip(images, maps, sizes, together):
+        single = processor(image, label_map, return_tensors="pt")
+        assert "pixel_mask" not in single
+        alone = model(**single)
+        [expected] = processor.post_process_semantic_segmentation(alone, [size], return_segmentation_scores=True)
+        assert result.segmentation.shape == size
+        torch.testing.assert_close(result.segmentation_scores, expected.segmentation_scores, rtol=1e-4, atol=1e-5)
+        losses.append(alone.loss * size[0] * size[1])
+    torch.testing.assert_close(output.loss, sum(losses) / sum(height * width for height, width in sizes))
+    coarse = processor.post_process_semantic_segmentation(output)
+    assert [tuple(m.shape) for m in coarse] == [(16, 23), (13, 34), (20, 16)]
+
+
+def test_masks_that_do_not_fit_are_named():
+    model, pixel_values = make_model(), torch.randn(2, 3, 64, 64)
+    mask = torch.ones(2, 64, 64, dtype=torch.int64)
+    assert model(pixel_values, pixel_mask=mask).logits_sizes is None  # nothing is padded
+    mask[1, :, 40:] = 0
+    with pytest.raises(ValueError, match=r"`pixel_mask` must have shape \(2, 64, 64\)"):
+        model(pixel_values, pixel_mask=mask[:, :32])
+    with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_mask`, got \(2, 32, 32\)"):
+        model(pixel_values, pixel_mask=mask, labels=torch.zeros(2, 32, 32, dtype=torch.int64))
+    with pytest.raises(ValueError, match="images of several sizes have no common hidden states"):
+        model(pixel_values, pixel_mask=mask, output_hidden_states=True)
+    with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 2, got 1"):
+        ClusTRImageProcessor().post_process_semantic_segmentation(model(pixel_values, pixel_mask=mask), [(64, 64)])
+    mask[0, :9, :9] = 0
+    with pytest.raises(
+        ValueError, match="`pixel_mask` must be 1 in a rectangle from the upper left corner, not so in 0"
+    ):
+        model(pixel_values, pixel_mask=mask)
+    classifier = ClusTRForImageClassification(make_config())
+    with pytest.raises(ValueError, match="`pixel_mask` must be None"):
+        classifier(pixel_values, pixel_mask=mask)
+
+
+def test_outputs_on_request():
+    model, pixel_values = make_model(), torch.randn(1, 3, 64, 64)
+    plain = model(pixel_values)
+    assert plain.keys() == {"logits"}
+    everything = model(pixel_values, output_hidden_states=True, output_clusters=True)
+    assert [state.shape[1] for state in everything.hidden_states] == [32, 32, 64, 128, 160]
+    assert len(everything.cluster_indices) == 2
+    assert torch.equal(model(pixel_values, return_dict=False)[0], plain.logits)
+    model.config.output_hidden_states = True
+    assert len(model(pixel_values).hidden_states) == 5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exports_with_any_batch(head):
+    model = make_model(head)
+    batch = {0: torch.export.Dim("batch", min=1, max=16)}
+    exported = torch.export.export(model, (torch.randn(2, 3, 64, 80),), dynamic_shapes={"pixel_values": batch})
+    pixel_values = torch.randn(3, 3, 64, 80)
+    torch.testing.assert_close(exported.module()(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_half_precision_is_close_and_its_loss_is_float32(head):
+    model, pixel_values, labels = make_model(head), torch.randn(2, 3, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    exact = model(pixel_values, labels=labels)
+    half = model.to(torch.bfloat16)(pixel_values, labels=labels)
+    assert half.logits.dtype == torch.bfloat16 and half.loss.dtype == torch.float32
+    assert half.loss.item() == pytest.approx(exact.loss.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_saved_models_are_the_same_again(head, tmp_path):
+    model = make_model(head, semantic_class_weights=[1, 2, 3, 4, 5])
+    model.save_pretrained(tmp_path)
+    reloaded, info = ClusTRForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    pixel_values, labels = torch.randn(1, 3, 70, 64), torch.randint(0, 5, (1, 70, 64))
+    first, second = (m.eval()(pixel_values, labels=labels) for m in (model, reloaded))
+    assert torch.equal(first.logits, second.logits) and torch.equal(first.loss, second.loss)
+    assert type(AutoModelForSemanticSegmentation.from_pretrained(tmp_path)) is ClusTRForSemanticSegmentation
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_classifier_gives_its_backbone_to_a_segmentation_model(head, tmp_path):
+    classifier = ClusTRForImageClassification(make_config(num_labels=1000))
+    classifier.save_pretrained(tmp_path)
+    model, info = ClusTRForSemanticSegmentation.from_pretrained(
+        tmp_path, num_labels=5, segmentation_head=head, output_loading_info=True
+    )
+    assert all(name.startswith("head.") for name in info["missing_keys"])
+    assert set(info["unexpected_keys"]) == {"classifier.weight", "classifier.bias"}
+    for name, weight in classifier.clustr.state_dict().items():
+        assert torch.equal(model.clustr.state_dict()[name], weight), name
+    assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5, 16, 16) if head == "semantic_fpn" else True
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_classifiers_begin_small_and_norms_neutral(head):
+    """A new model predicts all classes alike, also where it is built on the meta device as `from_pretrained` does."""
+    model = ClusTRForSemanticSegmentation(make_config(head, num_labels=50))
+    for name, weight in model.named_parameters():
+        if "classifier" in name:
+            assert weight.std() < 0.025, name
+    for name, buffer in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            assert (buffer == float(name.endswith("var"))).all(), name
+
+
+class Maps(Dataset):
+    def __init__(self, number):
+        generator = torch.Generator().manual_seed(3)
+        self.pixel_values = torch.randn(number, 3, 64, 64, generator=generator)
+        self.labels = torch.randint(0, 5, (number, 64, 64), generator=generator)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
+
+
+def test_trainer_accumulates_gradients_without_scaling_the_loss_twice(tmp_path):
+    model, data = make_model(classifier_dropout_prob=0.0), Maps(8)
+    with torch.no_grad():
+        batches = [
+            {n: v[i : i + 2] for n, v in (("pixel_values", data.pixel_values), ("labels", data.labels))}
+            for i in range(0, 8, 2)
+        ]
+        model.train()
+        expected = sum(model(**batch).loss.item() for batch in batches) / 4
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+    )
+    trainer = Trainer(model=model, args=args, train_dataset=data)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_four_images_are_learned_by_heart(head):
+    images, maps = shapes_on_ground(4)
+    processor = ClusTRImageProcessor(do_center_crop=False, do_resize=False)
+    batch = processor(images, maps, return_tensors="pt")
+    model = ClusTRForSemanticSegmentation(make_config(head, num_labels=3)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        output = model.eval()(batch.pixel_values)
+    found = processor.post_process_semantic_segmentation(output, [(96, 96)] * 4)
+    right = sum((result == label_map).sum().item() for result, label_map in zip(found, maps))
+    assert right / (4 * 96 * 96) > 0.95
+    assert sum((label_map == 0).sum().item() for label_map in maps) / (4 * 96 * 96) < 0.9  # ground alone is no answer
+
+
+MEASURE_TRAINING = """
+import resource, sys, torch
+from clustr_hf import ClusTRConfig, ClusTRForSemanticSegmentation
+model = ClusTRForSemanticSegmentation(
+    ClusTRConfig.from_variant("small", num_labels=150, segmentation_head=sys.argv[1])
+).train()
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(2):
+    model(torch.randn(2, 3, 512, 512), labels=torch.randint(0, 150, (2, 512, 512))).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_training_at_512_pixels_takes_less_than_8_gigabytes(head):
+    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux)."""
+    command = [sys.executable, "-c", MEASURE_TRAINING, head]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 1 < float(result.stdout) < 8
