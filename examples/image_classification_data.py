@@ -8,53 +8,25 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from training_sources import (
+    ModelArguments,
+    SourceArguments,
+    by_split,
+    check_columns,
+    choose_samples,
+    load_model,
+    load_splits,
+)
+from transformers import AutoModelForImageClassification
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
+from clustr_hf import ClusTRForImageClassification, ClusTRImageProcessor
 
 
 @dataclass
-class DataArguments:
-    """Which images to train and evaluate on."""
+class DataArguments(SourceArguments):
+    """Which images to train and evaluate on; those of `--train_dir` lie in one sub-folder for each class."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local folder of one."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_dir: str | None = field(default=None, metadata={"help": "Folder with one sub-folder of images a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "The same for evaluation."})
-    train_file: str | None = field(default=None, metadata={"help": "Parquet file with an image and a label column."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same for evaluation."})
-    train_val_split: float = field(default=0.15, metadata={"help": "Share to split off where there is no validation."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
-
-    def __post_init__(self):
-        if self.dataset_name is None and self.train_dir is None and self.train_file is None:
-            raise ValueError("one of --dataset_name, --train_dir, --train_file is needed, got none")
-
-
-@dataclass
-class ModelArguments:
-    """Which model to start from."""
-
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint to fine-tune; without it, --variant is trained from random weights."},
-    )
-    variant: str = field(default="nano", metadata={"help": "tiny, small, base or nano, see ClusTRConfig.from_variant."})
-    config_name: str | None = field(default=None, metadata={"help": "Configuration, if not the checkpoint's own."})
-    image_processor_name: str | None = field(default=None, metadata={"help": "Processor, if not the checkpoint's own."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "Side of the crops in pixels; default: the checkpoint's, or 224."}
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep downloads."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; default is the one of `hf auth login`."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the checkpoint's repository."})
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace a head with another number of classes."}
-    )
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int, decode: bool = True) -> DatasetDict:
@@ -69,24 +41,17 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, decode
     Raises:
         ValueError: if a column, images of a class or a training class is missing, or a label is out of range.
     """
-    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-    if args.dataset_name is not None:
-        data = load_dataset(args.dataset_name, args.dataset_config_name, **hub)
-    elif args.train_file is not None:
-        data = load_dataset("parquet", data_files=_by_split(args.train_file, args.validation_file), **hub)
-    else:
-        folders = _by_split(args.train_dir, args.validation_dir)
+
+    def load_folders(folders: dict[str, str]) -> DatasetDict:
         check_class_folders(folders)
         patterns = {split: f"{folder}/**" for split, folder in folders.items()}
-        data = load_dataset("imagefolder", data_files=patterns, **hub)
+        return load_dataset("imagefolder", data_files=patterns, cache_dir=model_args.cache_dir)
+
+    data = load_splits(args, model_args, seed, load_folders)
     _check_columns(data["train"], args)
-    if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
-        split = data["train"].train_test_split(args.train_val_split, seed=seed)
-        data = DatasetDict(train=split["train"], validation=split["test"])
-    for split, most in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
-        if most is not None:
-            data[split] = data[split].shuffle(seed=seed).select(range(min(most, len(data[split]))))
-        check_labels(data[split], args.label_column_name, split)
+    data = choose_samples(data, args, seed)
+    for split, rows in data.items():
+        check_labels(rows, args.label_column_name, split)
     return data.cast_column(args.image_column_name, Image(decode=decode))
 
 
@@ -105,7 +70,7 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     if args.dataset_name is not None:
         source = {"path": args.dataset_name, "name": args.dataset_config_name, **hub}
     elif args.train_file is not None:
-        source = {"path": "parquet", "data_files": _by_split(args.train_file, args.validation_file), **hub}
+        source = {"path": "parquet", "data_files": by_split(args.train_file, args.validation_file), **hub}
     else:
         raise ValueError("--streaming needs --dataset_name or --train_file: folders have random access")
     streams = load_dataset(**source, streaming=True)
@@ -129,17 +94,8 @@ def _rows(stream: IterableDataset) -> Iterator[dict]:
     yield from stream
 
 
-def _by_split(train: str, validation: str | None) -> dict[str, str]:
-    return {"train": train} if validation is None else {"train": train, "validation": validation}
-
-
 def _check_columns(data: Dataset | IterableDataset, args: DataArguments):
-    for column in (args.image_column_name, args.label_column_name):
-        if column not in data.column_names:
-            raise ValueError(
-                f"--image_column_name or --label_column_name {column!r} is not in the data set, which "
-                f"has {data.column_names}"
-            )
+    check_columns(data, image_column_name=args.image_column_name, label_column_name=args.label_column_name)
 
 
 def check_class_folders(folders: dict[str, str]):
@@ -175,26 +131,14 @@ def label_names(data: Dataset | IterableDataset, column: str) -> list[str]:
     return feature.names
 
 
-def load_model(
-    args: ModelArguments, labels: list[str], **overrides: Any
+def load_classifier(
+    args: ModelArguments, labels: list[str], **fields: Any
 ) -> tuple[torch.nn.Module, ClusTRImageProcessor]:
-    """Model with a head for the labels, and its image processor; `overrides` are fields of the configuration."""
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    settings = {**names, **overrides}
-    if args.model_name_or_path is None:
-        model = ClusTRForImageClassification(ClusTRConfig.from_variant(args.variant, **settings))
-        return model, resized_processor(ClusTRImageProcessor(), args.image_size or 224)
-    hub = {
-        "cache_dir": args.cache_dir,
-        "revision": args.model_revision,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
-    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **settings, **hub)
-    model = AutoModelForImageClassification.from_pretrained(
-        args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
+    """Classifier for the labels, and its image processor; `fields` are those of the configuration."""
+    new_processor = resized_processor(ClusTRImageProcessor(), args.image_size or 224)
+    model, processor = load_model(
+        args, labels, ClusTRForImageClassification, AutoModelForImageClassification, new_processor, **fields
     )
-    processor = AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
     return model, resized_processor(processor, args.image_size) if args.image_size else processor
 
 

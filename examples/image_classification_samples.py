@@ -9,7 +9,7 @@ import torch
 from image_classification_data import training_crop
 from PIL import Image
 from timm.data import auto_augment, create_transform
-from training_data import decode_image
+from training_data import decode_image, to_rgb
 
 
 class ReadRow:
@@ -31,19 +31,13 @@ class ReadRow:
         row = self.rows[row_or_index] if is_index else row_or_index
         image, label = (row[column] for column in self.columns)
         name = f"{self.split} sample {row_or_index if is_index else self._fingerprint(image)}"
-        return self._to_rgb(decode_image(image, name)), label
+        return to_rgb(decode_image(image, name), self.processor), label
 
     @staticmethod
     def _fingerprint(image: dict) -> str:
         """What to call a row of a stream, which has no index."""
         encoded = image["bytes"] or b""
         return f"of {len(encoded)} bytes with CRC-32 {zlib.crc32(encoded):08x}"
-
-    def _to_rgb(self, image: Image.Image) -> Image.Image:
-        if image.mode == "RGB" and not image.getexif():
-            return image  # as most are; the processor would copy it twice
-        pixels = self.processor.process_image(image, do_convert_rgb=True)
-        return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def training_transform(processor, min_crop_scale: float, rand_augment: str | None, random_erasing: float) -> Callable:

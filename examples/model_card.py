@@ -10,11 +10,23 @@ TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 
 
 def write_classifier_card(folder: Path, datasets: list[str] | None = None, **sections: str):
+    """README.md of an image classifier; see [`write_card`]."""
+    write_card(folder, "image-classification", "accuracy", datasets, **sections)
+
+
+def write_segmenter_card(folder: Path, datasets: list[str] | None = None, **sections: str):
+    """README.md of a model for semantic segmentation; see [`write_card`]."""
+    write_card(folder, "image-segmentation", "mean_iou", datasets, **sections)
+
+
+def write_card(folder: Path, pipeline_tag: str, metric: str, datasets: list[str] | None = None, **sections: str):
     """
-    Write README.md of an image classifier.
+    Write README.md of a model.
 
     Args:
         folder (`Path`): Where the model lies.
+        pipeline_tag (`str`): Task of the pipeline that runs it.
+        metric (`str`): What it was measured by.
         datasets (`list[str]`, *optional*): Data sets on the Hub that it was trained on.
         sections (`str`): What the template names: `model_name`, `model_id`, `summary`, `training`, `results`,
             `limitations`.
@@ -22,9 +34,10 @@ def write_classifier_card(folder: Path, datasets: list[str] | None = None, **sec
     data = ModelCardData(
         library_name="transformers",
         license="apache-2.0",
-        pipeline_tag="image-classification",
+        pipeline_tag=pipeline_tag,
         datasets=datasets,
-        metrics=["accuracy"],
+        metrics=[metric],
         tags=["custom_code", "clustr"],
     )
-    ModelCard.from_template(data, template_path=str(TEMPLATE), **sections).save(folder / "README.md")
+    card = ModelCard.from_template(data, template_path=str(TEMPLATE), task=pipeline_tag, **sections)
+    card.save(folder / "README.md")

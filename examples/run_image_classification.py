@@ -16,8 +16,8 @@ from image_classification_data import (
     DataArguments,
     ModelArguments,
     label_names,
+    load_classifier,
     load_data,
-    load_model,
     training_crop,
 )
 from torchvision.transforms import v2
@@ -75,7 +75,7 @@ def main():
     set_seed(training_args.seed)
 
     data = load_data(data_args, model_args, training_args.seed)
-    model, processor = load_model(model_args, label_names(data["train"], data_args.label_column_name))
+    model, processor = load_classifier(model_args, label_names(data["train"], data_args.label_column_name))
     add_transforms(data, processor, data_args)
     trainer = Trainer(
         model=model,

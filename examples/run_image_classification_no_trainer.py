@@ -23,8 +23,8 @@ from image_classification_data import (
     DataArguments,
     ModelArguments,
     label_names,
+    load_classifier,
     load_data,
-    load_model,
     load_stream,
 )
 from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
@@ -167,7 +167,7 @@ def make_task(
     labels = label_names(eval_rows, data_args.label_column_name)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     overrides = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    model, processor = load_model(model_args, labels, **overrides)
+    model, processor = load_classifier(model_args, labels, **overrides)
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)

@@ -200,6 +200,8 @@ def read_recipe(path: str, argument_classes: tuple[type, ...]) -> list[str]:
             raise ValueError(f"--recipe {path}: {key!r} must be {_describe(hints[key])}, got {value!r}")
         if isinstance(value, list) and value:
             command_line += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            command_line.append(f"--{key}={json.dumps(value)}")
         elif value is not None and value != []:
             command_line.append(f"--{key}={value}")
     return command_line

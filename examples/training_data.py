@@ -55,6 +55,14 @@ def decode_image(image: Any, name: str) -> Image.Image:
     return decoded
 
 
+def to_rgb(image: Image.Image, processor) -> Image.Image:
+    """An upright RGB image; whatever is not one is turned and converted as the processor does it."""
+    if image.mode == "RGB" and not image.getexif():
+        return image  # as most are; the processor would copy it twice
+    pixels = processor.process_image(image, do_convert_rgb=True)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
 def mix_seeds(*numbers: int) -> int:
     """One seed of 32 bits from several numbers of at least 0."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

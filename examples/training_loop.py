@@ -227,6 +227,9 @@ class TrainingLoop:
                 raise ValueError("--ema_decay does not work with FSDP, which shards the weights: use DDP")
             self.ema = ModelEmaV3(model.to(self.accelerator.device), decay=args.ema_decay, use_warmup=True)
             self.accelerator.register_for_checkpointing(self.ema)
+        if self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu":
+            # A device's few images are too few for statistics; on CPUs torch has no such layer.
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
 
     def _prepare_data(self):

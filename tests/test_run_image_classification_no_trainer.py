@@ -9,7 +9,6 @@ import pytest
 import run_image_classification_no_trainer as script
 import torch
 import training_loop
-from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
@@ -27,7 +26,7 @@ from clustr_hf.metrics import Accuracy
 
 
 @pytest.fixture
-def train(image_folders, tmp_path, monkeypatch):
+def train(image_folders, tmp_path, run_script):
     """Run the script with its defaults for tiny data; returns the output folder."""
 
     def run(*arguments, data=image_folders, output_dir=tmp_path / "out"):
@@ -35,11 +34,7 @@ def train(image_folders, tmp_path, monkeypatch):
             arguments = ("--train_dir", data / "train", "--validation_dir", data / "validation", *arguments)
         settings = {"--output_dir": output_dir, "--variant": "nano", "--image_size": 32, "--train_batch_size": 8}
         settings |= {"--logging_steps": 1, "--cache_dir": tmp_path / "cache"}
-        command = [*(str(part) for pair in settings.items() for part in pair), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", [script.__file__, *command])
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        script.main()
+        run_script(script, settings, *arguments)
         return output_dir
 
     return run

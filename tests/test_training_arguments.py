@@ -5,10 +5,15 @@ import math
 import re
 
 import pytest
+import run_semantic_segmentation_no_trainer
+import semantic_segmentation_data
 from conftest import REPOSITORY
 from image_classification_data import DataArguments, ModelArguments
 from image_classification_samples import training_transform
 from run_image_classification_no_trainer import RecipeArguments
+from semantic_segmentation_data import LONGEST_RATIO, SegmenterArguments
+from semantic_segmentation_evaluation import EvaluationArguments
+from semantic_segmentation_samples import AugmentationArguments
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -18,11 +23,19 @@ from training_arguments import LoopArguments, parse_arguments
 from training_loop import make_optimizer
 from training_plan import TrainingPlan
 
-from clustr_hf import ClusTRImageProcessor
+from clustr_hf import ClusTRConfig, ClusTRImageProcessor
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
 ARGUMENT_CLASSES = (DataArguments, ModelArguments, RecipeArguments, LoopArguments)
+SEGMENTATION_CLASSES = (
+    semantic_segmentation_data.DataArguments,
+    SegmenterArguments,
+    AugmentationArguments,
+    run_semantic_segmentation_no_trainer.RecipeArguments,
+    EvaluationArguments,
+    LoopArguments,
+)
 
 
 @pytest.fixture
@@ -152,8 +165,9 @@ def test_values_at_the_border_are_taken(name, value):
 
 def parse_recipe(file):
     """Arguments by name, and those of the loop, for a recipe of the repository."""
+    is_segmentation = "ade20k" in file or "camvid" in file
     parts = parse_arguments(
-        *ARGUMENT_CLASSES,
+        *(SEGMENTATION_CLASSES if is_segmentation else ARGUMENT_CLASSES),
         arguments=["--recipe", str(RECIPES / file), "--train_dir", "x", "--output_dir", "y"],
     )
     return {name: value for part in parts for name, value in vars(part).items()}, parts[-1]
@@ -260,6 +274,49 @@ def test_imagenet_recipes_crop_flip_augment_and_erase_at_random(variant):
     assert steps[RandomHorizontalFlip].p == 0.5
     assert {(op.magnitude, op.magnitude_std) for op in steps[RandAugment].ops} == {(9, 0.5)}
     assert (steps[RandomErasing].probability, steps[RandomErasing].mode) == (0.25, "pixel")
+
+
+SEGMENTATION_HEADS = ("semantic_fpn", "upernet")
+
+
+@pytest.mark.parametrize("column, head", enumerate(SEGMENTATION_HEADS))
+def test_ade20k_recipes_are_table_a3_as_the_paper_prints_it(shared, column, head):
+    text = (shared / "paper.txt").read_text()
+    table = text.split("Table A3: ADE20K training settings")[1].split("A4.3")[0]
+    # The extraction tears labels and cells apart; the numbers are in order, below three rows of heads.
+    rows = [row.replace(", 000", "000").replace("ImageNet-1K", "") for row in table.splitlines() if "\t" in row][4:]
+    numbers = [list(map(float, re.findall(r"\d+(?:\.\d+)?", row))) for row in rows]
+    size, scaling, cropping, flipping, dropout, _, rate, power, decay, batch_size, steps, warmup = numbers
+    settings, args = parse_recipe(f"clustr_small_ade20k_{head}.json")
+
+    assert [settings["crop_size"]] * 2 == size
+    assert [settings["image_size"] * LONGEST_RATIO, settings["image_size"]] == scaling[:2]
+    assert [settings["min_scale"], settings["max_scale"]] == scaling[2:]
+    assert [settings["crop_size"]] * 2 + [settings["max_class_share"]] == cropping
+    assert [settings["flip_probability"]] == flipping
+    assert [ClusTRConfig().classifier_dropout_prob] == dropout
+    assert args.lr_scheduler_type == "polynomial" and "poly, " in table and "adamw" in table
+    assert type(make_optimizer(nn.Linear(2, 2), args)).__name__ == "AdamW"
+    found = [args.learning_rate, args.polynomial_power, args.weight_decay, args.max_train_steps]
+    assert found == [row[column] for row in (rate, power, decay, steps)]
+    assert [args.train_batch_size] == batch_size
+    assert args.warmup_steps == [0, *warmup][column]  # "No" and 1500
+
+
+@pytest.mark.parametrize(
+    "head, steps, warmup, rate, last_rate",
+    [
+        ("semantic_fpn", 80_000, 0, 1e-4, 1e-4 * (1 / 80_000) ** 0.9),
+        ("upernet", 160_000, 1500, 6e-5 * (1 - 1500 / 160_000), 6e-5 / 160_000),
+    ],
+)
+def test_ade20k_recipes_have_their_schedules(head, steps, warmup, rate, last_rate):
+    settings, args = parse_recipe(f"clustr_small_ade20k_{head}.json")
+    plan = TrainingPlan.make(args, num_samples=20_210, num_processes=8)
+    assert (plan.num_steps, plan.warmup_steps, plan.per_device_batch_size) == (steps, warmup, 2)
+    assert plan.learning_rate(warmup) == pytest.approx(rate)
+    assert plan.learning_rate(steps - 1) == pytest.approx(last_rate, rel=1e-6)
+    assert settings["segmentation_head"] == head and settings["do_reduce_labels"] and settings["variant"] == "small"
 
 
 def test_an_abbreviated_recipe_is_refused_and_the_last_of_two_is_read(recipe, tmp_path):

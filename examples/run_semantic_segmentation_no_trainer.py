@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Train or fine-tune ClusTR for semantic segmentation with Accelerate: the recipes of Table A3 of the paper.
+
+    accelerate launch --config_file examples/accelerate/ddp.yaml \
+        examples/run_semantic_segmentation_no_trainer.py --recipe examples/recipes/clustr_small_ade20k_upernet.json \
+        --model_name_or_path out/clustr-small --train_dir ade20k/training --validation_dir ade20k/validation \
+        --id2label_file ade20k/id2label.json --output_dir out/clustr-small-upernet --dataloader_num_workers 4
+
+`--dry_run` says what a command would do. What the loop does, and its arguments: training_loop.py,
+training_arguments.py; commands with their results: examples/README.md.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from model_card import write_segmenter_card
+from semantic_segmentation_data import (
+    DataArguments,
+    SegmenterArguments,
+    class_weights,
+    label_names,
+    load_data,
+    load_segmenter,
+)
+from semantic_segmentation_evaluation import (
+    EvaluationArguments,
+    Predictor,
+    Scores,
+    format_table,
+    predict_logits,
+    write_table,
+)
+from semantic_segmentation_samples import (
+    IGNORE_INDEX,
+    AugmentationArguments,
+    ReadLabelMap,
+    ReadPair,
+    TrainingTransform,
+    collate,
+    evaluation_transform,
+)
+from torch import nn
+from torch.nn.functional import interpolate
+from training_arguments import LoopArguments, parse_arguments
+from training_data import EvaluationSamples, TrainingData, TrainingSamples
+from training_loop import Task, freeze_stages, make_accelerator, train
+from training_plan import divide_batch
+from training_report import write_picture
+
+from clustr_hf.visualization import plot_segmentation
+
+
+@dataclass
+class RecipeArguments:
+    """Regularisation and balance of the loss."""
+
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    class_weight_exponent: float = field(
+        default=0.0,
+        metadata={"help": "Weigh classes by (median frequency / frequency) to this power: 0 is off, 1 balances them."},
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.class_weight_exponent <= 1:
+            raise ValueError(f"--class_weight_exponent must be in [0, 1], got {self.class_weight_exponent}")
+
+
+def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+
+
+class Report:
+    """Pictures, the table of the classes and the card of a trained model."""
+
+    def __init__(self, eval_data: EvaluationSamples, scores: Scores, args: EvaluationArguments, output_dir: str):
+        self.eval_data, self.scores, self.args, self.output_dir = eval_data, scores, args, Path(output_dir)
+
+    def __call__(self, folder: Path, results: dict[str, Any], model_class: type, data_args: DataArguments):
+        table = "per_class_results.json"
+        if self.scores.table is not None:  # else the run was over when it was resumed, and has left one
+            write_table(self.scores.table, self.output_dir / table)
+        if self.args.num_pictures > 0:
+            self.draw_predictions(model_class.from_pretrained(folder).eval(), folder / "predictions.png")
+        scored = "Not evaluated yet."
+        if "eval_mean_iou" in results:
+            scored = (
+                f"Mean IoU {results['eval_mean_iou']:.4f}, pixel accuracy {results['eval_overall_accuracy']:.4f} on "
+                f"{results['eval_samples']} validation images at their own size.\n\n"
+                + format_table(self.output_dir / table)
+            )
+        write_segmenter_card(
+            folder,
+            datasets=[data_args.dataset_name] if data_args.dataset_name else None,
+            model_name=self.output_dir.name,
+            model_id=self.output_dir.name,
+            summary="A ClusTR model for semantic segmentation.",
+            training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
+            results=scored,
+            limitations="It knows the classes that it was trained on, and images like those.",
+        )
+
+    def draw_predictions(self, model: nn.Module, path: Path):
+        """Image, truth and prediction of validation images that lie evenly in the split."""
+        number = min(self.args.num_pictures, len(self.eval_data))
+        pairs = [self.eval_data.read(i * len(self.eval_data) // number) for i in range(number)]
+        predictions = []
+        for image, labels in pairs:
+            pixel_values = self.eval_data.transform((image, labels))["pixel_values"]
+            logits = predict_logits(model, pixel_values[None], self.args)
+            logits = interpolate(logits, size=labels.shape, mode="bilinear", align_corners=False)
+            predictions.append(logits[0].argmax(dim=0))
+        write_picture(plot_segmentation(*zip(*pairs), predictions, self.scores.labels), path)
+
+
+def check_batch(model: nn.Module, per_device_batch_size: int):
+    """UPerNet's batch norm sees one value an image where it pools to 1 x 1."""
+    if model.config.segmentation_head == "upernet" and per_device_batch_size < 2:
+        raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")
+
+
+def make_task(
+    data_args: DataArguments,
+    model_args: SegmenterArguments,
+    augmentation: AugmentationArguments,
+    recipe: RecipeArguments,
+    evaluation: EvaluationArguments,
+    args: LoopArguments,
+    accelerator,
+) -> Task:
+    with accelerator.main_process_first():
+        data = load_data(data_args, model_args, args.seed)
+    labels = label_names(data_args, model_args)
+    maps = {
+        split: ReadLabelMap(rows, data_args.label_column_name, len(labels), data_args.do_reduce_labels, split)
+        for split, rows in data.items()
+    }
+    fields = {"semantic_loss_ignore_index": IGNORE_INDEX}
+    if recipe.drop_path_rate is not None:
+        fields["drop_path_rate"] = recipe.drop_path_rate
+    if recipe.class_weight_exponent > 0:
+        fields["semantic_class_weights"] = class_weights(maps["train"], len(labels), recipe.class_weight_exponent)
+    torch.manual_seed(args.seed)  # the weights of a new model or head
+    model, processor = load_segmenter(model_args, labels, data_args.do_reduce_labels, **fields)
+    check_batch(model, divide_batch(args, accelerator.num_processes)[0])
+    if args.freeze_stages:
+        freeze_stages(model, args.freeze_stages)
+    read = {split: ReadPair(split_maps, data_args.image_column_name, processor) for split, split_maps in maps.items()}
+    transform = TrainingTransform(processor, augmentation)
+    eval_data = EvaluationSamples(read["validation"], evaluation_transform(processor), len(maps["validation"]))
+    scores = Scores(labels)
+    report = Report(eval_data, scores, evaluation, args.output_dir)
+    return Task(
+        model=model,
+        processor=processor,
+        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(maps["train"]))),
+        eval_data=eval_data,
+        collate=collate,
+        compute_loss=compute_loss,
+        predict=Predictor(evaluation, len(labels), IGNORE_INDEX),
+        compute_metrics=scores,
+        metric="eval_mean_iou",
+        write_card=functools.partial(report, model_class=type(model), data_args=data_args),
+    )
+
+
+def main():
+    *task_args, args = parse_arguments(
+        DataArguments, SegmenterArguments, AugmentationArguments, RecipeArguments, EvaluationArguments, LoopArguments
+    )
+    accelerator = make_accelerator(args)
+    train(make_task(*task_args, args, accelerator), args, accelerator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Where the data and the model of a task come from: the arguments that all scripts share, and what loads them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+
+from clustr_hf import ClusTRConfig
+
+
+@dataclass
+class SourceArguments:
+    """Which images to train and evaluate on."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local folder of one."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with the training images."})
+    validation_dir: str | None = field(default=None, metadata={"help": "The same for evaluation."})
+    train_file: str | None = field(default=None, metadata={"help": "Parquet file with the training rows."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same for evaluation."})
+    train_val_split: float = field(default=0.15, metadata={"help": "Share to split off where there is no validation."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+
+    def __post_init__(self):
+        if self.dataset_name is None and self.train_dir is None and self.train_file is None:
+            raise ValueError("one of --dataset_name, --train_dir, --train_file is needed, got none")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to fine-tune; without it, --variant is trained from random weights."},
+    )
+    variant: str = field(default="nano", metadata={"help": "tiny, small, base or nano, see ClusTRConfig.from_variant."})
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the configuration to change, as a JSON object."}
+    )
+    config_name: str | None = field(default=None, metadata={"help": "Configuration, if not the checkpoint's own."})
+    image_processor_name: str | None = field(default=None, metadata={"help": "Processor, if not the checkpoint's own."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Size of the images in pixels; default: the checkpoint's, or the paper's."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep downloads."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; default is the one of `hf auth login`."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the checkpoint's repository."})
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Replace a head with another number of classes."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.config_overrides, str):
+            try:
+                self.config_overrides = json.loads(self.config_overrides)
+            except ValueError as error:
+                raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
+        if not isinstance(self.config_overrides, dict | None):
+            raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
+        unknown = sorted(set(self.config_overrides or {}) - set(ClusTRConfig().to_dict()))
+        if self.model_name_or_path is None and unknown:
+            raise ValueError(f"--config_overrides names {unknown}, which are no fields of ClusTRConfig")
+
+
+def load_splits(
+    args: SourceArguments, model_args: ModelArguments, seed: int, load_folders: Callable[[dict[str, str]], DatasetDict]
+) -> DatasetDict:
+    """
+    Training and validation split of a Hub data set, parquet files or folders.
+
+    Args:
+        args, model_args: What to load, and where downloads are kept.
+        seed (`int`): Of the split.
+        load_folders (`Callable[[dict[str, str]], DatasetDict]`): Folder of each split -> its rows.
+    """
+    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    if args.dataset_name is not None:
+        data = load_dataset(args.dataset_name, args.dataset_config_name, **hub)
+    elif args.train_file is not None:
+        data = load_dataset("parquet", data_files=by_split(args.train_file, args.validation_file), **hub)
+    else:
+        data = load_folders(by_split(args.train_dir, args.validation_dir))
+    if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
+        split = data["train"].train_test_split(args.train_val_split, seed=seed)
+        data = DatasetDict(train=split["train"], validation=split["test"])
+    return data
+
+
+def choose_samples(data: DatasetDict, args: SourceArguments, seed: int) -> DatasetDict:
+    """At most `max_train_samples` and `max_eval_samples` shuffled rows of the splits."""
+    chosen = {}
+    for split, most in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
+        rows = data[split]
+        chosen[split] = rows if most is None else rows.shuffle(seed=seed).select(range(min(most, len(rows))))
+    return DatasetDict(chosen)
+
+
+def by_split(train: str, validation: str | None) -> dict[str, str]:
+    return {"train": train} if validation is None else {"train": train, "validation": validation}
+
+
+def check_columns(data: Dataset | IterableDataset, **columns: str):
+    """Raise a `ValueError` unless the data has the columns that the arguments name."""
+    for argument, column in columns.items():
+        if column not in data.column_names:
+            raise ValueError(f"--{argument} {column!r} is not in the data set, which has {data.column_names}")
+
+
+def load_model(
+    args: ModelArguments,
+    labels: list[str],
+    model_class: type[PreTrainedModel],
+    auto_class: type,
+    processor,
+    **fields: Any,
+) -> tuple[PreTrainedModel, Any]:
+    """
+    Model with a head for the labels, and its image processor.
+
+    Args:
+        args: What to load; without a checkpoint the weights are random.
+        labels (`list[str]`): Names of the classes.
+        model_class, auto_class (`type`): To make a new model by, and to load a checkpoint by, whoever's it is.
+        processor: Of a new model.
+        fields: Fields of the configuration, which `--config_overrides` may change.
+    """
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    settings = {**names, **fields, **(args.config_overrides or {})}
+    if args.model_name_or_path is None:
+        return model_class(ClusTRConfig.from_variant(args.variant, **settings)), processor
+    hub = {
+        "cache_dir": args.cache_dir,
+        "revision": args.model_revision,
+        "token": args.token,
+        "trust_remote_code": args.trust_remote_code,
+    }
+    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **settings, **hub)
+    model = auto_class.from_pretrained(
+        args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
+    )
+    return model, AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)

@@ -1,0 +1,383 @@
+"""The segmentation script: what it learns and writes, how it evaluates, what it says of bad data."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import run_semantic_segmentation_no_trainer as script
+import torch
+from conftest import REPOSITORY, run_process
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
+from peer_models import PvtV2ForSemanticSegmentation
+from PIL import Image
+from safetensors.torch import load_file
+from semantic_segmentation_data import class_weights, read_folder, segmentation_processor
+from semantic_segmentation_evaluation import EvaluationArguments, predict_logits, window_starts
+from semantic_segmentation_samples import AugmentationArguments, TrainingTransform, scaled_size
+from torch.nn.functional import interpolate
+from transformers import pipeline
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
+from clustr_hf.metrics import MeanIoU
+
+
+def arguments_for(data, output_dir):
+    """The script's arguments for the shapes, by name; half of the batch at a time would be one image for UPerNet."""
+    settings = {"--output_dir": output_dir, "--train_dir": data / "train", "--validation_dir": data / "validation"}
+    settings |= {"--id2label_file": data / "id2label.json", "--image_size": 96, "--crop_size": 64}
+    return settings | {"--train_batch_size": 4, "--logging_steps": 1, "--learning_rate": 3e-3, "--eval_steps": "never"}
+
+
+@pytest.fixture
+def train(segmentation_folders, tmp_path, run_script):
+    """Run the script on the shapes; returns the output folder."""
+
+    def run(*arguments, data=segmentation_folders, output_dir=tmp_path / "out", without=()):
+        settings = {name: value for name, value in arguments_for(data, output_dir).items() if name not in without}
+        run_script(script, settings, *arguments)
+        return output_dir
+
+    return run
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(segmentation_folders, tmp_path_factory):
+    """The folder of a short training that has learned the shapes, run as a user would."""
+    output_dir = tmp_path_factory.mktemp("trained") / "shapes"
+    settings = arguments_for(segmentation_folders, output_dir) | {"--max_train_steps": 90, "--eval_steps": 45}
+    settings |= {"--class_weight_exponent": 0.5, "--eval_stride": 48, "--eval_window": 96, "--num_pictures": 3}
+    command = [sys.executable, script.__file__, *(part for pair in settings.items() for part in pair)]
+    run_process(command, output_dir.parent)
+    return output_dir
+
+
+def test_learns_shapes_and_writes_a_repository(trained):
+    results = read_json(trained / "all_results.json")
+    assert results["eval_mean_iou"] > 0.7 and results["eval_samples"] == 5
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "modeling_clustr_segmentation.py", "preprocessor_config.json"} <= names
+    assert {"README.md", "training_curve.png", "predictions.png", "per_class_results.json"} <= names
+    table = read_json(trained / "per_class_results.json")
+    assert list(table) == ["ground", "disc", "square"]
+    assert np.mean([row["iou"] for row in table.values()]) == pytest.approx(results["eval_mean_iou"])
+    assert sum(row["pixels"] for row in table.values()) == 3 * 90 * 120 + 2 * 128 * 96
+    card = (trained / "README.md").read_text()
+    assert f"Mean IoU {results['eval_mean_iou']:.4f}" in card and f"| disc | {100 * table['disc']['iou']:.1f} %" in card
+    assert 'pipeline("image-segmentation"' in card and "pipeline_tag: image-segmentation" in card
+    processor = read_json(trained / "preprocessor_config.json")
+    assert not processor["do_center_crop"] and processor["size"] == {"shortest_edge": 96, "longest_edge": 384}
+    weights = read_json(trained / "config.json")["semantic_class_weights"]
+    assert weights[0] < 0.5 < max(weights[1:]) <= 2
+
+
+def test_the_picture_shows_three_images_with_truth_and_prediction(trained):
+    with Image.open(trained / "predictions.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.std() > 20
+    assert pixels.shape[0] / pixels.shape[1] == pytest.approx(3 * 90 / (3 * 120), rel=0.15)
+
+
+def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, segmentation_folders, train):
+    folder = train("--model_name_or_path", trained, "--max_train_steps", 1, "--learning_rate", 1e-12)
+    results = read_json(folder / "all_results.json")
+    segment = pipeline("image-segmentation", model=str(folder), trust_remote_code=True)
+    predictions, references = [], []
+    for path in sorted((segmentation_folders / "validation" / "images").iterdir()):
+        found = np.full(Image.open(path).size[::-1], -1)
+        for answer in segment(str(path)):
+            found[np.asarray(answer["mask"]) > 0] = segment.model.config.label2id[answer["label"]]
+        predictions.append(found)
+        references.append(np.asarray(Image.open(segmentation_folders / "validation" / "annotations" / path.name)))
+    expected = MeanIoU().compute(predictions=predictions, references=references, num_labels=3)
+    assert results["eval_mean_iou"] == pytest.approx(expected["mean_iou"])
+    assert results["eval_overall_accuracy"] == pytest.approx(expected["overall_accuracy"])
+
+
+def test_resumes_to_the_same_weights(train, tmp_path):
+    steps = ["--max_train_steps", 4, "--photometric_distortion", "--checkpointing_steps", 2]
+    whole = train(*steps, output_dir=tmp_path / "whole")
+    checkpoint = ["--resume_from_checkpoint", whole / "checkpoint-2"]
+    resumed = train(*steps, *checkpoint, output_dir=tmp_path / "resumed")
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Already over: nothing is trained or evaluated, and the card still has its table.
+    again = train(*steps, "--resume_from_checkpoint", "latest", output_dir=tmp_path / "whole")
+    assert "| disc |" in (again / "README.md").read_text()
+
+
+@pytest.mark.parametrize("head", ["semantic_fpn", "upernet"])
+def test_a_classifier_is_fine_tuned_with_either_head(train, tmp_path, head):
+    torch.manual_seed(1)
+    ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10)).save_pretrained(tmp_path / "it")
+    ClusTRImageProcessor().save_pretrained(tmp_path / "it")
+    before = load_file(tmp_path / "it" / "model.safetensors")
+    settings = ["--segmentation_head", head, "--max_train_steps", 1, "--freeze_stages", 1, "--learning_rate", 1e-4]
+    folder = train("--model_name_or_path", tmp_path / "it", *settings)
+    after = load_file(folder / "model.safetensors")
+    moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    assert moved and {name.split(".")[2] for name in moved} == {"1", "2", "3"}
+    assert max((after[name] - before[name]).abs().max() for name in moved) < 1e-3
+    assert read_json(folder / "config.json")["segmentation_head"] == head
+    assert read_json(folder / "preprocessor_config.json")["do_center_crop"] is False
+
+
+def test_a_peer_trains_under_the_same_head(train):
+    overrides = {
+        "strides": [4, 2, 2, 2],
+        "patch_sizes": [7, 3, 3, 3],
+        "reduction_ratios": [[64, 16], [16, 4], [4, 1], [1]],
+    }
+    arguments = ["--peer", "pvt_v2", "--config_overrides", json.dumps(overrides), "--max_train_steps", 1]
+    folder = train(*arguments, "--drop_path_rate", 0.1)
+    model = PvtV2ForSemanticSegmentation.from_pretrained(folder)
+    assert model.config.sr_ratios == [8, 4, 2, 1] and model.config.drop_path_rate == 0.1
+    assert model(torch.randn(1, 3, 64, 96)).logits.shape == (1, 3, 16, 24)
+    assert not list(folder.glob("modeling_*.py"))
+    weights = load_file(folder / "model.safetensors")
+    assert any(name.startswith("pvt_v2.encoder") for name in weights)
+
+
+def write_parquet(path, folder, shift):
+    rows = read_folder(str(folder))
+    maps = [Image.fromarray((np.asarray(row["annotation"]) + shift).astype(np.uint8)) for row in rows]
+    features = Features({"image": ImageFeature(), "map": ImageFeature()})
+    Dataset.from_dict({"image": [row["image"] for row in rows], "map": maps}, features=features).to_parquet(path)
+
+
+def test_parquet_files_and_labels_counted_from_one(train, tmp_path, segmentation_folders):
+    """As ADE20K has them: the same images, 1 added to all labels, give the same model."""
+    expected = load_file(train("--max_train_steps", 2, output_dir=tmp_path / "expected") / "model.safetensors")
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / f"{split}.parquet", segmentation_folders / split, shift=1)
+    files = ["--train_file", tmp_path / "train.parquet", "--validation_file", tmp_path / "validation.parquet"]
+    settings = ["--label_column_name", "map", "--do_reduce_labels", "--max_train_steps", 2]
+    folder = train(*files, *settings, without=("--train_dir", "--validation_dir"))
+    found = load_file(folder / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert read_json(folder / "preprocessor_config.json")["do_reduce_labels"] is True
+    assert read_json(folder / "all_results.json") | {"train_runtime": 0} == read_json(
+        tmp_path / "expected" / "all_results.json"
+    ) | {"train_runtime": 0}
+
+
+def test_dry_run_says_what_the_papers_recipe_would_do(train, capsys):
+    recipe = REPOSITORY / "examples" / "recipes" / "clustr_small_ade20k_upernet.json"
+    without = ("--image_size", "--crop_size", "--eval_steps", "--learning_rate", "--train_batch_size")
+    train("--dry_run", "--recipe", recipe, "--train_batch_size", 8, "--variant", "nano", without=without)
+    said = capsys.readouterr().out
+    assert "160,000" in said and "1,500 of warm-up" in said and "GB: weights" in said
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path):
+    settings = arguments_for(segmentation_folders, tmp_path / "two") | {"--max_train_steps": 2}
+    config = REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
+    command = [*launch, script.__file__, *(part for pair in settings.items() for part in pair)]
+    run_process(command, tmp_path, OMP_NUM_THREADS="1")
+    assert read_json(tmp_path / "two" / "all_results.json")["eval_samples"] == 5
+    table = read_json(tmp_path / "two" / "per_class_results.json")
+    assert sum(row["pixels"] for row in table.values()) == 3 * 90 * 120 + 2 * 128 * 96
+
+
+@pytest.fixture
+def own_data(segmentation_folders, tmp_path):
+    """A copy of the images that a test may spoil."""
+    return shutil.copytree(segmentation_folders, tmp_path / "data")
+
+
+def spoil_size(data):
+    Image.new("L", (5, 5)).save(data / "train" / "annotations" / "03.png")
+
+
+def spoil_label(data):
+    pixels = np.zeros((96, 96), dtype=np.uint8)
+    pixels[4, 5] = 7
+    Image.fromarray(pixels).save(data / "train" / "annotations" / "03.png")
+
+
+def spoil_kind(data):
+    Image.new("RGB", (96, 96)).save(data / "train" / "annotations" / "03.png")
+
+
+def spoil_pairs(data):
+    (data / "train" / "annotations" / "03.png").unlink()
+
+
+def spoil_names(data):
+    (data / "id2label.json").write_text('{"0": "ground", "2": "disc"}')
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (spoil_size, r"label map of train sample 3 must have the size of its image, \(96, 96\), got \(5, 5\)"),
+        (spoil_label, r"labels of train sample 3 must be in \[0, 3\), or 255 .*, got 7"),
+        (spoil_kind, r"label map of train sample 3 must hold one label a pixel, got shape \(96, 96, 3\)"),
+        (spoil_pairs, r"12 images, 11 label maps, without a partner: \['03'\]"),
+        (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
+    ],
+)
+def test_bad_data_is_named(train, own_data, tmp_path, spoil, message):
+    spoil(own_data)
+    with pytest.raises(ValueError, match=message):
+        train("--num_train_epochs", 1, data=own_data)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_corrupt_images_are_skipped_and_counted(train, own_data):
+    (own_data / "train" / "images" / "02.png").write_bytes(b"not an image")
+    (own_data / "train" / "annotations" / "05.png").write_bytes(b"")
+    folder = train("--num_train_epochs", 1, data=own_data)
+    assert read_json(folder / "all_results.json")["skipped_samples"] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, without, message",
+    [
+        (["--peer", "swin"], (), r"--peer must be one of \['pvt_v2'\].* got 'swin'"),
+        (["--segmentation_head", "mask2former"], (), "`segmentation_head` must be one of"),
+        (["--eval_window", 64, "--eval_stride", 65], (), "--eval_stride must be from 1 to --eval_window, got 65"),
+        (["--min_scale", 3], (), r"--min_scale and --max_scale must be 0 < min <= max, got \(3.0, 2.0\)"),
+        (["--max_class_share", 75], (), r"--max_class_share must be in \[0, 1\], got 75"),
+        (["--class_weight_exponent", 2], (), r"--class_weight_exponent must be in \[0, 1\], got 2"),
+        (["--config_overrides", "{hidden"], (), "--config_overrides is not valid JSON"),
+        (["--config_overrides", '{"hiden_sizes": 1}'], (), r"names \['hiden_sizes'\], which are no fields"),
+        (["--config_overrides", "[1]"], (), r"--config_overrides must be a JSON object, got \[1\]"),
+        ([], ("--id2label_file",), "--id2label_file is needed"),
+        (
+            ["--segmentation_head", "upernet", "--per_device_train_batch_size", 1],
+            (),
+            "UPerNet needs at least 2 images on a device at a time",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(train, tmp_path, arguments, without, message):
+    with pytest.raises(ValueError, match=message):
+        train(*arguments, without=without)
+    assert not (tmp_path / "out").exists()
+
+
+class ByPosition(torch.nn.Module):
+    """Logits that depend on a pixel's own value only, at stride 1."""
+
+    def forward(self, pixel_values):
+        return SemanticSegmenterOutput(logits=torch.cat([pixel_values, -pixel_values], dim=1))
+
+
+@pytest.mark.parametrize("size, window, stride", [((40, 60), 16, 10), ((33, 17), 16, 16), ((12, 50), 20, 7)])
+def test_windows_cover_an_image_and_are_averaged(size, window, stride):
+    pixel_values = torch.randn(2, 1, *size)
+    args = EvaluationArguments(eval_window=window, eval_stride=stride)
+    logits = predict_logits(ByPosition(), pixel_values, args)
+    torch.testing.assert_close(logits, torch.cat([pixel_values, -pixel_values], dim=1))
+
+
+def test_one_window_is_the_whole_image():
+    torch.manual_seed(0)
+    model = ClusTRForSemanticSegmentation(ClusTRConfig.from_variant("nano", num_labels=3)).eval()
+    pixel_values = torch.randn(1, 3, 48, 64)
+    whole = predict_logits(model, pixel_values, EvaluationArguments())
+    window = predict_logits(model, pixel_values, EvaluationArguments(eval_window=64))
+    resized = interpolate(whole, size=(48, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(window, resized)
+
+
+@pytest.mark.parametrize(
+    "length, window, stride, starts",
+    [(10, 10, 3, [0]), (11, 10, 3, [0, 1]), (20, 8, 5, [0, 5, 10, 12]), (18, 8, 5, [0, 5, 10])],
+)
+def test_windows_begin_so_that_the_last_one_fits(length, window, stride, starts):
+    assert window_starts(length, window, stride) == starts
+
+
+def test_class_weights_are_the_median_frequency_over_the_frequency():
+    maps = [torch.tensor([[0, 0, 0, 0], [1, 1, 255, 3]]), torch.tensor([[0, 0, 0, 0]])]
+    assert class_weights(maps, 4, 1.0) == [0.25, 1.0, 1.0, 2.0]  # 8, 2, 0, 1 pixels; the median of those seen is 2
+    assert class_weights(maps, 4, 0.5) == [0.5, 1.0, 1.0, 1.4142]
+    assert class_weights(maps, 4, 0.0) == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    "size, scale, expected",
+    [
+        ((360, 480), 1.0, (512, 683)),
+        ((480, 360), 0.5, (341, 256)),
+        ((100, 1000), 1.0, (205, 2048)),
+        ((9, 900), 2, (41, 4096)),
+    ],
+)
+def test_images_are_scaled_as_by_the_papers_framework(size, scale, expected):
+    """(2048, 512) times the scale bound the longer and the shorter side."""
+    assert scaled_size(size, {"shortest_edge": 512, "longest_edge": 2048}, scale) == expected
+
+
+def make_transform(**settings):
+    processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
+    return processor, TrainingTransform(processor, AugmentationArguments(crop_size=48, **settings))
+
+
+def checkered(size, square=16):
+    """An image whose colour says its class, and the map of classes, 0 to 2."""
+    rows, columns = torch.meshgrid(*(torch.arange(extent) for extent in size), indexing="ij")
+    labels = (rows // square + 2 * (columns // square)) % 3
+    return Image.fromarray((labels * 100).to(torch.uint8).numpy()).convert("RGB"), labels
+
+
+def test_labels_go_through_the_geometry_of_their_image():
+    processor, transform = make_transform()
+    image, labels = checkered((64, 96))
+    seen = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        sample = transform((image, labels))
+        assert sample["pixel_values"].shape == (3, 48, 48) and sample["pixel_values"].dtype == torch.float32
+        assert sample["labels"].shape == (48, 48) and sample["labels"].dtype == torch.int64
+        counts = sample["labels"] != 255
+        mean, std = processor.image_mean[0], processor.image_std[0]
+        shade = (sample["pixel_values"][0] * std + mean) * 255 / 100
+        right = (shade.round() == sample["labels"])[counts]
+        assert right.float().mean() > 0.85  # all but the blended borders
+        assert (sample["pixel_values"][:, ~counts] == 0).all()
+        seen.add(sample["labels"].numpy().tobytes())
+    assert len(seen) > 25
+
+
+def test_flips_and_colours_are_chosen_at_random():
+    image, labels = checkered((64, 64), square=8)
+    plain = make_transform(min_scale=0.75, max_scale=0.75, flip_probability=0.0)[1]((image, labels))
+    flipped = make_transform(min_scale=0.75, max_scale=0.75, flip_probability=1.0)[1]((image, labels))
+    assert torch.equal(flipped["labels"], plain["labels"].flip(1))
+    assert torch.equal(flipped["pixel_values"], plain["pixel_values"].flip(2))
+    distort = make_transform(min_scale=0.75, max_scale=0.75, flip_probability=0.0, photometric_distortion=True)[1]
+    distorted = [distort((image, labels)) for _ in range(8)]
+    assert all(torch.equal(sample["labels"], plain["labels"]) for sample in distorted)
+    assert not all(torch.equal(sample["pixel_values"], plain["pixel_values"]) for sample in distorted)
+
+
+def test_crops_that_one_class_fills_are_drawn_anew():
+    """Class 1 is a narrow strip: without the rule most crops miss it."""
+    labels = torch.zeros(64, 300, dtype=torch.int64)
+    labels[:, 250:270] = 1
+    image = Image.new("RGB", (300, 64))
+
+    def hits(max_class_share):
+        transform = make_transform(min_scale=1.0, max_scale=1.0, max_class_share=max_class_share)[1]
+        torch.manual_seed(0)
+        return sum((transform((image, labels))["labels"] == 1).any().item() for _ in range(60))
+
+    assert hits(0.9) > 1.8 * hits(1.0) > 0
+
+
+def test_a_map_without_any_label_is_cropped_all_the_same():
+    transform = make_transform()[1]
+    sample = transform((Image.new("RGB", (80, 60)), torch.full((60, 80), 255)))
+    assert (sample["labels"] == 255).all()
