@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from model_card import write_segmenter_card
 from semantic_segmentation_data import (
     DataArguments,
@@ -47,7 +48,7 @@ from semantic_segmentation_samples import (
 from torch import nn
 from torch.nn.functional import interpolate
 from training_arguments import LoopArguments, parse_arguments
-from training_data import EvaluationSamples, TrainingData, TrainingSamples
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import write_picture
@@ -80,18 +81,21 @@ class Report:
     def __init__(self, eval_data: EvaluationSamples, scores: Scores, args: EvaluationArguments, output_dir: str):
         self.eval_data, self.scores, self.args, self.output_dir = eval_data, scores, args, Path(output_dir)
 
-    def __call__(self, folder: Path, results: dict[str, Any], model_class: type, data_args: DataArguments):
-        table = "per_class_results.json"
-        if self.scores.table is not None:  # else the run was over when it was resumed, and has left one
-            write_table(self.scores.table, self.output_dir / table)
+    def __call__(
+        self, folder: Path, results: dict[str, Any], model_class: type, data_args: DataArguments, has_card: bool
+    ):
+        table = self.output_dir / "per_class_results.json"
+        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
+            write_table(self.scores.table, table)
         if self.args.num_pictures > 0:
             self.draw_predictions(model_class.from_pretrained(folder).eval(), folder / "predictions.png")
+        if not has_card:
+            return
         scored = "Not evaluated yet."
         if "eval_mean_iou" in results:
             scored = (
                 f"Mean IoU {results['eval_mean_iou']:.4f}, pixel accuracy {results['eval_overall_accuracy']:.4f} on "
-                f"{results['eval_samples']} validation images at their own size.\n\n"
-                + format_table(self.output_dir / table)
+                f"{results['eval_samples']} validation images at their own size."
             )
         write_segmenter_card(
             folder,
@@ -100,27 +104,50 @@ class Report:
             model_id=self.output_dir.name,
             summary="A ClusTR model for semantic segmentation.",
             training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
-            results=scored,
+            results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
             limitations="It knows the classes that it was trained on, and images like those.",
         )
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Image, truth and prediction of validation images that lie evenly in the split."""
-        number = min(self.args.num_pictures, len(self.eval_data))
-        pairs = [self.eval_data.read(i * len(self.eval_data) // number) for i in range(number)]
-        predictions = []
-        for image, labels in pairs:
+        total = len(self.eval_data)
+        number = min(self.args.num_pictures, total)
+        pairs, predictions = [], []
+        for first in range(0, number * total, total):
+            candidates = ((first // number + offset) % total for offset in range(total))
+            (image, labels), _, _ = read_first(self.eval_data.read, candidates)
             pixel_values = self.eval_data.transform((image, labels))["pixel_values"]
             logits = predict_logits(model, pixel_values[None], self.args)
             logits = interpolate(logits, size=labels.shape, mode="bilinear", align_corners=False)
+            pairs.append((image, labels))
             predictions.append(logits[0].argmax(dim=0))
         write_picture(plot_segmentation(*zip(*pairs), predictions, self.scores.labels), path)
 
 
-def check_batch(model: nn.Module, per_device_batch_size: int):
-    """UPerNet's batch norm sees one value an image where it pools to 1 x 1."""
-    if model.config.segmentation_head == "upernet" and per_device_batch_size < 2:
+def check_fit(
+    model_args: SegmenterArguments, evaluation: EvaluationArguments, args: LoopArguments, model: nn.Module, accelerator
+):
+    """Raise a `ValueError` for arguments that do not go together."""
+    if args.freeze_stages and model_args.peer is not None:
+        raise ValueError("--freeze_stages does not go with --peer, whose backbone has other stages")
+    if evaluation.eval_window is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("--eval_window does not go with FSDP: processes would go forward unequally often")
+    # UPerNet's batch norm sees one value an image where it pools to 1 x 1; on several GPUs it sees all of them.
+    is_alone = accelerator.num_processes == 1 or accelerator.device.type == "cpu"
+    per_device_batch_size = divide_batch(args, accelerator.num_processes)[0]
+    if getattr(model.config, "segmentation_head", None) == "upernet" and is_alone and per_device_batch_size < 2:
         raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")
+
+
+def config_fields(recipe: RecipeArguments, args: LoopArguments, maps: ReadLabelMap, show_progress: bool) -> dict:
+    """Fields of the configuration that the recipe sets; `None` clears a checkpoint's class weights."""
+    fields = {"semantic_loss_ignore_index": IGNORE_INDEX, "semantic_class_weights": None}
+    if recipe.drop_path_rate is not None:
+        fields["drop_path_rate"] = recipe.drop_path_rate
+    if recipe.class_weight_exponent > 0 and not args.dry_run:
+        weights = class_weights(maps, maps.num_labels, recipe.class_weight_exponent, show_progress)
+        fields["semantic_class_weights"] = weights
+    return fields
 
 
 def make_task(
@@ -139,14 +166,10 @@ def make_task(
         split: ReadLabelMap(rows, data_args.label_column_name, len(labels), data_args.do_reduce_labels, split)
         for split, rows in data.items()
     }
-    fields = {"semantic_loss_ignore_index": IGNORE_INDEX}
-    if recipe.drop_path_rate is not None:
-        fields["drop_path_rate"] = recipe.drop_path_rate
-    if recipe.class_weight_exponent > 0:
-        fields["semantic_class_weights"] = class_weights(maps["train"], len(labels), recipe.class_weight_exponent)
+    fields = config_fields(recipe, args, maps["train"], accelerator.is_main_process)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     model, processor = load_segmenter(model_args, labels, data_args.do_reduce_labels, **fields)
-    check_batch(model, divide_batch(args, accelerator.num_processes)[0])
+    check_fit(model_args, evaluation, args, model, accelerator)
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     read = {split: ReadPair(split_maps, data_args.image_column_name, processor) for split, split_maps in maps.items()}
@@ -164,7 +187,9 @@ def make_task(
         predict=Predictor(evaluation, len(labels), IGNORE_INDEX),
         compute_metrics=scores,
         metric="eval_mean_iou",
-        write_card=functools.partial(report, model_class=type(model), data_args=data_args),
+        write_card=functools.partial(
+            report, model_class=type(model), data_args=data_args, has_card=model_args.peer is None
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 """Data, model and image processor of the semantic segmentation script."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import hf_hub_download
 from peer_models import PEERS
 from semantic_segmentation_samples import ReadLabelMap
 from tqdm.auto import tqdm
+from training_data import UnreadableSample
 from training_sources import (
     ModelArguments,
     SourceArguments,
@@ -23,6 +25,7 @@ from training_sources import (
 from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 
 from clustr_hf import ClusTRForSemanticSegmentation, ClusTRImageProcessor
+from clustr_hf.image_processing_clustr import IGNORE_INDEX
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -87,9 +90,7 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> Dat
 
 def read_folder(folder: str) -> Dataset:
     """Rows of a folder with `images` and `annotations`, in the order of their names."""
-    images, maps = (
-        {path.stem: path for path in _image_files(Path(folder) / kind)} for kind in ("images", "annotations")
-    )
+    images, maps = _image_files(Path(folder) / "images"), _image_files(Path(folder) / "annotations")
     missing = sorted(images.keys() ^ maps.keys())
     if missing or not images:
         raise ValueError(
@@ -101,10 +102,17 @@ def read_folder(folder: str) -> Dataset:
     return Dataset.from_dict(columns).cast_column("image", Image()).cast_column("annotation", Image())
 
 
-def _image_files(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by their names without endings."""
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    return [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            if path.stem in files:
+                raise ValueError(f"{folder} must have one file of each name, got {files[path.stem].name}, {path.name}")
+            files[path.stem] = path
+    return files
 
 
 def label_names(args: DataArguments, model_args: ModelArguments) -> list[str]:
@@ -124,6 +132,8 @@ def label_names(args: DataArguments, model_args: ModelArguments) -> list[str]:
     names = {int(index): name for index, name in json.loads(Path(path).read_text()).items()}
     if sorted(names) != list(range(len(names))) or len(names) < 2:
         raise ValueError(f"{path} must name the classes 0, 1, 2 ..., got {sorted(names)}")
+    if len(names) > IGNORE_INDEX:
+        raise ValueError(f"{path} must name at most {IGNORE_INDEX} classes, since {IGNORE_INDEX} does not count")
     return [names[index] for index in range(len(names))]
 
 
@@ -147,23 +157,28 @@ def load_segmenter(
     )
     if args.peer is not None:
         model = PEERS[args.peer](model.config)
-    short_side = args.image_size or (SHORT_SIDE if processor.do_center_crop else None)  # a classifier's has another
+    keeps_size = not processor.do_center_crop and processor.size["shortest_edge"]  # unlike a classifier's
+    short_side = args.image_size or (None if keeps_size else SHORT_SIDE)
     return model, segmentation_processor(processor, short_side, do_reduce_labels)
 
 
-def class_weights(labels: ReadLabelMap, num_labels: int, exponent: float) -> list[float]:
+def class_weights(labels: ReadLabelMap, num_labels: int, exponent: float, show_progress: bool = False) -> list[float]:
     """
     (median frequency / frequency) ** exponent of every class: 0 treats all pixels alike, 1 all classes.
 
     Args:
-        labels: Sequence of label maps `(height, width)`, int64, values of at least `num_labels` do not count.
+        labels: Sequence of label maps `(height, width)`, int64, values of at least `num_labels` do not count. Maps that
+            cannot be read are left out.
         num_labels (`int`): Number of classes; those that do not occur have the weight 1.
         exponent (`float`): Between 0 and 1.
+        show_progress (`bool`): Whether to show a bar.
     """
     pixels = torch.zeros(num_labels, dtype=torch.int64)
-    for index in tqdm(range(len(labels)), desc="class frequencies", mininterval=1):
-        counts = torch.bincount(labels[index].flatten(), minlength=num_labels)
-        pixels += counts[:num_labels]
+    for index in tqdm(range(len(labels)), desc="class frequencies", mininterval=1, disable=not show_progress):
+        with suppress(UnreadableSample):  # the training names and counts it
+            pixels += torch.bincount(labels[index].flatten(), minlength=num_labels)[:num_labels]
     seen = pixels[pixels > 0].double()
+    if len(seen) == 0:
+        raise ValueError("the training label maps must have labelled pixels, got none")
     weights = (seen.median() / pixels.double().clamp(min=1)) ** exponent
     return [round(weight, 4) if count else 1.0 for weight, count in zip(weights.tolist(), pixels.tolist())]

@@ -68,11 +68,11 @@ class Predictor:
         self.args, self.num_labels, self.ignore_index = args, num_labels, ignore_index
 
     def __call__(self, model: nn.Module, batch: dict) -> list[tuple[torch.Tensor, float, int]]:
-        pixel_values, records = batch["pixel_values"], []
-        groups = [pixel_values] if isinstance(pixel_values, torch.Tensor) else [image[None] for image in pixel_values]
-        maps = [logits for group in groups for logits in predict_logits(model, group, self.args)]
-        for logits, labels in zip(maps, batch["labels"]):
-            resized = interpolate(logits[None], size=labels.shape, mode="bilinear", align_corners=False)
+        records = []
+        # One by one: images differ in size, and with FSDP all processes must go forward equally often.
+        for image, labels in zip(batch["pixel_values"], batch["labels"]):
+            logits = predict_logits(model, image[None], self.args)
+            resized = interpolate(logits, size=labels.shape, mode="bilinear", align_corners=False)
             loss = cross_entropy(resized, labels[None], ignore_index=self.ignore_index, reduction="sum").item()
             areas = class_areas(resized[0].argmax(dim=0), labels, self.num_labels, self.ignore_index)
             records.append((areas, loss, int(areas[2].sum())))

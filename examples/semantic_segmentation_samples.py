@@ -13,9 +13,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from training_data import decode_image, to_rgb
 
+from clustr_hf.image_processing_clustr import IGNORE_INDEX
 
-# Label of pixels that do not count.
-IGNORE_INDEX = 255
+
 # How often a crop is drawn anew where one class fills too much of it.
 CROP_ATTEMPTS = 10
 
@@ -61,13 +61,14 @@ class ReadLabelMap:
 
     def __init__(self, rows: Dataset, column: str, num_labels: int, do_reduce_labels: bool, split: str):
         self.rows, self.column, self.num_labels = rows, column, num_labels
+        self.map_rows = rows.select_columns([column])  # so that images are not read with them
         self.do_reduce_labels, self.split = do_reduce_labels, split
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.read(self.rows[index], index)
+        return self.read(self.map_rows[index], index)
 
     def read(self, row: dict, index: int) -> torch.Tensor:
         name = f"{self.split} sample {index}"
@@ -111,6 +112,16 @@ class ReadPair:
         return image, labels
 
 
+class PhotometricDistortion(v2.RandomPhotometricDistort):
+    """torchvision's, but with the hues of OpenMMLab's (+-36 degrees), and colour channels keep their places."""
+
+    def __init__(self):
+        super().__init__(hue=(-0.1, 0.1))
+
+    def make_params(self, flat_inputs: list) -> dict:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
 class TrainingTransform:
     """
     Random scale, crop, flip and colours, as Table A3 has them: an image and its labels -> `pixel_values`
@@ -119,14 +130,15 @@ class TrainingTransform:
 
     def __init__(self, processor, args: AugmentationArguments):
         self.processor, self.args = processor, args
-        self.distort = v2.RandomPhotometricDistort() if args.photometric_distortion else None
+        self.distort = PhotometricDistortion() if args.photometric_distortion else None
 
     def __call__(self, pair: tuple[Image.Image, torch.Tensor]) -> dict[str, torch.Tensor]:
         args, processor = self.args, self.processor
         image = tv_tensors.Image(F.pil_to_tensor(pair[0]))
-        labels = tv_tensors.Mask(pair[1].to(torch.int32)[None])
+        labels = pair[1].to(torch.int32)[None]
         size = scaled_size(image.shape[-2:], processor.size, _uniform(args.min_scale, args.max_scale))
-        image, labels = F.resize(image, size, antialias=True), F.resize(labels, size)
+        image = F.resize(image, size, antialias=True)
+        labels = F.resize(labels, size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
         box = self._choose_crop(labels)
         image, labels = F.crop(image, *box), F.crop(labels, *box)
         if self.distort is not None:

@@ -7,7 +7,7 @@ A script describes its task with [`Task`] and calls [`train`]. What the loop pro
 - Order of the data, augmentation, dropout and drop path are functions of seed, step and process: a run that is killed
   and resumed ends with the weights of one that was not (bitwise on CPUs with the same number of threads).
 - A step's images and their augmentation do not depend on the number of processes; what the model and `compute_loss`
-  draw (drop path, mixup) does.
+  draw (drop path, mixup) does, and so do batch norms on CPUs; on several GPUs they are synchronised.
 - Evaluation counts every sample once, whatever the number of processes and the size of the batches.
 - A kill at any moment leaves whole checkpoints only. A loss that is not finite ends the run before it is saved.
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from clustr_hf import ClusTRConfig
 
@@ -65,9 +65,21 @@ class ModelArguments:
                 raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
         if not isinstance(self.config_overrides, dict | None):
             raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
-        unknown = sorted(set(self.config_overrides or {}) - set(ClusTRConfig().to_dict()))
-        if self.model_name_or_path is None and unknown:
-            raise ValueError(f"--config_overrides names {unknown}, which are no fields of ClusTRConfig")
+        if self.model_name_or_path is None:
+            self.override(ClusTRConfig())
+
+    def override(self, config: PreTrainedConfig, **fields: Any) -> PreTrainedConfig:
+        """
+        A configuration with other fields, those of `--config_overrides` last.
+
+        Raises:
+            ValueError: if `--config_overrides` has a field that the configuration has not, or a value does not fit.
+        """
+        overrides = self.config_overrides or {}
+        unknown = sorted(set(overrides) - set(config.to_dict()))
+        if unknown:
+            raise ValueError(f"--config_overrides names {unknown}, which are no fields of {type(config).__name__}")
+        return type(config).from_dict({**config.to_dict(), **fields, **overrides})
 
 
 def load_splits(
@@ -133,16 +145,17 @@ def load_model(
         fields: Fields of the configuration, which `--config_overrides` may change.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    settings = {**names, **fields, **(args.config_overrides or {})}
     if args.model_name_or_path is None:
-        return model_class(ClusTRConfig.from_variant(args.variant, **settings)), processor
+        new_config = ClusTRConfig.from_variant(args.variant, **names, **fields, **(args.config_overrides or {}))
+        return model_class(new_config), processor
     hub = {
         "cache_dir": args.cache_dir,
         "revision": args.model_revision,
         "token": args.token,
         "trust_remote_code": args.trust_remote_code,
     }
-    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **settings, **hub)
+    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **hub)
+    config = args.override(config, **names, **fields)
     model = auto_class.from_pretrained(
         args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
     )

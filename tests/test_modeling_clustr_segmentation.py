@@ -168,11 +168,16 @@ def test_labels_that_do_not_fit_are_named(labels, message):
         make_model()(torch.randn(2, 3, 64, 64), labels=labels)
 
 
-def test_settings_that_do_not_fit_are_named():
+def test_settings_that_do_not_fit_are_named(tmp_path):
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"`segmentation_head` must be one of .* got 'fcn'"):
+        ClusTRForSemanticSegmentation.from_pretrained(tmp_path, segmentation_head="fcn")
     with pytest.raises(
         ValueError, match="`semantic_class_weights` must have one entry for each of the 5 labels, got 2"
     ):
         ClusTRForSemanticSegmentation(make_config(semantic_class_weights=[1.0, 2.0]))
+    with pytest.raises(ValueError, match="`semantic_loss_ignore_index` must not be one of the 5 labels, got 4"):
+        make_model(semantic_loss_ignore_index=4)(torch.randn(1, 3, 64, 64), labels=torch.full((1, 64, 64), 4))
     with pytest.raises(ValueError, match="`num_labels` must be at least 2 for semantic segmentation, got 1"):
         make_model(num_labels=1)(torch.randn(1, 3, 64, 64), labels=torch.zeros(1, 64, 64, dtype=torch.int64))
 
@@ -207,14 +212,21 @@ def test_an_image_has_the_same_logits_in_a_padded_batch_as_alone(head):
 def test_masks_that_do_not_fit_are_named():
     model, pixel_values = make_model(), torch.randn(2, 3, 64, 64)
     mask = torch.ones(2, 64, 64, dtype=torch.int64)
-    assert model(pixel_values, pixel_mask=mask).logits_sizes is None  # nothing is padded
+    whole = model(pixel_values, pixel_mask=mask, labels=torch.zeros(2, 32, 32, dtype=torch.int64))
+    assert whole.logits_sizes.tolist() == [[16, 16]] * 2  # nothing is padded
     mask[1, :, 40:] = 0
     with pytest.raises(ValueError, match=r"`pixel_mask` must have shape \(2, 64, 64\)"):
         model(pixel_values, pixel_mask=mask[:, :32])
-    with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_mask`, got \(2, 32, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"`labels` must have the shape of a `pixel_mask` that pads, got \(2, 32, 32\)"
+    ):
         model(pixel_values, pixel_mask=mask, labels=torch.zeros(2, 32, 32, dtype=torch.int64))
-    with pytest.raises(ValueError, match="images of several sizes have no common hidden states"):
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
         model(pixel_values, pixel_mask=mask, output_hidden_states=True)
+    model.config.output_hidden_states = True
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
+        model(pixel_values, pixel_mask=mask)
+    model.config.output_hidden_states = False
     with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 2, got 1"):
         ClusTRImageProcessor().post_process_semantic_segmentation(model(pixel_values, pixel_mask=mask), [(64, 64)])
     mask[0, :9, :9] = 0
@@ -280,19 +292,44 @@ def test_a_classifier_gives_its_backbone_to_a_segmentation_model(head, tmp_path)
     assert set(info["unexpected_keys"]) == {"classifier.weight", "classifier.bias"}
     for name, weight in classifier.clustr.state_dict().items():
         assert torch.equal(model.clustr.state_dict()[name], weight), name
-    assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5, 16, 16) if head == "semantic_fpn" else True
+    assert model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 5, 16, 16)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_classifiers_begin_small_and_norms_neutral(head):
-    """A new model predicts all classes alike, also where it is built on the meta device as `from_pretrained` does."""
-    model = ClusTRForSemanticSegmentation(make_config(head, num_labels=50))
-    for name, weight in model.named_parameters():
-        if "classifier" in name:
-            assert weight.std() < 0.025, name
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            assert (buffer == float(name.endswith("var"))).all(), name
+def test_classifiers_begin_small_and_norms_neutral(head, tmp_path):
+    """Also where `from_pretrained` builds a new head on the meta device: all classes are predicted alike."""
+    ClusTRForImageClassification(make_config()).save_pretrained(tmp_path)
+    settings = {"num_labels": 50, "segmentation_head": head}
+    for model in (
+        ClusTRForSemanticSegmentation(make_config(**{"head": head, "num_labels": 50})),
+        ClusTRForSemanticSegmentation.from_pretrained(tmp_path, **settings),
+    ):
+        classifiers = {name: weight for name, weight in model.head.named_parameters() if "classifier" in name}
+        assert len(classifiers) == {"semantic_fpn": 2, "upernet": 4}[head]
+        for name, weight in classifiers.items():
+            assert weight.std() < 0.025 and name.endswith("weight") == bool(weight.any()), name
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                assert (buffer == float(name.endswith("var"))).all(), name
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 256), (31, 40), (100, 20)])
+def test_small_images_are_padded_and_their_logits_are_not(head, size):
+    model, pixel_values = make_model(head), torch.randn(2, 3, *size)
+    labels = torch.randint(0, 5, (2, *size))
+    output = model(pixel_values, labels=labels)
+    assert output.logits.shape == (2, 5, -(-size[0] // 4), -(-size[1] // 4))
+    assert output.loss.isfinite()
+
+
+def test_class_weights_work_under_autocast():
+    model, pixel_values = make_model(semantic_class_weights=[1, 2, 3, 4, 5]), torch.randn(2, 3, 64, 64)
+    labels = torch.randint(0, 5, (2, 64, 64))
+    exact = model(pixel_values, labels=labels).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model(pixel_values, labels=labels).loss
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(exact.item(), rel=0.02)
 
 
 class Maps(Dataset):
@@ -332,6 +369,25 @@ def test_trainer_accumulates_gradients_without_scaling_the_loss_twice(tmp_path):
     trainer = Trainer(model=model, args=args, train_dataset=data)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_trainer_evaluates_padded_batches(tmp_path):
+    """Logits, and how much of them is no padding, are gathered over batches of images of different sizes."""
+    processor = ClusTRImageProcessor(do_center_crop=False, do_resize=False, pad_size={"height": 80, "width": 96})
+    sizes = [(64, 90), (50, 96), (80, 64), (80, 96)]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    maps = [torch.randint(0, 5, size, dtype=torch.uint8) for size in sizes]
+    model = make_model()
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_eval_batch_size=2, report_to="none", use_cpu=True)
+    trainer = Trainer(
+        model=model, args=args, data_collator=lambda pairs: dict(processor(*zip(*pairs), return_tensors="pt"))
+    )
+    (logits, logits_sizes), labels, metrics = trainer.predict(list(zip(images, maps)))
+    assert logits.shape == (4, 5, 20, 24) and labels.shape == (4, 80, 96)
+    assert logits_sizes.tolist() == [[16, 23], [13, 24], [20, 16], [20, 24]]
+    alone = model(**processor(images[1], maps[1], return_tensors="pt"))
+    torch.testing.assert_close(torch.from_numpy(logits[1]), alone.logits[0].detach())
+    assert metrics["test_loss"] > 0
 
 
 @pytest.mark.parametrize("head", HEADS)

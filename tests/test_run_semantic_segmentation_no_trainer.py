@@ -18,6 +18,7 @@ from semantic_segmentation_data import class_weights, read_folder, segmentation_
 from semantic_segmentation_evaluation import EvaluationArguments, predict_logits, window_starts
 from semantic_segmentation_samples import AugmentationArguments, TrainingTransform, scaled_size
 from torch.nn.functional import interpolate
+from torchvision import tv_tensors
 from transformers import pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
@@ -140,7 +141,8 @@ def test_a_peer_trains_under_the_same_head(train):
     model = PvtV2ForSemanticSegmentation.from_pretrained(folder)
     assert model.config.sr_ratios == [8, 4, 2, 1] and model.config.drop_path_rate == 0.1
     assert model(torch.randn(1, 3, 64, 96)).logits.shape == (1, 3, 16, 24)
-    assert not list(folder.glob("modeling_*.py"))
+    assert not list(folder.glob("modeling_*.py")) and not (folder / "README.md").exists()
+    assert (folder / "predictions.png").is_file()
     weights = load_file(folder / "model.safetensors")
     assert any(name.startswith("pvt_v2.encoder") for name in weights)
 
@@ -177,9 +179,12 @@ def test_dry_run_says_what_the_papers_recipe_would_do(train, capsys):
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path):
+@pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
+def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path, kind):
+    """Three images of one size and two of another: batches of the processes differ in what they hold."""
     settings = arguments_for(segmentation_folders, tmp_path / "two") | {"--max_train_steps": 2}
-    config = REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"
+    settings |= {"--per_device_eval_batch_size": 2}
+    config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
     command = [*launch, script.__file__, *(part for pair in settings.items() for part in pair)]
     run_process(command, tmp_path, OMP_NUM_THREADS="1")
@@ -216,6 +221,14 @@ def spoil_names(data):
     (data / "id2label.json").write_text('{"0": "ground", "2": "disc"}')
 
 
+def spoil_number(data):
+    (data / "id2label.json").write_text(json.dumps({i: str(i) for i in range(256)}))
+
+
+def spoil_endings(data):
+    Image.new("RGB", (96, 96)).save(data / "train" / "images" / "03.bmp")
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
@@ -223,6 +236,8 @@ def spoil_names(data):
         (spoil_label, r"labels of train sample 3 must be in \[0, 3\), or 255 .*, got 7"),
         (spoil_kind, r"label map of train sample 3 must hold one label a pixel, got shape \(96, 96, 3\)"),
         (spoil_pairs, r"12 images, 11 label maps, without a partner: \['03'\]"),
+        (spoil_number, "must name at most 255 classes, since 255 does not count"),
+        (spoil_endings, "must have one file of each name, got 03.bmp, 03.png"),
         (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
     ],
 )
@@ -236,8 +251,30 @@ def test_bad_data_is_named(train, own_data, tmp_path, spoil, message):
 def test_corrupt_images_are_skipped_and_counted(train, own_data):
     (own_data / "train" / "images" / "02.png").write_bytes(b"not an image")
     (own_data / "train" / "annotations" / "05.png").write_bytes(b"")
-    folder = train("--num_train_epochs", 1, data=own_data)
-    assert read_json(folder / "all_results.json")["skipped_samples"] == 2
+    (own_data / "validation" / "images" / "12.png").write_bytes(b"not an image")  # the first one that is drawn
+    folder = train("--num_train_epochs", 1, "--class_weight_exponent", 1, data=own_data)
+    results = read_json(folder / "all_results.json")
+    assert results["skipped_samples"] == 3 and results["eval_samples"] == 4
+    assert (folder / "predictions.png").is_file()
+
+
+def test_a_checkpoints_class_weights_are_not_kept(train, trained):
+    assert read_json(trained / "config.json")["semantic_class_weights"] is not None
+    folder = train("--model_name_or_path", trained, "--max_train_steps", 1)
+    assert read_json(folder / "config.json")["semantic_class_weights"] is None
+
+
+def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path):
+    start = ["--model_name_or_path", trained, "--max_train_steps", 1]
+    folder = train(*start, "--config_overrides", '{"max_clusters": 9}')
+    assert read_json(folder / "config.json")["max_clusters"] == 9
+    for overrides, message in (
+        ('{"hiden_sizes": 1}', r"names \['hiden_sizes'\], which are no fields of ClusTRConfig"),
+        ('{"segmentation_head": "fcn"}', "`segmentation_head` must be one of"),
+        ('{"num_neighbors": 0}', "`num_neighbors` must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(*start, "--config_overrides", overrides, output_dir=tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +290,7 @@ def test_corrupt_images_are_skipped_and_counted(train, own_data):
         (["--config_overrides", '{"hiden_sizes": 1}'], (), r"names \['hiden_sizes'\], which are no fields"),
         (["--config_overrides", "[1]"], (), r"--config_overrides must be a JSON object, got \[1\]"),
         ([], ("--id2label_file",), "--id2label_file is needed"),
+        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --peer"),
         (
             ["--segmentation_head", "upernet", "--per_device_train_batch_size", 1],
             (),
@@ -361,6 +399,31 @@ def test_flips_and_colours_are_chosen_at_random():
     distorted = [distort((image, labels)) for _ in range(8)]
     assert all(torch.equal(sample["labels"], plain["labels"]) for sample in distorted)
     assert not all(torch.equal(sample["pixel_values"], plain["pixel_values"]) for sample in distorted)
+
+
+def test_distorted_colours_keep_their_channels():
+    transform = make_transform(photometric_distortion=True)[1]
+    red = tv_tensors.Image(torch.tensor([220, 60, 40], dtype=torch.uint8)[:, None, None].expand(3, 8, 8).clone())
+    distorted = [transform.distort(red).float().mean(dim=(1, 2)) for _ in range(60)]
+    assert all(color.argmax() == 0 for color in distorted)  # +-36 degrees of hue and the like leave red the strongest
+    assert len({tuple(color.tolist()) for color in distorted}) > 30
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 2.0])
+def test_labels_are_scaled_to_where_their_pixels_go(scale):
+    """The edge between two halves lies in the middle of image and labels alike."""
+    processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
+    arguments = AugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
+    labels = torch.zeros(64, 64, dtype=torch.int64)
+    labels[:, 32:] = 1
+    image = Image.fromarray((labels * 200).to(torch.uint8).numpy()).convert("RGB")
+    sample = TrainingTransform(processor, arguments)((image, labels))
+    side = round(64 * scale)
+    expected = torch.zeros(side, side, dtype=torch.int64)
+    expected[:, side // 2 :] = 1
+    assert torch.equal(sample["labels"][:side, :side], expected)
+    shade = sample["pixel_values"][0, 0, :side]
+    assert (shade[: side // 2] < shade[side // 2 :].min()).all()
 
 
 def test_crops_that_one_class_fills_are_drawn_anew():

@@ -112,6 +112,10 @@ def test_truth_and_prediction_stand_beside_the_image_with_a_legend(halves):
     figure = plot_segmentation([image, image], [truth, truth], [torch.zeros_like(truth), truth], ["sky", "sea", "bird"])
     assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "prediction", "", "", ""]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "sea"]  # those that occur
+    prediction = torch.zeros_like(truth)
+    expected = [image, draw_segmentation(image, truth, 3), draw_segmentation(image, prediction, 3)]
+    for axis, picture in zip(figure.axes, expected):
+        assert np.array_equal(axis.images[0].get_array(), np.asarray(picture))
     assert rendered(figure).std() > 0
     with pytest.raises(ValueError, match="`images` must hold at least one image"):
         plot_segmentation([], [], [], ["sky"])

@@ -54,8 +54,9 @@ class ClusTRImageProcessor(BeitImageProcessor):
     For dense prediction of whole images use `do_center_crop=False`, for example with
     `size={"shortest_edge": 512, "longest_edge": 2048}`. Where the images of a call then differ in size, they are padded
     to the largest height and width, with 0 on the right and below, and `pixel_mask`, `(B, H, W)` int64, is 1 where
-    there is an image; labels are padded with 255. The heads for dense prediction take the mask, the classifier refuses
-    it.
+    there is an image; labels are padded with 255. [`ClusTRForSemanticSegmentation`] takes the mask, the classifier
+    refuses it; models of others may take padding for image. Pipelines put images of several sizes together only one by
+    one (`batch_size=1`, their default).
 
     Args:
         do_resize (`bool`, defaults to `True`): Whether to resize.

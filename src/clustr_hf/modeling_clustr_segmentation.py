@@ -5,6 +5,7 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate, pad
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.misc import Conv2dNormActivation
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from transformers import UperNetConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -38,8 +38,8 @@ class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
             Scores before the softmax at the stride of the first stage (4 in the paper), h and w rounded up.
         hidden_states, attentions, cluster_indices (*optional*):
             As in [`ClusTRModelOutput`].
-        logits_sizes (`torch.LongTensor` of shape `(B, 2)`, *optional*, with a `pixel_mask` that pads):
-            (h, w) of the logits of each image; those to the right and below are padding.
+        logits_sizes (`torch.LongTensor` of shape `(B, 2)`, *optional*, with a `pixel_mask` in evaluation):
+            (h, w) of the logits of each image; those to the right and below are padding, 0.
     """
 
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
@@ -137,6 +137,8 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         self.post_init()
 
     def _make_head(self, config: ClusTRConfig):
+        if config.segmentation_head not in HEADS:  # `from_pretrained` sets fields that were not validated
+            raise ValueError(f"`segmentation_head` must be one of {list(HEADS)}, got {config.segmentation_head!r}.")
         weights = config.semantic_class_weights
         if weights is not None and len(weights) != config.num_labels:
             raise ValueError(
@@ -163,7 +165,7 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size from the product of the strides up.
+                Normalised images of any size. Those smaller than the product of the strides (32) are padded with 0.
             labels (`torch.LongTensor` of shape `(B, H', W')`, *optional*):
                 Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` where it does not
                 count; the logits are resized to the labels. Without a pixel that counts, the loss is 0.
@@ -184,12 +186,16 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         if labels is not None:
             self._check_labels(labels, pixel_values)
         if pixel_mask is not None and not self.training:
-            _check_pixel_mask(pixel_mask, pixel_values, labels)
+            _check_pixel_mask(pixel_mask, pixel_values)
             if not pixel_mask.all():
                 return self._segment_each(pixel_values, labels, pixel_mask, **kwargs)
         output, loss, weight = self._segment(pixel_values, labels, **kwargs)
         if labels is not None:
             output.loss = _mean(loss, weight)
+        if pixel_mask is not None and not self.training:
+            output.logits_sizes = output.logits.new_tensor(output.logits.shape[-2:], dtype=torch.int64).expand(
+                len(pixel_mask), 2
+            )
         return output
 
     def _segment(
@@ -198,8 +204,14 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
         is_wanted = kwargs.pop("output_hidden_states", None)
         is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
+        size, least = pixel_values.shape[-2:], math.prod(self.config.strides)
+        if min(size) < least:
+            pixel_values = _pad_to(pixel_values, (max(least, size[0]), max(least, size[1])))
         features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
-        stage_maps = features.hidden_states[-len(self.config.depths) :]
+        stage_maps = [
+            features.hidden_states[stage - len(self.config.depths)][..., :height, :width]
+            for stage, (height, width) in enumerate(self._map_sizes(size))
+        ]
         logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
         loss = weight = None
         if labels is not None:
@@ -218,25 +230,37 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, pixel_mask: torch.Tensor, **kwargs
     ) -> ClusTRSemanticSegmenterOutput:
         """Each image without its padding, and the logits padded in turn, with 0."""
-        if any(kwargs.get(name) for name in ("output_hidden_states", "output_attentions", "output_clusters")):
-            raise ValueError("images of several sizes have no common hidden states, attentions or clusters to return")
+        for name in ("output_hidden_states", "output_attentions", "output_clusters"):
+            if kwargs.get(name, getattr(self.config, name, False)):
+                raise ValueError(f"`{name}` must be False for a `pixel_mask` that pads: images differ in size.")
+        if labels is not None and labels.shape != pixel_mask.shape:
+            raise ValueError(f"`labels` must have the shape of a `pixel_mask` that pads, got {tuple(labels.shape)}.")
         parts = []
         for index, mask in enumerate(pixel_mask):
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-            if int(mask.sum()) != height * width:
+            if int(mask.sum()) != height * width or height * width == 0:
                 raise ValueError(
                     f"`pixel_mask` must be 1 in a rectangle from the upper left corner, not so in {index}."
                 )
             image_labels = None if labels is None else labels[index : index + 1, :height, :width]
             parts.append(self._segment(pixel_values[index : index + 1, :, :height, :width], image_labels, **kwargs))
         maps = [output.logits for output, _, _ in parts]
-        sizes = torch.tensor([logits.shape[-2:] for logits in maps], device=pixel_values.device)
-        height, width = sizes.amax(dim=0).tolist()
-        padded = [pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2])) for logits in maps]
-        output = ClusTRSemanticSegmenterOutput(logits=torch.cat(padded), logits_sizes=sizes)
+        padded_size = self._map_sizes(pixel_values.shape[-2:])[0]
+        output = ClusTRSemanticSegmenterOutput(
+            logits=torch.cat([_pad_to(logits, padded_size) for logits in maps]),
+            logits_sizes=torch.tensor([logits.shape[-2:] for logits in maps], device=pixel_values.device),
+        )
         if labels is not None:
             output.loss = _mean(sum(loss for _, loss, _ in parts), sum(weight for _, _, weight in parts))
         return output
+
+    def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(h, w) of the map of each stage for an image of the given (height, width)."""
+        sizes = []
+        for kernel_size, stride in zip(self.config.patch_sizes, self.config.strides):
+            size = tuple((extent + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for extent in size)
+            sizes.append(size)
+        return sizes
 
     def _sum_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of logits (B, K, h, w) with labels (B, H, W), summed; and the sum of the pixels' weights."""
@@ -247,12 +271,14 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
             return cross_entropy(logits, labels, ignore_index=ignored, reduction="sum"), counts.sum()
         class_weights = logits.new_tensor(self.config.semantic_class_weights)
         loss = cross_entropy(logits, labels, class_weights, ignore_index=ignored, reduction="sum")
-        return loss, class_weights[labels[counts]].sum()
+        return loss, (class_weights[labels.masked_fill(~counts, 0)] * counts).sum()
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor):
         num_labels, ignored = self.config.num_labels, self.config.semantic_loss_ignore_index
         if num_labels < 2:
             raise ValueError(f"`num_labels` must be at least 2 for semantic segmentation, got {num_labels}.")
+        if 0 <= ignored < num_labels:
+            raise ValueError(f"`semantic_loss_ignore_index` must not be one of the {num_labels} labels, got {ignored}.")
         if labels.ndim != 3 or len(labels) != len(pixel_values):
             raise ValueError(f"`labels` must have shape ({len(pixel_values)}, H, W), got {tuple(labels.shape)}.")
         if labels.dtype != torch.int64:
@@ -271,15 +297,18 @@ def _mean(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return loss / weight.clamp(min=torch.finfo(loss.dtype).tiny)
 
 
-def _check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor, labels: torch.Tensor | None):
+def _pad_to(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (..., h, w) with 0 on the right and below, up to the given (height, width)."""
+    return pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))
+
+
+def _check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor):
     batch_size, _, height, width = pixel_values.shape
     if pixel_mask.shape != (batch_size, height, width):
         raise ValueError(
             f"`pixel_mask` must have shape {(batch_size, height, width)}, as `pixel_values`, "
             f"got {tuple(pixel_mask.shape)}."
         )
-    if labels is not None and labels.shape != pixel_mask.shape:
-        raise ValueError(f"`labels` must have the shape of `pixel_mask`, got {tuple(labels.shape)}.")
 
 
 __all__ = ["ClusTRForSemanticSegmentation", "ClusTRSemanticSegmenterOutput"]
