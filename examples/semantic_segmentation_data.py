@@ -129,7 +129,10 @@ def label_names(args: DataArguments, model_args: ModelArguments) -> list[str]:
         path = local if local.is_file() else hf_hub_download(args.dataset_name, "id2label.json", **hub)
     if path is None:
         raise ValueError("--id2label_file is needed: the data does not name its classes")
-    names = {int(index): name for index, name in json.loads(Path(path).read_text()).items()}
+    try:
+        names = {int(index): name for index, name in json.loads(Path(path).read_text()).items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path} must be a JSON object from indices to names of classes: {error}") from error
     if sorted(names) != list(range(len(names))) or len(names) < 2:
         raise ValueError(f"{path} must name the classes 0, 1, 2 ..., got {sorted(names)}")
     if len(names) > IGNORE_INDEX:

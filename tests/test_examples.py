@@ -125,6 +125,7 @@ def test_readme_has_only_blocks_that_these_tests_run():
         "bash",
         "python",
         "python",
+        "python",
         "bash",
         "bash",
         "bash",
@@ -149,6 +150,14 @@ def test_readme_loads_and_predicts(demo):
 def test_readme_uses_the_classes(demo):
     shapes = "\nprint(*logits.shape, len(clusters), *(m.shape[-1] for m in maps))"
     assert run_process([sys.executable, "-c", code_blocks("python")[1] + shapes], demo) == "1 1000 9 56 28 14 7\n"
+
+
+def test_readme_segments(demo):
+    shapes = (
+        "\nprint(*(tuple(m.shape) for m in maps), outputs.logits.shape[1], *outputs.logits_sizes.flatten().tolist())"
+    )
+    printed = run_process([sys.executable, "-c", code_blocks("python")[2] + shapes], demo)
+    assert printed == "(360, 480) (120, 90) 11 32 43 43 32\n"
 
 
 def test_readme_fine_tunes(demo, image_folders):
@@ -192,7 +201,7 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
     name = "your-name/clustr-nano-digits"
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        run_process([sys.executable, "-c", code_blocks("python")[2]], demo, **environment)
+        run_process([sys.executable, "-c", code_blocks("python")[3]], demo, **environment)
         revision, files = hub.repositories[name][-1]
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
         assert "# clustr-nano-digits" in files["README.md"].decode()

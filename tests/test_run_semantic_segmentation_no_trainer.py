@@ -221,6 +221,10 @@ def spoil_names(data):
     (data / "id2label.json").write_text('{"0": "ground", "2": "disc"}')
 
 
+def spoil_json(data):
+    (data / "id2label.json").write_text('["ground", "disc"]')
+
+
 def spoil_number(data):
     (data / "id2label.json").write_text(json.dumps({i: str(i) for i in range(256)}))
 
@@ -236,6 +240,7 @@ def spoil_endings(data):
         (spoil_label, r"labels of train sample 3 must be in \[0, 3\), or 255 .*, got 7"),
         (spoil_kind, r"label map of train sample 3 must hold one label a pixel, got shape \(96, 96, 3\)"),
         (spoil_pairs, r"12 images, 11 label maps, without a partner: \['03'\]"),
+        (spoil_json, "id2label.json must be a JSON object from indices to names of classes"),
         (spoil_number, "must name at most 255 classes, since 255 does not count"),
         (spoil_endings, "must have one file of each name, got 03.bmp, 03.png"),
         (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
