@@ -265,7 +265,8 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
     def _sum_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of logits (B, K, h, w) with labels (B, H, W), summed; and the sum of the pixels' weights."""
         ignored = self.config.semantic_loss_ignore_index
-        logits = interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
         counts = labels != ignored
         if self.config.semantic_class_weights is None:
             return cross_entropy(logits, labels, ignore_index=ignored, reduction="sum"), counts.sum()
