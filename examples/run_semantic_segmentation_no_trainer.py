@@ -12,7 +12,6 @@ Train or fine-tune ClusTR for semantic segmentation with Accelerate: the recipes
 training_arguments.py; commands with their results: examples/README.md.
 """
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from semantic_segmentation_evaluation import (
     Predictor,
     Scores,
     format_table,
-    predict_logits,
+    predict_at_size,
     write_table,
 )
 from semantic_segmentation_samples import (
@@ -46,7 +45,6 @@ from semantic_segmentation_samples import (
     evaluation_transform,
 )
 from torch import nn
-from torch.nn.functional import interpolate
 from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
 from training_loop import Task, freeze_stages, make_accelerator, train
@@ -75,21 +73,25 @@ def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
 
 
+@dataclass
 class Report:
-    """Pictures, the table of the classes and the card of a trained model."""
+    """Pictures, the table of the classes and the card of a trained model: the loop's `write_card`."""
 
-    def __init__(self, eval_data: EvaluationSamples, scores: Scores, args: EvaluationArguments, output_dir: str):
-        self.eval_data, self.scores, self.args, self.output_dir = eval_data, scores, args, Path(output_dir)
+    eval_data: EvaluationSamples
+    scores: Scores
+    args: EvaluationArguments
+    output_dir: Path
+    model_class: type
+    data_args: DataArguments
+    has_card: bool
 
-    def __call__(
-        self, folder: Path, results: dict[str, Any], model_class: type, data_args: DataArguments, has_card: bool
-    ):
+    def __call__(self, folder: Path, results: dict[str, Any]):
         table = self.output_dir / "per_class_results.json"
         if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
             write_table(self.scores.table, table)
         if self.args.num_pictures > 0:
-            self.draw_predictions(model_class.from_pretrained(folder).eval(), folder / "predictions.png")
-        if not has_card:
+            self.draw_predictions(self.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
+        if not self.has_card:
             return
         scored = "Not evaluated yet."
         if "eval_mean_iou" in results:
@@ -99,7 +101,7 @@ class Report:
             )
         write_segmenter_card(
             folder,
-            datasets=[data_args.dataset_name] if data_args.dataset_name else None,
+            datasets=[self.data_args.dataset_name] if self.data_args.dataset_name else None,
             model_name=self.output_dir.name,
             model_id=self.output_dir.name,
             summary="A ClusTR model for semantic segmentation.",
@@ -117,10 +119,8 @@ class Report:
             candidates = ((first // number + offset) % total for offset in range(total))
             (image, labels), _, _ = read_first(self.eval_data.read, candidates)
             pixel_values = self.eval_data.transform((image, labels))["pixel_values"]
-            logits = predict_logits(model, pixel_values[None], self.args)
-            logits = interpolate(logits, size=labels.shape, mode="bilinear", align_corners=False)
             pairs.append((image, labels))
-            predictions.append(logits[0].argmax(dim=0))
+            predictions.append(predict_at_size(model, pixel_values, labels.shape, self.args)[0].argmax(dim=0))
         write_picture(plot_segmentation(*zip(*pairs), predictions, self.scores.labels), path)
 
 
@@ -176,7 +176,8 @@ def make_task(
     transform = TrainingTransform(processor, augmentation)
     eval_data = EvaluationSamples(read["validation"], evaluation_transform(processor), len(maps["validation"]))
     scores = Scores(labels)
-    report = Report(eval_data, scores, evaluation, args.output_dir)
+    has_card = model_args.peer is None  # a card is about what this package can load
+    report = Report(eval_data, scores, evaluation, Path(args.output_dir), type(model), data_args, has_card)
     return Task(
         model=model,
         processor=processor,
@@ -187,9 +188,7 @@ def make_task(
         predict=Predictor(evaluation, len(labels), IGNORE_INDEX),
         compute_metrics=scores,
         metric="eval_mean_iou",
-        write_card=functools.partial(
-            report, model_class=type(model), data_args=data_args, has_card=model_args.peer is None
-        ),
+        write_card=report,
     )
 
 

@@ -56,6 +56,13 @@ def predict_logits(model: nn.Module, pixel_values: torch.Tensor, args: Evaluatio
     return total / times
 
 
+def predict_at_size(
+    model: nn.Module, image: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+) -> torch.Tensor:
+    """Logits (1, K, height, width) of one image (3, H, W), at the (height, width) of its label map."""
+    return interpolate(predict_logits(model, image[None], args), size=size, mode="bilinear", align_corners=False)
+
+
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover a length: every `stride`, and the last one where it just fits."""
     return sorted({*range(0, length - window, stride), length - window})
@@ -71,10 +78,9 @@ class Predictor:
         records = []
         # One by one: images differ in size, and with FSDP all processes must go forward equally often.
         for image, labels in zip(batch["pixel_values"], batch["labels"]):
-            logits = predict_logits(model, image[None], self.args)
-            resized = interpolate(logits, size=labels.shape, mode="bilinear", align_corners=False)
-            loss = cross_entropy(resized, labels[None], ignore_index=self.ignore_index, reduction="sum").item()
-            areas = class_areas(resized[0].argmax(dim=0), labels, self.num_labels, self.ignore_index)
+            logits = predict_at_size(model, image, labels.shape, self.args)
+            loss = cross_entropy(logits, labels[None], ignore_index=self.ignore_index, reduction="sum").item()
+            areas = class_areas(logits[0].argmax(dim=0), labels, self.num_labels, self.ignore_index)
             records.append((areas, loss, int(areas[2].sum())))
         return records
 

@@ -146,8 +146,8 @@ def load_model(
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if args.model_name_or_path is None:
-        new_config = ClusTRConfig.from_variant(args.variant, **names, **fields, **(args.config_overrides or {}))
-        return model_class(new_config), processor
+        settings = {**names, **fields, **(args.config_overrides or {})}
+        return model_class(ClusTRConfig.from_variant(args.variant, **settings)), processor
     hub = {
         "cache_dir": args.cache_dir,
         "revision": args.model_revision,

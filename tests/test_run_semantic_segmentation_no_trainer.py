@@ -269,6 +269,13 @@ def test_a_checkpoints_class_weights_are_not_kept(train, trained):
     assert read_json(folder / "config.json")["semantic_class_weights"] is None
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_overrides_win_over_what_the_recipe_sets(train, trained, from_checkpoint):
+    start = ["--model_name_or_path", trained] if from_checkpoint else []
+    overrides = ["--drop_path_rate", 0.1, "--config_overrides", '{"drop_path_rate": 0.2}', "--max_train_steps", 1]
+    assert read_json(train(*start, *overrides) / "config.json")["drop_path_rate"] == 0.2
+
+
 def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path):
     start = ["--model_name_or_path", trained, "--max_train_steps", 1]
     folder = train(*start, "--config_overrides", '{"max_clusters": 9}')
