@@ -19,6 +19,16 @@ def write_segmenter_card(folder: Path, datasets: list[str] | None = None, **sect
     write_card(folder, "image-segmentation", "mean_iou", datasets, **sections)
 
 
+def write_detector_card(folder: Path, datasets: list[str] | None = None, **sections: str):
+    """README.md of an object detector; see [`write_card`]."""
+    write_card(folder, "object-detection", "mean_average_precision", datasets, **sections)
+
+
+def write_instance_segmenter_card(folder: Path, datasets: list[str] | None = None, **sections: str):
+    """README.md of a model for instance segmentation; see [`write_card`]."""
+    write_card(folder, "image-segmentation", "mean_average_precision", datasets, **sections)
+
+
 def write_card(folder: Path, pipeline_tag: str, metric: str, datasets: list[str] | None = None, **sections: str):
     """
     Write README.md of a model.

@@ -33,7 +33,6 @@ from semantic_segmentation_evaluation import (
     Scores,
     format_table,
     predict_at_size,
-    write_table,
 )
 from semantic_segmentation_samples import (
     IGNORE_INDEX,
@@ -49,7 +48,7 @@ from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
-from training_report import write_picture
+from training_report import write_picture, write_table
 
 from clustr_hf.visualization import plot_segmentation
 

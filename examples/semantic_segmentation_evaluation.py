@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
-from training_checkpoints import write_json
 
 from clustr_hf.metrics import class_areas, summarize_areas
 
@@ -109,14 +108,6 @@ class Scores:
             "eval_mean_accuracy": result["mean_accuracy"],
             "eval_overall_accuracy": result["overall_accuracy"],
         }
-
-
-def write_table(table: dict[str, dict[str, float]], path: Path):
-    """The scores of the classes as JSON; NaN, where a class does not occur, becomes null."""
-    rows = {
-        label: {name: None if value != value else value for name, value in row.items()} for label, row in table.items()
-    }
-    write_json(path, rows)
 
 
 def format_table(path: Path) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from augmentation import PhotometricDistortion, scaled_size, uniform
 from datasets import Dataset
 from PIL import Image
 from torchvision import tv_tensors
@@ -112,16 +113,6 @@ class ReadPair:
         return image, labels
 
 
-class PhotometricDistortion(v2.RandomPhotometricDistort):
-    """torchvision's, but with the hues of OpenMMLab's (+-36 degrees), and colour channels keep their places."""
-
-    def __init__(self):
-        super().__init__(hue=(-0.1, 0.1))
-
-    def make_params(self, flat_inputs: list) -> dict:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
-
-
 class TrainingTransform:
     """
     Random scale, crop, flip and colours, as Table A3 has them: an image and its labels -> `pixel_values`
@@ -136,7 +127,7 @@ class TrainingTransform:
         args, processor = self.args, self.processor
         image = tv_tensors.Image(F.pil_to_tensor(pair[0]))
         labels = pair[1].to(torch.int32)[None]
-        size = scaled_size(image.shape[-2:], processor.size, _uniform(args.min_scale, args.max_scale))
+        size = scaled_size(image.shape[-2:], processor.size, uniform(args.min_scale, args.max_scale))
         image = F.resize(image, size, antialias=True)
         labels = F.resize(labels, size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
         box = self._choose_crop(labels)
@@ -161,21 +152,6 @@ class TrainingTransform:
             if self.args.max_class_share == 1 or counts.max() < self.args.max_class_share * counts.sum():
                 break
         return top, left, height, width
-
-
-def _uniform(low: float, high: float) -> float:
-    return float(torch.empty(()).uniform_(low, high))
-
-
-def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
-    """
-    An image's size with its aspect kept, so that its shorter side is `scale` times the processor's, unless its longer
-    side would be more than `scale` times the longest.
-    """
-    factor = scale * target["shortest_edge"] / min(size)
-    if target["longest_edge"]:
-        factor = min(factor, scale * target["longest_edge"] / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def evaluation_transform(processor):

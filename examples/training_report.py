@@ -27,6 +27,14 @@ def write_picture(figure: Figure, path: Path):
     write_atomically(path, buffer.getvalue())
 
 
+def write_table(table: Mapping[str, Mapping[str, float]], path: Path):
+    """Scores of each class as JSON; NaN, where a class does not occur, becomes null."""
+    rows = {
+        label: {name: None if value != value else value for name, value in row.items()} for label, row in table.items()
+    }
+    write_json(path, rows)
+
+
 def write_history(state: TrainingState, metric: str, output_dir: Path):
     """`log_history.json` and the curves drawn from it."""
     write_json(output_dir / "log_history.json", state.log_history)

@@ -7,12 +7,15 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
 )
 
 from .clustering_clustr import aggregate_tokens, find_clusters
 from .configuration_clustr import ClusTRConfig
 from .image_processing_clustr import ClusTRImageProcessor
+from .image_processing_clustr_detection import ClusTRDetectionImageProcessor
 from .modeling_clustr import (
     ClusTRBackbone,
     ClusTRForImageClassification,
@@ -20,6 +23,12 @@ from .modeling_clustr import (
     ClusTRModel,
     ClusTRModelOutput,
     ClusTRPreTrainedModel,
+)
+from .modeling_clustr_detection import (
+    ClusTRDetectionOutput,
+    ClusTRForInstanceSegmentation,
+    ClusTRForObjectDetection,
+    ClusTRInstanceSegmentationOutput,
 )
 from .modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
 
@@ -31,15 +40,28 @@ AutoModel.register(ClusTRConfig, ClusTRModel, exist_ok=True)
 AutoBackbone.register(ClusTRConfig, ClusTRBackbone, exist_ok=True)
 AutoModelForImageClassification.register(ClusTRConfig, ClusTRForImageClassification, exist_ok=True)
 AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegmentation, exist_ok=True)
+AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
+AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
+# A second processor for the same configuration: saved ones are found by their name among all that are registered.
+AutoImageProcessor.register(
+    ClusTRDetectionImageProcessor,
+    image_processor_classes={"torchvision": ClusTRDetectionImageProcessor},
+    exist_ok=True,
+)
 
 __all__ = [
     "ClusTRBackbone",
     "ClusTRConfig",
+    "ClusTRDetectionImageProcessor",
+    "ClusTRDetectionOutput",
     "ClusTRForImageClassification",
+    "ClusTRForInstanceSegmentation",
+    "ClusTRForObjectDetection",
     "ClusTRForSemanticSegmentation",
     "ClusTRImageClassifierOutput",
     "ClusTRImageProcessor",
+    "ClusTRInstanceSegmentationOutput",
     "ClusTRModel",
     "ClusTRModelOutput",
     "ClusTRPreTrainedModel",

@@ -18,7 +18,28 @@ CHOICES = {
     "cluster_sharing": ("block", "stage"),
     "segmentation_head": ("semantic_fpn", "upernet"),
 }
-PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "classifier_dropout_prob")
+PROBABILITIES = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "classifier_dropout_prob",
+    "detection_score_threshold",
+)
+# Widths, sizes and numbers that are positive.
+POSITIVES = (
+    "num_channels",
+    "num_neighbors",
+    "layer_norm_eps",
+    "embedding_layer_norm_eps",
+    "fpn_hidden_size",
+    "decoder_hidden_size",
+    "upernet_hidden_size",
+    "auxiliary_hidden_size",
+    "detections_per_image",
+    "roi_batch_size",
+    "box_head_hidden_size",
+    "mask_head_hidden_size",
+)
 
 # Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
 PAPER_VARIANTS: dict[str, dict[str, Any]] = {
@@ -52,6 +73,8 @@ NANO_VARIANT: dict[str, Any] = {
     "decoder_hidden_size": 64,
     "upernet_hidden_size": 64,
     "auxiliary_hidden_size": 64,
+    "box_head_hidden_size": 128,
+    "mask_head_hidden_size": 64,
 }
 
 # Fields with one entry for each stage.
@@ -125,7 +148,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Head of [`ClusTRForSemanticSegmentation`]: `"semantic_fpn"` (Kirillov et al. 2019) or `"upernet"` (Xiao et
             al. 2018, with an auxiliary FCN head on the last stage but one).
         fpn_hidden_size (`int`, defaults to 256):
-            Channels of the feature pyramid under the Semantic FPN head.
+            Channels of the feature pyramid under the Semantic FPN head and under both detectors.
         decoder_hidden_size (`int`, defaults to 128):
             Channels of the Semantic FPN head.
         upernet_hidden_size (`int`, defaults to 512):
@@ -142,6 +165,24 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Label of pixels that do not count in the segmentation loss.
         semantic_class_weights (`list[float]`, *optional*):
             Weight of each class in the segmentation loss, for classes of unequal frequency. Default: all the same.
+        anchor_sizes (`list[int]`, defaults to `[32, 64, 128, 256, 512]`):
+            Side in pixels of the detectors' anchors on each level of the pyramid, the finest first; one level more than
+            there are stages. RetinaNet's begins at the second stage and has anchors 2^(1/3) and 2^(2/3) as large, too.
+        anchor_aspect_ratios (`list[float]`, defaults to `[0.5, 1.0, 2.0]`):
+            Height / width of the anchors.
+        detection_score_threshold (`float`, defaults to 0.05):
+            Mask R-CNN drops detections with a lower score, in [0, 1).
+        detection_nms_threshold (`float`, defaults to 0.5):
+            Mask R-CNN drops detections whose intersection over union with a better one of their class is larger, in
+            (0, 1].
+        detections_per_image (`int`, defaults to 100):
+            The most detections of Mask R-CNN.
+        roi_batch_size (`int`, defaults to 512):
+            Proposals of an image that Mask R-CNN learns from in a step, a quarter of them objects at the most.
+        box_head_hidden_size (`int`, defaults to 1024):
+            Channels of Mask R-CNN's box head.
+        mask_head_hidden_size (`int`, defaults to 256):
+            Channels of Mask R-CNN's mask head.
         out_features (`list[str]`, *optional*):
             For [`ClusTRBackbone`]: which of `"stem", "stage1", ..., "stage4"` to return; default is the last one.
         out_indices (`list[int]`, *optional*):
@@ -194,12 +235,20 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     classifier_dropout_prob: float | int = 0.1
     semantic_loss_ignore_index: int = 255
     semantic_class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    anchor_sizes: list[int] | tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_aspect_ratios: list[float | int] | tuple[float | int, ...] = (0.5, 1.0, 2.0)
+    detection_score_threshold: float | int = 0.05
+    detection_nms_threshold: float | int = 0.5
+    detections_per_image: int = 100
+    roi_batch_size: int = 512
+    box_head_hidden_size: int = 1024
+    mask_head_hidden_size: int = 256
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         # JSON knows only lists: a configuration equals its reloaded self from the start.
-        for name in (*PER_STAGE_FIELDS, "pool_scales"):
+        for name in (*PER_STAGE_FIELDS, "pool_scales", "anchor_sizes", "anchor_aspect_ratios"):
             setattr(self, name, list(getattr(self, name)))
         if self.semantic_class_weights is not None:
             self.semantic_class_weights = list(self.semantic_class_weights)
@@ -282,13 +331,10 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
 
     def _validate_scalars(self):
-        _require_positive("num_channels", [self.num_channels])
-        _require_positive("num_neighbors", [self.num_neighbors])
-        _require_positive("layer_norm_eps", [self.layer_norm_eps])
-        _require_positive("embedding_layer_norm_eps", [self.embedding_layer_norm_eps])
-        for name in ("fpn_hidden_size", "decoder_hidden_size", "upernet_hidden_size", "auxiliary_hidden_size"):
+        for name in POSITIVES:
             _require_positive(name, [getattr(self, name)])
-        _require_positive("pool_scales", self.pool_scales)
+        for name in ("pool_scales", "anchor_sizes", "anchor_aspect_ratios"):
+            _require_positive(name, getattr(self, name))
         for name in ("cluster_window", "max_clusters"):
             if getattr(self, name) is not None:
                 _require_positive(name, [getattr(self, name)])
@@ -298,6 +344,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if not 0 < self.detection_nms_threshold <= 1:
+            raise ValueError(f"`detection_nms_threshold` must be in (0, 1], got {self.detection_nms_threshold}.")
         if not (_is_real(self.auxiliary_loss_weight) and self.auxiliary_loss_weight >= 0):
             raise ValueError(f"`auxiliary_loss_weight` must be 0 or more, got {self.auxiliary_loss_weight}.")
         weights = self.semantic_class_weights

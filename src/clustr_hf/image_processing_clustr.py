@@ -37,7 +37,54 @@ class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool
 
 
-class ClusTRImageProcessor(BeitImageProcessor):
+class ReadsImagesMixin:
+    """
+    What images may be, for all image processors of ClusTR: PIL images and image files are turned upright by their EXIF
+    tag, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
+    """
+
+    def fetch_images(self, image_url_or_urls: Any):
+        """Paths are opened by PIL, which knows more modes and EXIF tags than the tensor decoders; URLs as upstream."""
+        path = image_url_or_urls
+        if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.isfile(path)):
+            try:
+                return Image.open(path)
+            except OSError as error:
+                raise _unreadable(path, error) from error
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """One image of any supported kind as a tensor `(channels, height, width)`."""
+        is_picture = bool(do_convert_rgb)  # segmentation maps come here too, and keep their values
+        if isinstance(image, Image.Image):
+            image = _decode(image, is_picture)
+        elif is_picture and isinstance(image, (np.ndarray, torch.Tensor)):
+            image = _to_8_bit(image)
+            if input_data_format is None and image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4):
+                input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
+        tensor = super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
+        return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        """Greyscale arrays (height, width) get a channel dimension; else as upstream."""
+        if expected_ndims == 3 and isinstance(images, (list, tuple)):
+            images = [_with_channels(image) for image in images]
+        elif expected_ndims == 3:
+            images = _with_channels(images)
+        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+
+
+class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     r"""
     Image processor of ClusTR: shorter side to 256 pixels (bicubic), centre crop of 224, ImageNet mean and standard
     deviation; the evaluation protocol of section 4.1 of the paper.
@@ -94,46 +141,6 @@ class ClusTRImageProcessor(BeitImageProcessor):
     do_normalize = True
     do_convert_rgb = True
     do_reduce_labels = False
-
-    def fetch_images(self, image_url_or_urls: Any):
-        """Paths are opened by PIL, which knows more modes and EXIF tags than the tensor decoders; URLs as upstream."""
-        path = image_url_or_urls
-        if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.isfile(path)):
-            try:
-                return Image.open(path)
-            except OSError as error:
-                raise _unreadable(path, error) from error
-        return super().fetch_images(image_url_or_urls)
-
-    def process_image(
-        self,
-        image: Any,
-        do_convert_rgb: bool | None = None,
-        input_data_format: str | ChannelDimension | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
-        """One image of any supported kind as a tensor `(channels, height, width)`."""
-        is_picture = bool(do_convert_rgb)  # segmentation maps come here too, and keep their values
-        if isinstance(image, Image.Image):
-            image = _decode(image, is_picture)
-        elif is_picture and isinstance(image, (np.ndarray, torch.Tensor)):
-            image = _to_8_bit(image)
-            if input_data_format is None and image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4):
-                input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
-        tensor = super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
-        )
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
-        return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
-
-    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
-        """Greyscale arrays (height, width) get a channel dimension; else as upstream."""
-        if expected_ndims == 3 and isinstance(images, (list, tuple)):
-            images = [_with_channels(image) for image in images]
-        elif expected_ndims == 3:
-            images = _with_channels(images)
-        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
 
     def _preprocess_image_like_inputs(
         self,
@@ -280,4 +287,4 @@ def _check_maps(images: Sequence[torch.Tensor], label_maps: Sequence[torch.Tenso
             )
 
 
-__all__ = ["ClusTRImageProcessor"]
+__all__ = ["ClusTRImageProcessor", "ReadsImagesMixin"]

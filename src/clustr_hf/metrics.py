@@ -3,13 +3,16 @@
 
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 import torch
 import transformers
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as coco_mask
 from transformers import EvalPrediction
 
 
@@ -168,4 +171,155 @@ def _mean_of_present(values: np.ndarray) -> float:
     return float(present.mean()) if len(present) else float("nan")
 
 
-__all__ = ["Accuracy", "MeanIoU", "class_areas", "compute_accuracy", "summarize_areas"]
+class CocoAveragePrecision(evaluate.Metric):
+    """
+    Average precision of boxes or masks as COCO defines it, by faster-coco-eval; see [`coco_average_precision`].
+
+    ```python
+    >>> from clustr_hf.metrics import CocoAveragePrecision
+
+    >>> reference = {"labels": [0], "boxes": [[10.0, 10.0, 50.0, 50.0]]}
+    >>> prediction = {"scores": [0.9], "labels": [0], "boxes": [[10.0, 10.0, 50.0, 41.0]]}
+    >>> result = CocoAveragePrecision().compute(predictions=[prediction], references=[reference])
+    >>> result["ap50"], result["ap"]  # an IoU of 0.775 is enough for 6 of 10 thresholds
+    (1.0, 0.6)
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        integer, real = datasets.Value("int64"), datasets.Value("float64")
+        common = {
+            "labels": datasets.Sequence(integer),
+            "boxes": datasets.Sequence(datasets.Sequence(real)),
+            "masks": [{"size": datasets.Sequence(integer), "counts": datasets.Sequence(integer)}],
+        }
+        prediction = {**common, "scores": datasets.Sequence(real)}
+        reference = {**common, "area": datasets.Sequence(real), "iscrowd": datasets.Sequence(integer)}
+        return evaluate.MetricInfo(
+            description="Average precision of detections, averaged over the classes.",
+            citation="",
+            inputs_description="predictions, references: one dictionary an image.",
+            features=datasets.Features({"predictions": prediction, "references": reference}),
+        )
+
+    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
+        """As upstream; what an image's dictionary does not have is empty."""
+        features = self._info().features
+        filled = [
+            [{key: record.get(key, []) for key in features[name]} for record in records]
+            for name, records in (("predictions", predictions), ("references", references))
+        ]
+        super().add_batch(predictions=filled[0], references=filled[1], **kwargs)
+
+    def _compute(
+        self,
+        predictions: Sequence[Mapping],
+        references: Sequence[Mapping],
+        num_labels: int | None = None,
+        iou_type: str = "bbox",
+        max_detections: int = 100,
+    ) -> dict[str, Any]:
+        return coco_average_precision(predictions, references, num_labels, iou_type, max_detections)
+
+
+def coco_average_precision(
+    predictions: Sequence[Mapping],
+    references: Sequence[Mapping],
+    num_labels: int | None = None,
+    iou_type: str = "bbox",
+    max_detections: int = 100,
+) -> dict[str, float | np.ndarray]:
+    """
+    Average precision of boxes or masks as COCO defines it.
+
+    Args:
+        predictions (`Sequence[Mapping]`): For each image its detections: `scores` `(n,)`, `labels` `(n,)`, and `boxes`
+            `(n, 4)`, corners in pixels, or `masks`, n run-length encodings of COCO.
+        references (`Sequence[Mapping]`): For each image its objects: `labels` `(m,)`, and `boxes` `(m, 4)` or `masks`;
+            `area` `(m,)` in square pixels, by which small, medium and large are told apart, is that of the boxes or
+            masks if it is left out; `iscrowd` `(m,)` is 1 for crowds, which may be found or not.
+        num_labels (`int`, *optional*): Number of classes; default is one more than the largest label.
+        iou_type (`str`): `"bbox"` for boxes or `"segm"` for masks.
+        max_detections (`int`): Only so many detections of a class in an image count, the best ones.
+
+    Returns:
+        `dict`: `ap`, averaged over IoU thresholds 0.5, 0.55 ... 0.95 and classes, `ap50`, `ap75`, `ap_small` (area to
+        32^2), `ap_medium`, `ap_large` (from 96^2), `ar` (recall, averaged alike), and `per_category_ap`,
+        `per_category_ap50` (`np.ndarray` of shape `(num_labels,)`); all in [0, 1], or NaN where there are no objects.
+
+    Raises:
+        ValueError: for an unknown `iou_type`, a label out of range, or predictions and references of different numbers.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"`iou_type` must be 'bbox' or 'segm', got {iou_type!r}.")
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
+        )
+    labels = [int(label) for record in (*predictions, *references) for label in record["labels"]]
+    num_labels = max(labels, default=0) + 1 if num_labels is None else num_labels
+    if labels and not 0 <= min(labels) <= max(labels) < num_labels:
+        raise ValueError(f"labels must be in [0, {num_labels}), got values from {min(labels)} to {max(labels)}.")
+    dataset = {
+        "info": {},
+        "images": [{"id": index, "height": 0, "width": 0} for index in range(1, len(references) + 1)],
+        "categories": [{"id": label, "name": str(label)} for label in range(num_labels)],
+    }
+    truth = COCO({**dataset, "annotations": _coco_annotations(references, iou_type)})
+    found = COCO({**dataset, "annotations": _coco_annotations(predictions, iou_type)})
+    evaluator = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
+    evaluator.params.maxDets = [1, 10, max_detections]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]  # (T, R, K, areas, 3), (T, K, areas, 3)
+    areas = dict(zip(evaluator.params.areaRngLbl, range(4)))
+    return {
+        "ap": _mean_of_valid(precision[:, :, :, 0, -1]),
+        "ap50": _mean_of_valid(precision[0, :, :, 0, -1]),
+        "ap75": _mean_of_valid(precision[5, :, :, 0, -1]),
+        **{f"ap_{name}": _mean_of_valid(precision[:, :, :, areas[name], -1]) for name in ("small", "medium", "large")},
+        "ar": _mean_of_valid(recall[:, :, 0, -1]),
+        "per_category_ap": np.array([_mean_of_valid(precision[:, :, k, 0, -1]) for k in range(num_labels)]),
+        "per_category_ap50": np.array([_mean_of_valid(precision[0, :, k, 0, -1]) for k in range(num_labels)]),
+    }
+
+
+def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[str, Any]]:
+    """COCO's annotations of images 1, 2, ..., also counted from 1: 0 means "not matched" to the evaluator."""
+    annotations = []
+    for image_id, record in enumerate(records, start=1):
+        for index, label in enumerate(record["labels"]):
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label), "iscrowd": 0}
+            if iou_type == "bbox":
+                x0, y0, x1, y1 = map(float, record["boxes"][index])
+                annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+                annotation["area"] = (x1 - x0) * (y1 - y0)
+            else:
+                mask = record["masks"][index]
+                if not isinstance(mask["counts"], (str, bytes)):
+                    mask = coco_mask.frPyObjects({name: list(mask[name]) for name in ("size", "counts")}, *mask["size"])
+                annotation["segmentation"] = mask
+                annotation["bbox"] = coco_mask.toBbox(mask).tolist()
+                annotation["area"] = float(coco_mask.area(mask))
+            for name, kind in (("scores", float), ("area", float), ("iscrowd", int)):
+                if len(record.get(name, ())) > 0:
+                    annotation[name.removesuffix("s")] = kind(record[name][index])
+            annotations.append(annotation)
+    return annotations
+
+
+def _mean_of_valid(values: np.ndarray) -> float:
+    """The evaluator's -1 is where there is nothing to find."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else float("nan")
+
+
+__all__ = [
+    "Accuracy",
+    "CocoAveragePrecision",
+    "MeanIoU",
+    "class_areas",
+    "coco_average_precision",
+    "compute_accuracy",
+    "summarize_areas",
+]

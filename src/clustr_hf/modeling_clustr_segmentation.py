@@ -5,14 +5,13 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate, pad
+from torch.nn.functional import cross_entropy, interpolate
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from transformers import UperNetConfig
 from transformers import initialization as init
@@ -23,7 +22,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr import ClusTRModel, ClusTRPreTrainedModel
+from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to
 
 
 @dataclass
@@ -121,18 +120,17 @@ class ClusTRUperNetHead(nn.Module):
 HEADS = {"semantic_fpn": ClusTRSemanticFPNHead, "upernet": ClusTRUperNetHead}
 
 
-class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
+class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
     """ClusTR with the head that `config.segmentation_head` names."""
 
     _auto_class = "AutoModelForSemanticSegmentation"
     _auto_map = {
-        **ClusTRPreTrainedModel._auto_map,
+        **ClusTRDensePredictor._auto_map,
         "AutoModelForSemanticSegmentation": "modeling_clustr_segmentation.ClusTRForSemanticSegmentation",
     }
 
     def __init__(self, config: ClusTRConfig):
         super().__init__(config)
-        self.clustr = ClusTRModel(config)
         self._make_head(config)
         self.post_init()
 
@@ -186,9 +184,9 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         if labels is not None:
             self._check_labels(labels, pixel_values)
         if pixel_mask is not None and not self.training:
-            _check_pixel_mask(pixel_mask, pixel_values)
-            if not pixel_mask.all():
-                return self._segment_each(pixel_values, labels, pixel_mask, **kwargs)
+            sizes = image_sizes(pixel_mask, pixel_values)
+            if any(size != pixel_values.shape[-2:] for size in sizes):
+                return self._segment_each(pixel_values, labels, sizes, **kwargs)
         output, loss, weight = self._segment(pixel_values, labels, **kwargs)
         if labels is not None:
             output.loss = _mean(loss, weight)
@@ -202,16 +200,7 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
     ) -> tuple[ClusTRSemanticSegmenterOutput, torch.Tensor | None, torch.Tensor | None]:
         """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
-        is_wanted = kwargs.pop("output_hidden_states", None)
-        is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
-        size, least = pixel_values.shape[-2:], math.prod(self.config.strides)
-        if min(size) < least:
-            pixel_values = _pad_to(pixel_values, (max(least, size[0]), max(least, size[1])))
-        features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
-        stage_maps = [
-            features.hidden_states[stage - len(self.config.depths)][..., :height, :width]
-            for stage, (height, width) in enumerate(self._map_sizes(size))
-        ]
+        stage_maps, features = self._stage_maps(pixel_values, **kwargs)
         logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
         loss = weight = None
         if labels is not None:
@@ -220,47 +209,32 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
                 loss = loss + self.config.auxiliary_loss_weight * self._sum_loss(auxiliary_logits, labels)[0]
         output = ClusTRSemanticSegmenterOutput(
             logits=logits,
-            hidden_states=features.hidden_states if is_wanted else None,
+            hidden_states=features.hidden_states,
             attentions=features.attentions,
             cluster_indices=features.get("cluster_indices"),
         )
         return output, loss, weight
 
     def _segment_each(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, pixel_mask: torch.Tensor, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None, sizes: list[tuple[int, int]], **kwargs
     ) -> ClusTRSemanticSegmenterOutput:
         """Each image without its padding, and the logits padded in turn, with 0."""
-        for name in ("output_hidden_states", "output_attentions", "output_clusters"):
-            if kwargs.get(name, getattr(self.config, name, False)):
-                raise ValueError(f"`{name}` must be False for a `pixel_mask` that pads: images differ in size.")
-        if labels is not None and labels.shape != pixel_mask.shape:
+        self._refuse_recorded(kwargs)
+        if labels is not None and labels.shape[1:] != pixel_values.shape[2:]:
             raise ValueError(f"`labels` must have the shape of a `pixel_mask` that pads, got {tuple(labels.shape)}.")
         parts = []
-        for index, mask in enumerate(pixel_mask):
-            height, width = int(mask[:, 0].sum()), int(mask[0].sum())
-            if int(mask.sum()) != height * width or height * width == 0:
-                raise ValueError(
-                    f"`pixel_mask` must be 1 in a rectangle from the upper left corner, not so in {index}."
-                )
+        for index, (height, width) in enumerate(sizes):
             image_labels = None if labels is None else labels[index : index + 1, :height, :width]
             parts.append(self._segment(pixel_values[index : index + 1, :, :height, :width], image_labels, **kwargs))
         maps = [output.logits for output, _, _ in parts]
         padded_size = self._map_sizes(pixel_values.shape[-2:])[0]
         output = ClusTRSemanticSegmenterOutput(
-            logits=torch.cat([_pad_to(logits, padded_size) for logits in maps]),
+            logits=torch.cat([pad_to(logits, padded_size) for logits in maps]),
             logits_sizes=torch.tensor([logits.shape[-2:] for logits in maps], device=pixel_values.device),
         )
         if labels is not None:
             output.loss = _mean(sum(loss for _, loss, _ in parts), sum(weight for _, _, weight in parts))
         return output
-
-    def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(h, w) of the map of each stage for an image of the given (height, width)."""
-        sizes = []
-        for kernel_size, stride in zip(self.config.patch_sizes, self.config.strides):
-            size = tuple((extent + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for extent in size)
-            sizes.append(size)
-        return sizes
 
     def _sum_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross-entropy of logits (B, K, h, w) with labels (B, H, W), summed; and the sum of the pixels' weights."""
@@ -296,20 +270,6 @@ class ClusTRForSemanticSegmentation(ClusTRPreTrainedModel):
 def _mean(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Where no pixel counts both are 0, and so is the mean."""
     return loss / weight.clamp(min=torch.finfo(loss.dtype).tiny)
-
-
-def _pad_to(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps (..., h, w) with 0 on the right and below, up to the given (height, width)."""
-    return pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))
-
-
-def _check_pixel_mask(pixel_mask: torch.Tensor, pixel_values: torch.Tensor):
-    batch_size, _, height, width = pixel_values.shape
-    if pixel_mask.shape != (batch_size, height, width):
-        raise ValueError(
-            f"`pixel_mask` must have shape {(batch_size, height, width)}, as `pixel_values`, "
-            f"got {tuple(pixel_mask.shape)}."
-        )
 
 
 __all__ = ["ClusTRForSemanticSegmentation", "ClusTRSemanticSegmenterOutput"]

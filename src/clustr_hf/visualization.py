@@ -10,6 +10,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -198,6 +199,98 @@ def plot_segmentation(
     return figure
 
 
+def draw_detections(
+    image: Image.Image,
+    boxes: torch.Tensor,
+    labels: torch.Tensor,
+    names: Sequence[str],
+    scores: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    with_text: bool = True,
+) -> Image.Image:
+    """
+    Draw boxes, and masks if there are any, over an image, in the colours of their classes.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image.
+        boxes (`torch.Tensor` of shape `(n, 4)`):
+            Corners (x0, y0, x1, y1) in pixels.
+        labels (`torch.LongTensor` of shape `(n,)`):
+            Classes in `[0, len(names))`.
+        names (`Sequence[str]`):
+            Names of the classes.
+        scores (`torch.Tensor` of shape `(n,)`, *optional*):
+            Scores in [0, 1], written behind the names.
+        masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*):
+            Where the objects are; neighbouring ones get colours of their own, instead of their classes'.
+        with_text (`bool`, defaults to `True`):
+            Whether to write names and scores.
+
+    Returns:
+        `PIL.Image.Image` of the size of `image`, RGB.
+
+    Raises:
+        ValueError: if boxes, labels, scores and masks are not equally many.
+    """
+    for name, values in (("labels", labels), ("scores", scores), ("masks", masks)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"`{name}` must be as many as `boxes`, {len(boxes)}, got {len(values)}.")
+    picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if len(boxes) == 0:
+        return image.convert("RGB")
+    palette = class_colors(max(len(names), len(boxes)) if masks is not None else len(names))
+    colors = [tuple(palette[index].tolist()) for index in (range(len(boxes)) if masks is not None else labels.tolist())]
+    if masks is not None:
+        picture = draw_segmentation_masks(picture, masks.cpu(), alpha=0.55, colors=colors)
+    texts = None
+    if with_text:
+        values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
+        texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
+    width = max(1, round(min(image.size) / 250))
+    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, width=width)
+    return Image.fromarray(drawn.permute(1, 2, 0).numpy())
+
+
+def _in_order(boxes: torch.Tensor) -> torch.Tensor:
+    """Corners of which the second one is right of and below the first, as torchvision asks for."""
+    boxes = boxes.detach().float().cpu()
+    return torch.cat([boxes[:, :2], torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)], dim=1)
+
+
+def plot_detections(
+    images: Sequence[Image.Image],
+    references: Sequence[Mapping[str, torch.Tensor]],
+    predictions: Sequence[Mapping[str, torch.Tensor]],
+    names: Sequence[str],
+) -> Figure:
+    """
+    Truth and prediction side by side, one image a row.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): The images.
+        references (`Sequence[Mapping[str, torch.Tensor]]`): For each image `boxes`, `labels` and perhaps `masks`, as in
+            [`draw_detections`].
+        predictions (`Sequence[Mapping[str, torch.Tensor]]`): The same, and `scores`.
+        names (`Sequence[str]`): Names of the classes.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    aspect = images[0].height / images[0].width if images else 1.0
+    figure, axes = _grid(2 * len(images), 2, (6.4, 6.4 * aspect))
+    for row, (image, reference, prediction) in enumerate(zip(images, references, predictions)):
+        for axis, (title, objects) in zip(axes[2 * row :], (("truth", reference), ("prediction", prediction))):
+            # Where objects crowd, text would hide them.
+            axis.imshow(draw_detections(image, names=names, with_text=len(objects["boxes"]) <= 30, **objects))
+            if row == 0:
+                axis.set_title(title)
+    return figure
+
+
 def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str = "eval_accuracy") -> Figure:
     """
     Loss and validation metric over the epochs (as in Figures A1 and A2).
@@ -220,7 +313,9 @@ def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str
     if loss_axis.lines:
         loss_axis.legend()
     _curve(metric_axis, log_history, metric, "validation", ORANGE)
-    metric_axis.set(xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " ").replace("iou", "IoU"))
+    metric_axis.set(
+        xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " ").replace("iou", "IoU").replace("ap", "AP")
+    )
     for axis in (loss_axis, metric_axis):
         axis.grid(alpha=0.3)
     return figure
@@ -248,8 +343,10 @@ def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure,
 __all__ = [
     "class_colors",
     "draw_clusters",
+    "draw_detections",
     "draw_segmentation",
     "plot_clusters",
+    "plot_detections",
     "plot_predictions",
     "plot_segmentation",
     "plot_training_curves",

@@ -1,0 +1,199 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Data, model and image processor of the detection scripts."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Image
+from training_sources import (
+    ModelArguments,
+    SourceArguments,
+    by_split,
+    check_columns,
+    choose_samples,
+    load_model,
+    load_splits,
+)
+from transformers import PreTrainedModel
+
+from clustr_hf import ClusTRDetectionImageProcessor
+
+
+# Sides of images in pixels (Table A4 of the paper): the shorter one, and what the longer one may be.
+SHORT_SIDE, LONG_SIDE = 800, 1333
+BOX_FORMATS = ("xywh", "xyxy")
+# Columns of the rows that are made of COCO files; annotations are JSON, since their segmentations differ in type.
+IMAGE, ANNOTATIONS = "image", "annotations"
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """
+    Which images to train and evaluate on: a folder of images with a COCO annotation file for each split, or rows with a
+    column of objects, as data sets for detection on the Hub have it.
+    """
+
+    train_annotation_file: str | None = field(
+        default=None, metadata={"help": "COCO annotations (JSON) of the images in --train_dir."}
+    )
+    validation_annotation_file: str | None = field(default=None, metadata={"help": "The same for --validation_dir."})
+    objects_column_name: str = field(
+        default="objects", metadata={"help": "Column of the objects: a dictionary of lists `bbox`, `category` ..."}
+    )
+    category_key: str = field(default="category", metadata={"help": "Key of the classes in it."})
+    box_format: str = field(
+        default="xywh", metadata={"help": f"Format of the boxes in it, one of {BOX_FORMATS}, in pixels."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for split in ("train", "validation"):
+            folder, file = getattr(self, f"{split}_dir"), getattr(self, f"{split}_annotation_file")
+            if (folder is None) != (file is None):
+                raise ValueError(f"--{split}_dir and --{split}_annotation_file go together, got {folder} and {file}")
+        if self.box_format not in BOX_FORMATS:
+            raise ValueError(f"--box_format must be one of {BOX_FORMATS}, got {self.box_format!r}")
+
+
+def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:
+    """
+    Training and validation split, and the names of the classes. Rows have an image, as bytes or path, and what
+    [`ParseObjects`] reads.
+
+    Raises:
+        ValueError: if a column or a file is missing, or annotations do not fit together.
+    """
+    labels: list[str] = []
+
+    def load_folders(folders: dict[str, str]) -> DatasetDict:
+        files = by_split(args.train_annotation_file, args.validation_annotation_file)
+        return DatasetDict({split: read_coco(folder, files[split], labels) for split, folder in folders.items()})
+
+    if args.train_dir is not None:
+        args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
+    data = load_splits(args, model_args, seed, load_folders)
+    columns = {"image_column_name": args.image_column_name, "objects_column_name": args.objects_column_name}
+    check_columns(data["train"], **columns)
+    labels = labels or class_names(data["train"], args)
+    data = choose_samples(data, args, seed).select_columns(list(columns.values()))
+    return data.cast_column(args.image_column_name, Image(decode=False)), labels
+
+
+def read_coco(folder: str, annotation_file: str, labels: list[str]) -> Dataset:
+    """
+    Rows of a folder with COCO annotations. `labels` are the names of the classes: they are filled, if empty, with those
+    of the file, in the order of its ids, and must agree with it otherwise.
+    """
+    try:
+        content = json.loads(Path(annotation_file).read_text())
+        names = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
+        images, objects = content["images"], defaultdict(list)
+        for annotation in content["annotations"]:
+            objects[annotation["image_id"]].append(annotation)
+    except OSError as error:
+        raise ValueError(f"{annotation_file} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{annotation_file} must hold COCO annotations: {error!r}") from error
+    labels[:] = labels or names.values()
+    if labels != list(names.values()):
+        raise ValueError(f"{annotation_file} must have the classes of the training data, {labels}, got {names}")
+    unknown = sorted(set(objects) - {image["id"] for image in images})
+    if unknown or not images:
+        raise ValueError(
+            f"{annotation_file} must list the image of every annotation, got {len(images)} images, not {unknown[:3]}"
+        )
+    index = {category_id: place for place, category_id in enumerate(names)}
+    rows = {IMAGE: [], ANNOTATIONS: []}
+    for image in images:
+        path = Path(folder) / image["file_name"]
+        if not path.is_file():
+            raise ValueError(f"{path}, which {annotation_file} names, is not there")
+        rows[IMAGE].append(str(path))
+        kept = ("bbox", "area", "iscrowd", "segmentation")
+        rows[ANNOTATIONS].append(
+            json.dumps(
+                [
+                    {"category_id": index[row["category_id"]], **{name: row[name] for name in kept if name in row}}
+                    for row in objects[image["id"]]
+                ]
+            )
+        )
+    return Dataset.from_dict(rows).cast_column(IMAGE, Image())
+
+
+def class_names(rows: Dataset, args: DataArguments) -> list[str]:
+    """The names of the classes of a column of objects: those of its ClassLabel, or else the strings in it, sorted."""
+    feature = rows.features[args.objects_column_name]
+    feature = getattr(feature, "feature", feature)  # a list of dictionaries, or a dictionary of lists
+    if args.category_key not in feature:
+        raise ValueError(f"--category_key {args.category_key!r} is not in the objects, which have {list(feature)}")
+    category = getattr(feature[args.category_key], "feature", feature[args.category_key])
+    if isinstance(category, ClassLabel):
+        return category.names
+    if category.dtype == "string":
+        objects = (as_lists(value) for value in rows[args.objects_column_name])
+        return sorted({name for value in objects for name in value[args.category_key]})
+    raise ValueError(f"the classes in {args.objects_column_name!r} must be a ClassLabel or strings, got {category}")
+
+
+def as_lists(objects: dict | list[dict]) -> dict[str, list]:
+    """A row's objects as a dictionary of lists."""
+    if isinstance(objects, dict):
+        return objects
+    return {key: [row[key] for row in objects] for key in (objects[0] if objects else ())}
+
+
+class ParseObjects:
+    """
+    Row -> list of COCO's dictionaries, whose `category_id` is the index of the class.
+
+    Args:
+        args ([`DataArguments`]): How the objects are written.
+        labels (`list[str]`): Names of the classes.
+    """
+
+    def __init__(self, args: DataArguments, labels: list[str]):
+        self.args, self.index = args, {label: place for place, label in enumerate(labels)}
+
+    @property
+    def image_column(self) -> str:
+        return self.args.image_column_name if self.args.train_dir is None else IMAGE
+
+    def __call__(self, row: dict) -> list[dict[str, Any]]:
+        args = self.args
+        if args.train_dir is not None:
+            return json.loads(row[ANNOTATIONS])
+        objects = as_lists(row[args.objects_column_name])
+        annotations = []
+        for place, box in enumerate(objects.get("bbox", ())):
+            category = objects[args.category_key][place]
+            annotation = {"category_id": self.index[category] if isinstance(category, str) else category}
+            x, y, *rest = box
+            annotation["bbox"] = [x, y, rest[0] - x, rest[1] - y] if args.box_format == "xyxy" else list(box)
+            for name in ("area", "iscrowd", "segmentation"):
+                if name in objects:
+                    annotation[name] = objects[name][place]
+            annotations.append(annotation)
+        return annotations
+
+
+def detection_processor(processor: ClusTRDetectionImageProcessor, short_side: int | None):
+    """The processor that resizes the shorter side to `short_side` pixels; None leaves the size."""
+    if short_side is None:
+        return processor
+    size = {"shortest_edge": short_side, "longest_edge": round(short_side * LONG_SIDE / SHORT_SIDE)}
+    return type(processor).from_dict({**processor.to_dict(), "size": size})
+
+
+def load_detector(
+    args: ModelArguments, labels: list[str], model_class: type[PreTrainedModel], auto_class: type, **fields: Any
+) -> tuple[PreTrainedModel, ClusTRDetectionImageProcessor]:
+    """Detector for the labels, and its image processor; `fields` are those of the configuration."""
+    processor = ClusTRDetectionImageProcessor()
+    model, loaded = load_model(args, labels, model_class, auto_class, processor, **fields)
+    if not hasattr(loaded, "post_process_object_detection"):  # a classifier's
+        loaded = processor
+    return model, detection_processor(loaded, args.image_size)

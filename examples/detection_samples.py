@@ -1,0 +1,221 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""From a row of a detection data set to a sample, and from samples to a batch. Sizes are (height, width)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from augmentation import PhotometricDistortion, scaled_size, uniform
+from datasets import Dataset
+from PIL import Image
+from torch.nn.functional import pad
+from torchvision import tv_tensors
+from torchvision.ops import box_area, box_convert
+from torchvision.transforms.v2 import functional as F
+from training_data import decode_image, to_rgb
+
+from clustr_hf.image_processing_clustr_detection import decode_segmentation, encode_mask
+
+
+# Objects are left out of which a crop has a smaller share than this.
+LEAST_VISIBLE = 0.2
+
+
+@dataclass
+class AugmentationArguments:
+    """How training images are changed; the defaults are those of Table A4."""
+
+    min_scale: float = field(default=1.0, metadata={"help": "Least random scale, of image_size."})
+    max_scale: float = field(default=1.0, metadata={"help": "Greatest random scale."})
+    crop_size: int | None = field(
+        default=None, metadata={"help": "Side of random training crops in pixels; default: whole images."}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
+    vertical_flip_probability: float = field(default=0.0, metadata={"help": "Of mirroring top and bottom."})
+    photometric_distortion: bool = field(
+        default=False, metadata={"help": "Change brightness, contrast, saturation and hue."}
+    )
+
+    def __post_init__(self):
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"--crop_size must be positive, got {self.crop_size}")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"--min_scale and --max_scale must be 0 < min <= max, got {self.min_scale, self.max_scale}"
+            )
+        for name in ("flip_probability", "vertical_flip_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass
+class Sample:
+    """
+    An image and its objects.
+
+    Args:
+        image (`PIL.Image.Image`): Upright, RGB.
+        boxes (`torch.FloatTensor` of shape `(n, 4)`): Corners in pixels.
+        labels (`torch.LongTensor` of shape `(n,)`): Classes.
+        area (`torch.FloatTensor` of shape `(n,)`): In square pixels.
+        iscrowd (`torch.LongTensor` of shape `(n,)`): 1 for crowds.
+        masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*): Where the objects are.
+    """
+
+    image: Image.Image
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    area: torch.Tensor
+    iscrowd: torch.Tensor
+    masks: torch.Tensor | None = None
+
+
+class ReadSample:
+    """
+    Index -> [`Sample`].
+
+    Args:
+        rows (`Dataset`): Rows by index.
+        parse (`ParseObjects`): Row -> annotations.
+        processor: Converts images that are not RGB, and decodes masks.
+        num_labels (`int`): Number of classes.
+        with_masks (`bool`): Whether masks are needed.
+        split (`str`): What to call the split in errors.
+    """
+
+    def __init__(self, rows: Dataset, parse: Callable, processor, num_labels: int, with_masks: bool, split: str):
+        self.rows, self.parse, self.processor, self.num_labels = rows, parse, processor, num_labels
+        self.with_masks, self.split = with_masks, split
+
+    def __call__(self, index: int) -> Sample:
+        row, name = self.rows[index], f"{self.split} sample {index}"
+        image = to_rgb(decode_image(row[self.parse.image_column], name), self.processor)
+        annotations = self.parse(row)
+        for annotation in annotations:
+            box, label = annotation["bbox"], annotation["category_id"]
+            if len(box) != 4 or not 0 <= label < self.num_labels:
+                raise ValueError(
+                    f"objects of {name} must have boxes of 4 numbers and classes in [0, {self.num_labels}), got {box} "
+                    f"of class {label}"
+                )
+        return self._make_sample(image, annotations, name)
+
+    def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]], name: str) -> Sample:
+        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32).reshape(-1, 4)
+        boxes = box_convert(boxes, "xywh", "xyxy")
+        crowds = torch.tensor([int(annotation.get("iscrowd") or 0) for annotation in annotations], dtype=torch.int64)
+        areas = [annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]) for annotation in annotations]
+        sample = Sample(
+            image=image,
+            boxes=boxes,
+            labels=torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
+            area=torch.tensor(areas, dtype=torch.float32),
+            iscrowd=crowds,
+        )
+        if self.with_masks:
+            try:
+                masks = [decode_segmentation(a.get("segmentation"), (image.height, image.width)) for a in annotations]
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            sample.masks = (
+                torch.stack(masks) if masks else torch.zeros((0, image.height, image.width), dtype=torch.bool)
+            )
+        return sample
+
+
+class TrainingTransform:
+    """
+    Random scale, crop, flips and colours: a [`Sample`] -> `pixel_values` `(3, h, w)` and `labels` as the model takes
+    them. Crowds and objects outside the crop are left out.
+    """
+
+    def __init__(self, processor, args: AugmentationArguments):
+        self.processor, self.args = processor, args
+        self.distort = PhotometricDistortion() if args.photometric_distortion else None
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        processor, counts = self.processor, sample.iscrowd == 0
+        image = tv_tensors.Image(F.pil_to_tensor(sample.image))
+        parts = [image, tv_tensors.BoundingBoxes(sample.boxes[counts], format="XYXY", canvas_size=image.shape[-2:])]
+        if sample.masks is not None:
+            parts.append(tv_tensors.Mask(sample.masks[counts]))
+        parts = self._change_geometry(parts)
+        image, boxes = parts[:2]
+        if self.distort is not None:
+            image = self.distort(image)
+        pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
+        clamped = F.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
+        kept = box_area(clamped) > LEAST_VISIBLE * box_area(boxes.as_subclass(torch.Tensor))
+        height, width = image.shape[-2:]
+        labels = {
+            "class_labels": sample.labels[counts][kept],
+            "boxes": box_convert(clamped[kept], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
+        }
+        if sample.masks is not None:
+            labels["masks"] = parts[2].as_subclass(torch.Tensor)[kept]
+        return {"pixel_values": pixels.as_subclass(torch.Tensor), "labels": labels}
+
+    def _change_geometry(self, parts: list[tv_tensors.TVTensor]) -> list[tv_tensors.TVTensor]:
+        """Image, boxes and, if there are any, masks: all through the same scale, crop and flips."""
+        args, image = self.args, parts[0]
+        size = scaled_size(image.shape[-2:], self.processor.size, uniform(args.min_scale, args.max_scale))
+        parts = [_resize(part, size) for part in parts]
+        if args.crop_size is not None:
+            extents = [min(args.crop_size, extent) for extent in size]
+            corner = [int(torch.randint(whole - extent + 1, ())) for whole, extent in zip(size, extents)]
+            parts = [F.crop(part, *corner, *extents) for part in parts]
+        for probability, flip in (
+            (args.flip_probability, F.horizontal_flip),
+            (args.vertical_flip_probability, F.vertical_flip),
+        ):
+            if torch.rand(()) < probability:
+                parts = [flip(part) for part in parts]
+        return parts
+
+
+def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTensor:
+    if isinstance(part, tv_tensors.Mask) and len(part) == 0:  # torchvision resizes no empty tensors
+        return tv_tensors.Mask(part.new_zeros((0, *size)))
+    return F.resize(part, list(size), antialias=True)
+
+
+class EvaluationTransform:
+    """
+    A [`Sample`] -> `pixel_values` `(3, h, w)` of the processor, and the `reference`: what [`coco_average_precision`]
+    takes, at the size of the image, and that size.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        reference = {name: getattr(sample, name).numpy() for name in ("boxes", "labels", "area", "iscrowd")}
+        if sample.masks is not None:
+            reference["masks"] = [encode_mask(mask) for mask in sample.masks]
+        reference["size"] = (sample.image.height, sample.image.width)
+        return {
+            "pixel_values": self.processor(sample.image, return_tensors="pt").pixel_values[0],
+            "reference": reference,
+        }
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Images padded to the largest height and width, masks with them; `pixel_mask` says where the images are."""
+    images = [sample["pixel_values"] for sample in samples]
+    size = [max(image.shape[axis] for image in images) for axis in (1, 2)]
+    pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64)
+    for mask, image in zip(pixel_mask, images):
+        mask[: image.shape[1], : image.shape[2]] = 1
+    batch = {"pixel_values": torch.stack([_pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}
+    if "reference" in samples[0]:
+        return {**batch, "references": [sample["reference"] for sample in samples]}
+    labels = [dict(sample["labels"]) for sample in samples]
+    for label in labels:
+        if "masks" in label:
+            label["masks"] = _pad_to(label["masks"], size)
+    return {**batch, "labels": labels}
+
+
+def _pad_to(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
+    return pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))

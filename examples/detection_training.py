@@ -1,0 +1,174 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""What the scripts for object detection and for instance segmentation share: all but the model and its name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from detection_data import DataArguments, ParseObjects, load_data, load_detector
+from detection_evaluation import EvaluationArguments, Predictor, Scores, detect, format_table
+from detection_samples import (
+    AugmentationArguments,
+    EvaluationTransform,
+    ReadSample,
+    TrainingTransform,
+    collate,
+)
+from torch import nn
+from training_arguments import LoopArguments, parse_arguments
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
+from training_loop import Task, freeze_stages, make_accelerator, train
+from training_report import write_picture, write_table
+from training_sources import ModelArguments
+
+from clustr_hf.image_processing_clustr_detection import decode_segmentation
+from clustr_hf.visualization import plot_detections
+
+
+@dataclass
+class RecipeArguments:
+    """Regularisation."""
+
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+
+
+@dataclass(frozen=True)
+class DetectionTask:
+    """
+    What the two tasks differ in.
+
+    Args:
+        script (`str`): Name of the script.
+        model_class, auto_class (`type`): To make a new model by, and to load a checkpoint by.
+        kinds (`tuple[str, ...]`): What is evaluated, "box" and perhaps "mask"; the AP of the last one chooses weights.
+        summary (`str`): What a trained model is, for its card.
+        write_card (`Callable`): Writes the card.
+    """
+
+    script: str
+    model_class: type
+    auto_class: type
+    kinds: tuple[str, ...]
+    summary: str
+    write_card: Callable
+
+    @property
+    def with_masks(self) -> bool:
+        return "mask" in self.kinds
+
+
+def compute_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+    return model(**{name: batch[name] for name in ("pixel_values", "pixel_mask", "labels")}).loss
+
+
+@dataclass
+class Report:
+    """Pictures, the table of the classes and the card of a trained model: the loop's `write_card`."""
+
+    task: DetectionTask
+    eval_data: EvaluationSamples
+    processor: Any
+    scores: Scores
+    args: EvaluationArguments
+    output_dir: Path
+    dataset_name: str | None
+
+    def __call__(self, folder: Path, results: dict[str, Any]):
+        table = self.output_dir / "per_class_results.json"
+        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
+            write_table(self.scores.table, table)
+        if self.args.num_pictures > 0:
+            self.draw_predictions(self.task.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
+        scored = "Not evaluated yet."
+        if "eval_samples" in results:
+            values = [
+                f"{kind} AP {results[f'eval_{kind}_ap']:.4f}, AP50 {results[f'eval_{kind}_ap50']:.4f}"
+                for kind in self.task.kinds
+            ]
+            scored = f"COCO's metrics on {results['eval_samples']} validation images: {'; '.join(values)}."
+        self.task.write_card(
+            folder,
+            datasets=[self.dataset_name] if self.dataset_name else None,
+            model_name=self.output_dir.name,
+            model_id=self.output_dir.name,
+            summary=self.task.summary,
+            training=f"{results['step']} steps by `{self.task.script}` of clustr_hf.",
+            results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
+            limitations="It knows the classes that it was trained on, and images like those.",
+        )
+
+    def draw_predictions(self, model: nn.Module, path: Path):
+        """Truth and prediction of validation images that lie evenly in the split."""
+        total = len(self.eval_data)
+        number = min(self.args.num_pictures, total)
+        images, references, predictions = [], [], []
+        for first in range(0, number * total, total):
+            candidates = ((first // number + offset) % total for offset in range(total))
+            sample, _, _ = read_first(self.eval_data.read, candidates)
+            pixel_values = self.eval_data.transform(sample)["pixel_values"]
+            size = sample.image.height, sample.image.width
+            limits = self.args.picture_threshold, self.args.max_detections
+            images.append(sample.image)
+            references.append(_to_draw(vars(sample), size))
+            predictions.append(_to_draw(detect(model, self.processor, pixel_values, size, *limits), size))
+        write_picture(plot_detections(images, references, predictions, self.scores.labels), path)
+
+
+def _to_draw(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """What [`draw_detections`] takes of a sample or of detections, with tensors for arrays and masks."""
+    drawn = {name: torch.as_tensor(objects[name]) for name in ("boxes", "labels", "scores") if name in objects}
+    masks = objects.get("masks")
+    if isinstance(masks, list):
+        masks = [decode_segmentation(mask, size) for mask in masks]
+        masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+    return {**drawn, "boxes": drawn["boxes"].reshape(-1, 4), **({} if masks is None else {"masks": masks})}
+
+
+def make_task(
+    task: DetectionTask,
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    augmentation: AugmentationArguments,
+    recipe: RecipeArguments,
+    evaluation: EvaluationArguments,
+    args: LoopArguments,
+    accelerator,
+) -> Task:
+    with accelerator.main_process_first():
+        data, labels = load_data(data_args, model_args, args.seed)
+    torch.manual_seed(args.seed)  # the weights of a new model or head
+    fields = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **fields)
+    if args.freeze_stages:
+        freeze_stages(model, args.freeze_stages)
+    parse = ParseObjects(data_args, labels)
+    read = {
+        split: ReadSample(rows, parse, processor, len(labels), task.with_masks, split) for split, rows in data.items()
+    }
+    transform = TrainingTransform(processor, augmentation)
+    eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(data["validation"]))
+    scores = Scores(labels, task.kinds, evaluation)
+    output_dir = Path(args.output_dir)
+    return Task(
+        model=model,
+        processor=processor,
+        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(data["train"]))),
+        eval_data=eval_data,
+        collate=collate,
+        compute_loss=compute_loss,
+        predict=Predictor(processor, evaluation),
+        compute_metrics=scores,
+        metric=f"eval_{task.kinds[-1]}_ap",
+        write_card=Report(task, eval_data, processor, scores, evaluation, output_dir, data_args.dataset_name),
+    )
+
+
+def run(task: DetectionTask):
+    """Train as the command line says."""
+    *task_args, args = parse_arguments(
+        DataArguments, ModelArguments, AugmentationArguments, RecipeArguments, EvaluationArguments, LoopArguments
+    )
+    accelerator = make_accelerator(args)
+    train(make_task(task, *task_args, args, accelerator), args, accelerator)

@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Train or fine-tune ClusTR for instance segmentation (Mask R-CNN) with Accelerate: the recipe of Table A4 of the paper.
+
+    accelerate launch --config_file examples/accelerate/ddp.yaml \
+        examples/run_instance_segmentation_no_trainer.py --recipe examples/recipes/clustr_small_coco_mask_rcnn.json \
+        --model_name_or_path out/clustr-small --output_dir out/clustr-small-mask-rcnn --dataloader_num_workers 4 \
+        --train_dir coco/train2017 --train_annotation_file coco/annotations/instances_train2017.json \
+        --validation_dir coco/val2017 --validation_annotation_file coco/annotations/instances_val2017.json
+
+`--dry_run` says what a command would do. What the script does: detection_training.py; what the loop does, and its
+arguments: training_loop.py, training_arguments.py; commands with their results: examples/README.md.
+"""
+
+from pathlib import Path
+
+from detection_training import DetectionTask, run
+from model_card import write_instance_segmenter_card
+from transformers import AutoModelForInstanceSegmentation
+
+from clustr_hf import ClusTRForInstanceSegmentation
+
+
+TASK = DetectionTask(
+    script=Path(__file__).name,
+    model_class=ClusTRForInstanceSegmentation,
+    auto_class=AutoModelForInstanceSegmentation,
+    kinds=("box", "mask"),
+    summary="A ClusTR model for instance segmentation, Mask R-CNN.",
+    write_card=write_instance_segmenter_card,
+)
+
+
+def main():
+    run(TASK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""The detectors' image processor: annotations in, boxes and masks out."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import shapes_on_ground
+from faster_coco_eval.core import mask as coco_mask
+from PIL import Image
+from torchvision.ops import box_iou
+from transformers import AutoImageProcessor
+
+from clustr_hf import (
+    ClusTRDetectionImageProcessor,
+    ClusTRDetectionOutput,
+    ClusTRInstanceSegmentationOutput,
+)
+from clustr_hf.image_processing_clustr_detection import decode_segmentation, encode_mask
+from clustr_hf.metrics import coco_average_precision
+
+
+def make_image(height, width, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encode_by_hand(mask):
+    """COCO's run lengths, pixel by pixel."""
+    counts, value = [0], False
+    for column in range(mask.shape[1]):
+        for row in range(mask.shape[0]):
+            if bool(mask[row, column]) != value:
+                counts.append(0)
+                value = not value
+            counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+MASKS = {
+    "some": torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) > 0.5,
+    "none": torch.zeros(4, 6, dtype=torch.bool),
+    "all": torch.ones(4, 6, dtype=torch.bool),
+    "first": torch.eye(3, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_run_lengths_are_cocos(mask):
+    rle = encode_mask(mask)
+    assert rle == encode_by_hand(mask)
+    compressed = coco_mask.frPyObjects(rle, *mask.shape)
+    assert torch.equal(torch.from_numpy(coco_mask.decode(compressed)).bool(), mask)
+    for encoded in (rle, compressed):
+        decoded = decode_segmentation(encoded, tuple(mask.shape))
+        assert decoded.dtype == torch.bool and torch.equal(decoded, mask)
+
+
+def test_polygons_become_masks():
+    """Two parts of one object; a polygon of two corners encloses nothing."""
+    polygons = [[10, 5, 20, 5, 20, 15, 10, 15], [30.0, 20.0, 34.0, 20.0, 34.0, 30.0, 30.0, 30.0], [0, 0, 5, 5]]
+    expected = torch.zeros(40, 50, dtype=torch.bool)
+    expected[5:15, 10:20] = expected[20:30, 30:34] = True
+    assert torch.equal(decode_segmentation(polygons, (40, 50)), expected)
+    assert not decode_segmentation([[0, 0, 5, 5]], (40, 50)).any()
+
+
+def test_segmentations_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="must have 'segmentation' for masks"):
+        decode_segmentation(None, (4, 4))
+    with pytest.raises(ValueError, match=r"of the size of their upright image, \(4, 4\), got \[5, 4\]"):
+        decode_segmentation({"size": [5, 4], "counts": [20]}, (4, 4))
+
+
+def annotate(*objects, image_id=7):
+    return {"image_id": image_id, "annotations": [dict(zip(("bbox", "category_id"), pair)) for pair in objects]}
+
+
+def test_annotations_become_labels_of_the_resized_image():
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 80, "longest_edge": 120})
+    annotation = annotate(([10, 20, 30, 15], 2), ([0, 0, 100, 50], 0))
+    annotation["annotations"][0].update(area=300, segmentation=[[10, 20, 40, 20, 40, 35, 10, 35]])
+    annotation["annotations"][1]["segmentation"] = encode_mask(torch.ones(50, 100, dtype=torch.bool))
+    batch = processor(make_image(50, 100), annotations=annotation, return_segmentation_masks=True, return_tensors="pt")
+    assert batch.pixel_values.shape == (1, 3, 60, 120) and batch.pixel_mask.shape == (1, 60, 120)
+    [label] = batch["labels"]
+    assert label["class_labels"].tolist() == [2, 0] and label["class_labels"].dtype == torch.int64
+    torch.testing.assert_close(label["boxes"], torch.tensor([[0.25, 0.55, 0.3, 0.3], [0.5, 0.5, 1.0, 1.0]]))
+    assert label["area"].tolist() == pytest.approx([300 * 1.44, 5000 * 1.44])
+    assert label["orig_size"].tolist() == [50, 100] and label["size"].tolist() == [60, 120]
+    assert label["image_id"].tolist() == [7] and label["iscrowd"].tolist() == [0, 0]
+    expected = torch.zeros(60, 120, dtype=torch.bool)
+    expected[24:42, 12:48] = True
+    assert torch.equal(label["masks"][0], expected) and label["masks"][1].all()
+
+
+def test_labels_of_padded_images_are_shares_of_the_images_themselves():
+    processor = ClusTRDetectionImageProcessor(do_resize=False)
+    annotations = [annotate(([10, 20, 30, 15], 2)), annotate(([10, 20, 30, 15], 2)), annotate()]
+    for annotation in annotations[:2]:
+        annotation["annotations"][0]["segmentation"] = [[10, 20, 40, 20, 40, 35, 10, 35]]
+    images = [make_image(50, 100), make_image(80, 60), make_image(60, 60)]
+    batch = processor(images, annotations=annotations, return_segmentation_masks=True, return_tensors="pt")
+    assert batch.pixel_values.shape == (3, 3, 80, 100)
+    assert batch.pixel_mask.sum(dim=(1, 2)).tolist() == [5000, 4800, 3600]
+    first, second, empty = batch["labels"]
+    torch.testing.assert_close(first["boxes"], torch.tensor([[0.25, 0.55, 0.3, 0.3]]))
+    torch.testing.assert_close(second["boxes"], torch.tensor([[25 / 60, 27.5 / 80, 30 / 60, 15 / 80]]))
+    assert second["size"].tolist() == [80, 60]
+    for label in (first, second):
+        assert label["masks"].shape == (1, 80, 100) and label["masks"].sum() == 450
+        assert label["masks"][0, 20:35, 10:40].all()
+    assert empty["boxes"].shape == (0, 4) and empty["masks"].shape == (0, 80, 100)
+    assert empty["class_labels"].dtype == torch.int64
+
+
+def test_crowds_and_boxes_without_area_are_left_out_with_their_masks():
+    """Between others, so that masks would be exchanged if they were left out in another way than boxes."""
+    annotation = annotate(
+        ([0, 0, 20, 20], 1),
+        ([5, 5, 20, 20], 2),
+        ([10, 10, 10, 0], 3),
+        ([60, 10, 10, 10], 4),
+        ([40, 30, 30, 30], 5),
+    )
+    kept = torch.zeros(40, 50, dtype=torch.bool)
+    kept[30:, 40:] = True
+    for row in annotation["annotations"]:
+        row["segmentation"] = [[0, 0, 10, 0, 10, 10]]
+    annotation["annotations"][1].update(iscrowd=1, segmentation=encode_mask(~kept))
+    annotation["annotations"][4]["segmentation"] = coco_mask.frPyObjects(encode_mask(kept), 40, 50)
+    processor = ClusTRDetectionImageProcessor(do_resize=False)
+    [label] = processor(
+        make_image(40, 50), annotations=annotation, return_segmentation_masks=True, return_tensors="pt"
+    )["labels"]
+    assert label["class_labels"].tolist() == [1, 5] and torch.equal(label["masks"][1], kept)
+    torch.testing.assert_close(label["boxes"][1], torch.tensor([45 / 50, 35 / 40, 10 / 50, 10 / 40]))  # cut
+
+
+def test_images_are_read_as_by_the_classifiers_processor(tmp_path):
+    """A greyscale file that is turned by its EXIF tag; boxes are those of the upright image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    make_image(40, 60).convert("L").save(tmp_path / "turned.jpg", exif=exif)
+    batch = ClusTRDetectionImageProcessor(do_resize=False)(
+        str(tmp_path / "turned.jpg"), annotations=annotate(([0, 0, 20, 30], 0)), return_tensors="pt"
+    )
+    assert batch.pixel_values.shape == (1, 3, 60, 40)
+    torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[0.25, 0.25, 0.5, 0.5]]))
+
+
+def test_annotations_that_do_not_fit_are_named():
+    processor, image = ClusTRDetectionImageProcessor(), make_image(40, 50)
+    with pytest.raises(ValueError, match="annotations"):
+        processor([image, image], annotations=[annotate()], return_tensors="pt")
+    with pytest.raises(ValueError, match="`format` must be 'coco_detection'"):
+        processor(
+            image,
+            annotations={"image_id": 1, "file_name": "x.png", "segments_info": []},
+            format="coco_panoptic",
+            masks_path=".",
+        )
+
+
+def test_saved_processors_are_found_by_their_name(tmp_path):
+    ClusTRDetectionImageProcessor(size={"shortest_edge": 100, "longest_edge": 200}).save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path, do_pad=False)
+    assert type(loaded) is ClusTRDetectionImageProcessor and not loaded.do_pad
+    assert dict(loaded.size) == {"shortest_edge": 100, "longest_edge": 200}
+
+
+def suppress_by_hand(scores, labels, boxes, threshold, nms_threshold, most):
+    """Greedy suppression with loops: indices of candidates, the best first."""
+    kept = []
+    for index in scores.argsort(descending=True).tolist():
+        if scores[index] <= threshold or len(kept) == most:
+            continue
+        overlaps = (
+            box_iou(boxes[index : index + 1], boxes[k : k + 1]).item() for k in kept if labels[k] == labels[index]
+        )
+        if all(overlap <= nms_threshold for overlap in overlaps):
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("limits", [{}, {"nms_threshold": 0.2}, {"max_detections": 5}, {"threshold": 0.9}])
+def test_detections_are_those_that_nothing_better_overlaps(limits):
+    logits = torch.randn(2, 60, 3)
+    pred_boxes = torch.cat([torch.rand(2, 60, 2), torch.rand(2, 60, 2) * 0.5 + 0.1], dim=-1)
+    sizes = [(50, 100), (120, 80)]
+    output = ClusTRDetectionOutput(logits=logits, pred_boxes=pred_boxes)
+    found = ClusTRDetectionImageProcessor().post_process_object_detection(output, target_sizes=sizes, **limits)
+    for index, (height, width) in enumerate(sizes):
+        x, y, w, h = pred_boxes[index].unbind(1)
+        corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1).clamp(0, 1)
+        corners = (corners * torch.tensor([width, height, width, height])).repeat_interleave(3, dim=0)
+        scores, labels = logits[index].sigmoid().flatten(), torch.arange(3).repeat(60)
+        settings = {"threshold": 0.5, "nms_threshold": 0.5, "max_detections": 100, **limits}
+        kept = suppress_by_hand(scores, labels, corners, *settings.values())
+        assert 0 < len(kept) < 180
+        torch.testing.assert_close(found[index]["scores"], scores[kept])
+        assert torch.equal(found[index]["labels"], labels[kept])
+        torch.testing.assert_close(found[index]["boxes"], corners[kept])
+
+
+def test_each_level_has_its_own_candidates():
+    """Two levels, of which the first has the better scores; what lies behind them is padding."""
+    logits = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.4, 9.0])[None, :, None]
+    pred_boxes = torch.cat([torch.rand(1, 6, 2), torch.full((1, 6, 2), 1e-3)], dim=-1)
+    output = ClusTRDetectionOutput(logits, pred_boxes=pred_boxes, level_sizes=torch.tensor([[3, 2]]))
+    output.logits = logits
+    [found] = ClusTRDetectionImageProcessor().post_process_object_detection(output, threshold=0.0, max_candidates=2)
+    torch.testing.assert_close(found["scores"], torch.tensor([3.0, 2.0, 0.5, 0.4]).sigmoid())
+    assert found["boxes"].max() <= 1  # shares, without target sizes
+
+
+def rectangles(number, size, seed):
+    """References with rectangular masks that do not overlap: one in each cell of a grid."""
+    generator = np.random.default_rng(seed)
+    boxes, cell = [], (size[0] // 3, size[1] // 3)
+    for place in generator.permutation(9)[:number]:
+        top, left = place // 3 * cell[0], place % 3 * cell[1]
+        height, width = generator.integers(cell[0] // 2, cell[0]), generator.integers(cell[1] // 2, cell[1])
+        boxes.append([left, top, left + width, top + height])
+    masks = torch.zeros(number, *size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes):
+        mask[y0:y1, x0:x1] = True
+    labels = generator.integers(0, 3, number).tolist()
+    return {
+        "boxes": torch.tensor(boxes).reshape(-1, 4).float(),
+        "labels": labels,
+        "masks": [encode_mask(m) for m in masks],
+    }
+
+
+def as_output(labels, num_labels=3, with_masks=False):
+    """What a model that knows the labels would say: boxes as they are, whole grids for rectangular masks."""
+    number = max(len(label["boxes"]) for label in labels)
+    logits, boxes = torch.full((len(labels), number, num_labels), -20.0), torch.zeros(len(labels), number, 4)
+    for index, label in enumerate(labels):
+        classes = label["class_labels"]
+        logits[index, torch.arange(len(classes)), classes] = 4.0
+        boxes[index, : len(classes)] = label["boxes"]
+    if not with_masks:
+        return ClusTRDetectionOutput(logits=logits, pred_boxes=boxes)
+    return ClusTRInstanceSegmentationOutput(
+        logits=logits, pred_boxes=boxes, pred_masks=torch.ones(len(labels), number, 28, 28)
+    )
+
+
+def to_annotations(references):
+    return [
+        {
+            "image_id": index,
+            "annotations": [
+                {"bbox": [x0, y0, x1 - x0, y1 - y0], "category_id": label, "segmentation": mask}
+                for (x0, y0, x1, y1), label, mask in zip(
+                    reference["boxes"].tolist(), reference["labels"], reference["masks"]
+                )
+            ],
+        }
+        for index, reference in enumerate(references)
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"do_resize": False}, {"size": {"shortest_edge": 75, "longest_edge": 110}}])
+def test_the_truth_as_prediction_is_perfect(settings):
+    """Through resizing, padding, labels, post-processing and metric, for boxes and for masks."""
+    sizes = [(120, 150), (200, 90), (60, 60), (90, 300)]
+    references = [rectangles(number, size, seed) for seed, (number, size) in enumerate(zip((5, 0, 9, 3), sizes))]
+    processor = ClusTRDetectionImageProcessor(**settings)
+    batch = processor(
+        [make_image(*size) for size in sizes], annotations=to_annotations(references), return_tensors="pt"
+    )
+    assert not batch.pixel_mask.bool().all()
+    outputs = as_output(batch["labels"], with_masks=True)
+    found = processor.post_process_object_detection(outputs, target_sizes=sizes)
+    assert coco_average_precision(found, references)["ap"] == 1.0
+    shifted = [{**record, "boxes": record["boxes"] * 1.1} for record in found]
+    assert coco_average_precision(shifted, references)["ap"] < 0.9
+    results = processor.post_process_instance_segmentation(outputs, target_sizes=sizes, return_coco_annotation=True)
+    predictions = [
+        {
+            "scores": [segment["score"] for segment in result["segments_info"]],
+            "labels": [segment["label_id"] for segment in result["segments_info"]],
+            "masks": result["segmentation"],
+        }
+        for result in results
+    ]
+    assert coco_average_precision(predictions, references, iou_type="segm")["ap"] == 1.0
+
+
+def test_masks_of_labels_are_the_truth_again():
+    """Enlarged three times and padded, the masks of the labels are cut and reduced to what they were made of."""
+    images, maps = shapes_on_ground(2, size=(90, 60))
+    masks = [torch.stack([label_map == 1, label_map == 2]) for label_map in maps]
+    annotations = [
+        {
+            "image_id": index,
+            "annotations": [
+                {"bbox": [0, 0, 60, 90], "category_id": category, "segmentation": encode_mask(mask)}
+                for category, mask in enumerate(image_masks)
+            ],
+        }
+        for index, image_masks in enumerate(masks)
+    ]
+    processor = ClusTRDetectionImageProcessor(
+        size={"height": 270, "width": 180}, pad_size={"height": 300, "width": 320}
+    )
+    batch = processor(images, annotations=annotations, return_segmentation_masks=True, return_tensors="pt")
+    for label, expected in zip(batch["labels"], masks):
+        assert label["masks"].shape == (2, 300, 320) and not label["masks"][:, 270:].any()
+        assert torch.equal(label["masks"][:, 1:270:3, 1:180:3], expected)
+
+
+def overlapping_output():
+    """A square over a larger one, and a small one below both, which lies under the first."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.8], [0.5, 0.5, 0.2, 0.2]])
+    logits = torch.full((1, 3, 3), -20.0)
+    logits[0, [0, 1, 2], [2, 1, 0]] = torch.tensor([3.0, 2.0, 1.0])
+    return ClusTRInstanceSegmentationOutput(logits=logits, pred_boxes=boxes[None], pred_masks=torch.ones(1, 3, 28, 28))
+
+
+def test_better_objects_lie_above_worse_ones():
+    processor, output = ClusTRDetectionImageProcessor(), overlapping_output()
+    [result] = processor.post_process_instance_segmentation(output, target_sizes=[(100, 200)])
+    assert [(segment["id"], segment["label_id"]) for segment in result["segments_info"]] == [(0, 2), (1, 1)]
+    assert result["segments_info"][0]["score"] == pytest.approx(torch.tensor(3.0).sigmoid().item(), abs=1e-6)
+    assert result["segments_info"][0]["box"] == pytest.approx([60, 30, 140, 70])
+    segmentation = result["segmentation"]
+    assert segmentation.shape == (100, 200) and segmentation.dtype == torch.int32
+    assert segmentation[50, 100] == 0 and segmentation[20, 100] == 1 and segmentation[2, 2] == -1
+    assert (segmentation == 0).sum() == 40 * 80 and (segmentation == 1).sum() == 80 * 160 - 40 * 80
+    [strict] = processor.post_process_instance_segmentation(
+        output, target_sizes=torch.tensor([[100, 200]]), overlap_mask_area_threshold=0.8
+    )
+    assert [segment["label_id"] for segment in strict["segments_info"]] == [2]  # a quarter of the second is hidden
+    [maps] = processor.post_process_instance_segmentation(output, target_sizes=[(100, 200)], return_binary_maps=True)
+    assert maps["segmentation"].shape == (3, 100, 200) and maps["segmentation"][:, 50, 100].all()
+    [none] = processor.post_process_instance_segmentation(output, threshold=0.99, target_sizes=[(100, 200)])
+    assert none["segments_info"] == [] and (none["segmentation"] == -1).all()
+
+
+def test_outputs_that_do_not_fit_are_named():
+    processor, output = ClusTRDetectionImageProcessor(), overlapping_output()
+    with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 1, got 2"):
+        processor.post_process_object_detection(output, target_sizes=[(4, 4)] * 2)
+    with pytest.raises(ValueError, match="`target_sizes` must give"):
+        processor.post_process_instance_segmentation(output)
+    with pytest.raises(ValueError, match="must not both be True"):
+        processor.post_process_instance_segmentation(
+            output, target_sizes=[(4, 4)], return_coco_annotation=True, return_binary_maps=True
+        )

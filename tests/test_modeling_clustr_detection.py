@@ -1,0 +1,448 @@
+"""Detectors: against torchvision's own, labels and padding, initialisation, checkpoints, Trainer."""
+
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+from conftest import shapes_on_ground
+from torch import nn
+from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, masks_to_boxes
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from transformers import AutoModelForInstanceSegmentation, AutoModelForObjectDetection
+
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRDetectionImageProcessor,
+    ClusTRForImageClassification,
+    ClusTRForInstanceSegmentation,
+    ClusTRForObjectDetection,
+)
+from clustr_hf.image_processing_clustr_detection import encode_mask
+from clustr_hf.metrics import coco_average_precision
+
+
+DETECTORS = (ClusTRForObjectDetection, ClusTRForInstanceSegmentation)
+SIZES = [(75, 100), (64, 128)]
+
+
+def make_config(num_labels=5, **settings):
+    """Nano with strides of 4, 8, 16, 32, as the paper's variants have them."""
+    settings = {"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], **settings}
+    return ClusTRConfig.from_variant("nano", num_labels=num_labels, **settings)
+
+
+def make_model(model_class, **settings):
+    """Fresh heads predict the same everywhere: larger weights tell places and classes apart."""
+    model = model_class(make_config(**settings)).eval()
+    with torch.no_grad():
+        for name, weight in model.detector.named_parameters():
+            if weight.ndim > 1 and "backbone" not in name:
+                weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
+            if "cls_logits.bias" in name:
+                weight.fill_(-2.0)
+    return model
+
+
+def make_labels(sizes=SIZES, padded_size=(75, 128), num_labels=5):
+    """Three objects in each image: a small one, a large one and one at the edge; masks are ellipses in the boxes."""
+    boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.5, 0.5, 0.8, 0.9], [0.9, 0.2, 0.2, 0.3]])
+    labels = []
+    for index, size in enumerate(sizes):
+        rows, columns = (torch.arange(extent)[:, None, None] + 0.5 for extent in padded_size)
+        rows, columns = rows[None, :, 0] / size[0], columns[None, :, 0].transpose(1, 2) / size[1]
+        center, extent = boxes[:, :2, None, None], boxes[:, 2:, None, None]
+        distance = ((columns - center[:, 0]) / extent[:, 0]) ** 2 + ((rows - center[:, 1]) / extent[:, 1]) ** 2
+        classes = (torch.arange(3) + index) % num_labels
+        labels.append({"class_labels": classes, "boxes": boxes.clone(), "masks": distance < 0.25})
+    return labels
+
+
+def make_batch(sizes=SIZES, **settings):
+    padded_size = tuple(max(extents) for extents in zip(*sizes))
+    pixel_values, pixel_mask = torch.zeros(len(sizes), 3, *padded_size), torch.zeros(len(sizes), *padded_size).long()
+    for image, mask, (height, width) in zip(pixel_values, pixel_mask, sizes):
+        image[:, :height, :width] = torch.randn(3, height, width)
+        mask[:height, :width] = 1
+    labels = make_labels(sizes, padded_size, **settings)
+    return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": labels}
+
+
+@pytest.mark.parametrize("model_class, millions", zip(DETECTORS, (32.41, 42.33)))
+def test_parameters_are_the_papers(model_class, millions):
+    with torch.device("meta"):
+        model = model_class(ClusTRConfig.from_variant("small", num_labels=80))
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+class Pyramid(nn.Module):
+    """What torchvision's detectors take for a backbone, of our backbone and torchvision's pyramid."""
+
+    def __init__(self, config, stages, extra_blocks):
+        super().__init__()
+        config = make_config(**{**config, "out_features": [f"stage{stage}" for stage in stages]})
+        self.body = ClusTRBackbone(config)
+        self.out_channels = config.fpn_hidden_size
+        channels = [config.hidden_sizes[stage - 1] for stage in stages]
+        self.fpn = FeaturePyramidNetwork(channels, self.out_channels, extra_blocks)
+
+    def forward(self, images):
+        return self.fpn(OrderedDict((str(i), maps) for i, maps in enumerate(self.body(images).feature_maps)))
+
+
+def torchvision_twin(model, sizes=((32,), (64,), (128,), (256,), (512,)), **settings):
+    """torchvision's own model, made by its own constructor, with the weights of ours; images are taken as they are."""
+    as_they_are = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "max_size": 10**6, "_skip_resize": True}
+    ratios = ((0.5, 1.0, 2.0),) * len(sizes)
+    if isinstance(model, ClusTRForObjectDetection):
+        sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for (s,) in sizes)
+        pyramid = Pyramid(settings, (2, 3, 4), LastLevelP6P7(160, 64))
+        anchors = AnchorGenerator(sizes, ratios)
+        twin = RetinaNet(pyramid, 5, anchor_generator=anchors, detections_per_img=100, **as_they_are)
+    else:
+        pyramid = Pyramid(settings, (1, 2, 3, 4), LastLevelMaxPool())
+        twin = MaskRCNN(pyramid, 6, rpn_anchor_generator=AnchorGenerator(sizes, ratios), **as_they_are)
+        # The hidden sizes of torchvision's heads are fixed: 1024 and 256, as the paper's configuration has them.
+    prefixes = {"clustr.": "backbone.body.", "detector.backbone.": "backbone.fpn.", "detector.": ""}
+    weights = {}
+    for name, weight in model.state_dict().items():
+        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
+        weights[prefixes[prefix] + name.removeprefix(prefix)] = weight
+    twin.load_state_dict(weights)
+    return twin.double()
+
+
+def torchvision_targets(labels, sizes, first_class):
+    targets = []
+    for label, (height, width) in zip(labels, sizes):
+        x, y, w, h = (label["boxes"].double() * torch.tensor([width, height, width, height])).unbind(1)
+        boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1)
+        masks = label["masks"][:, :height, :width].to(torch.uint8)
+        targets.append({"boxes": boxes, "labels": label["class_labels"] + first_class, "masks": masks})
+    return targets
+
+
+TWIN_SETTINGS = {
+    ClusTRForObjectDetection: {},
+    ClusTRForInstanceSegmentation: {"box_head_hidden_size": 1024, "mask_head_hidden_size": 256},
+}
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_losses_are_torchvisions(model_class):
+    """A padded batch of two sizes, neither a multiple of 32; the same random numbers choose what is sampled."""
+    settings = TWIN_SETTINGS[model_class]
+    model = make_model(model_class, **settings).double().train()
+    twin = torchvision_twin(model, **settings).train()
+    batch = make_batch()
+    pixel_values = batch["pixel_values"].double()
+    images = [image[:, :height, :width] for image, (height, width) in zip(pixel_values, SIZES)]
+    labels = [{**label, "boxes": label["boxes"].double()} for label in batch["labels"]]
+    torch.manual_seed(1)
+    expected = twin(images, torchvision_targets(labels, SIZES, int(model_class is ClusTRForInstanceSegmentation)))
+    torch.manual_seed(1)
+    output = model(pixel_values, batch["pixel_mask"], labels)
+    assert output.loss_dict.keys() == expected.keys() and len(expected) >= 2
+    for name, loss in expected.items():
+        assert loss > 0
+        torch.testing.assert_close(output.loss_dict[name], loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(output.loss, sum(expected.values()), rtol=1e-9, atol=1e-12)
+    # The same losses in evaluation, where torchvision's models have none.
+    if model_class is ClusTRForObjectDetection:
+        torch.testing.assert_close(
+            model.eval()(pixel_values[:1, :, :75, :100], labels=labels[:1]).loss_dict["bbox_regression"],
+            twin(images[:1], torchvision_targets(labels[:1], SIZES[:1], 0))["bbox_regression"],
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_detections_are_torchvisions(model_class):
+    """Each image of a padded batch has the detections that torchvision's model has of it alone."""
+    settings = TWIN_SETTINGS[model_class]
+    model = make_model(model_class, **settings).double()
+    twin = torchvision_twin(model, **settings).eval()
+    twin.transform.postprocess = lambda detections, *_: detections  # masks stay on their grids
+    batch = make_batch()
+    pixel_values = batch["pixel_values"].double()
+    processor = ClusTRDetectionImageProcessor()
+    with torch.no_grad():
+        output = model(pixel_values, batch["pixel_mask"])
+        found = processor.post_process_object_detection(output, threshold=0.05, target_sizes=SIZES)
+        for index, (height, width) in enumerate(SIZES):
+            twin.transform.min_size = (min(height, width),)
+            [expected] = twin([pixel_values[index, :, :height, :width]])
+            assert len(expected["scores"]) > 20 and len(set(expected["labels"].tolist())) > 1
+            first_class = int(model_class is ClusTRForInstanceSegmentation)
+            torch.testing.assert_close(found[index]["scores"], expected["scores"], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found[index]["boxes"], expected["boxes"], rtol=1e-9, atol=1e-7)
+            assert torch.equal(found[index]["labels"] + first_class, expected["labels"])
+            if "masks" in expected:
+                number = len(expected["masks"])
+                grids = output.pred_masks[index, :number]
+                torch.testing.assert_close(grids, expected["masks"][:, 0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_new_heads_are_initialised_as_torchvisions(model_class, tmp_path):
+    """Also where `from_pretrained` builds them on the meta device: the focal loss begins at its prior."""
+    settings = {**TWIN_SETTINGS[model_class], "num_labels": 5}
+    ClusTRForImageClassification(make_config(num_labels=1000)).save_pretrained(tmp_path)
+    fresh = model_class(make_config(**settings))
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True, **settings)
+    assert all(name.startswith("detector.") for name in info["missing_keys"]) and len(info["missing_keys"]) > 20
+    if model_class is ClusTRForObjectDetection:
+        theirs = RetinaNet(Pyramid({}, (2, 3, 4), LastLevelP6P7(160, 64)), 5)
+    else:
+        theirs = MaskRCNN(Pyramid({}, (1, 2, 3, 4), LastLevelMaxPool()), 6)
+    reference = {name.replace("backbone.fpn.", "backbone."): w.detach() for name, w in theirs.named_parameters()}
+    for model in (fresh, loaded):
+        for name, weight in model.detector.named_parameters():
+            weight, expected = weight.detach(), reference[name]
+            assert weight.shape == expected.shape
+            if len(expected.unique()) == 1:
+                assert torch.equal(weight, expected), name
+            elif weight.numel() > 300:
+                assert weight.std() == pytest.approx(expected.std().item(), rel=0.15), name
+                assert weight.abs().max() == pytest.approx(expected.abs().max().item(), rel=0.5), name
+    if model_class is ClusTRForObjectDetection:
+        scores = loaded.eval()(torch.randn(1, 3, 64, 64)).logits.sigmoid()
+        assert scores.mean().item() == pytest.approx(0.01, abs=0.003)
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_every_weight_learns(model_class):
+    model = make_model(model_class).train()
+    model(**make_batch()).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_images_without_objects_teach_the_background(model_class, mode):
+    model, batch = getattr(make_model(model_class), mode)(), make_batch()
+    nothing = {"class_labels": torch.zeros(0).long(), "boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 75, 128) > 0}
+    for labels in ([nothing, batch["labels"][1]], [nothing, nothing]):
+        loss = model(batch["pixel_values"], batch["pixel_mask"], labels).loss
+        assert loss.isfinite() and loss > 0
+        loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_crowds_and_boxes_without_area_do_not_count(model_class):
+    model, batch = make_model(model_class).train(), make_batch()
+    torch.manual_seed(2)
+    expected = model(**batch).loss
+    for label in batch["labels"]:
+        label["class_labels"] = torch.cat([torch.tensor([1, 2, 3]), label["class_labels"]])
+        flat = torch.tensor([[0.5, 0.5, 0.0, 0.3], [0.5, 0.5, 0.2, 0.0], [0.4, 0.4, 0.3, 0.3]])
+        label["boxes"] = torch.cat([flat, label["boxes"]])
+        label["masks"] = torch.cat([torch.ones(3, 75, 128) > 0, label["masks"]])
+        label["iscrowd"] = torch.tensor([0, 0, 1, 0, 0, 0])
+    torch.manual_seed(2)
+    torch.testing.assert_close(model(**batch).loss, expected)
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_an_image_has_the_same_output_in_a_padded_batch_as_alone(model_class):
+    model, batch = make_model(model_class), make_batch()
+    with torch.no_grad():
+        output = model(**batch)
+        for index, (height, width) in enumerate(SIZES):
+            alone = model(batch["pixel_values"][index : index + 1, :, :height, :width])
+            number = alone.logits.shape[1]
+            for name in ("logits", "pred_boxes", "pred_masks"):
+                if name in alone:
+                    torch.testing.assert_close(output[name][index, :number], alone[name][0], rtol=1e-4, atol=1e-5)
+            assert (output.logits[index, number:].sigmoid() == 0).all()
+            if "level_sizes" in alone:
+                assert torch.equal(output.level_sizes[index], alone.level_sizes[0])
+                assert alone.level_sizes.sum() == number
+    assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_padding_that_all_images_have_changes_nothing(model_class):
+    model, batch = make_model(model_class), make_batch([(64, 96), (64, 96)])
+    padded = nn.functional.pad(batch["pixel_values"], (0, 50, 0, 30))
+    mask = nn.functional.pad(batch["pixel_mask"], (0, 50, 0, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(model(padded, mask).pred_boxes, model(batch["pixel_values"]).pred_boxes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda labels: labels[:1], "`labels` must hold one entry for each of 2 images, got 1"),
+        (
+            lambda labels: [{"boxes": labels[0]["boxes"]}] * 2,
+            r"`labels\[0\]` must have 'class_labels', got \['boxes'\]",
+        ),
+        (
+            lambda labels: [labels[0], {**labels[1], "boxes": torch.rand(2, 4)}],
+            r"`labels\[1\]\['boxes'\]` must be floats of shape \(3, 4\).* of shape \(2, 4\)",
+        ),
+        (
+            lambda labels: [{**labels[0], "boxes": labels[0]["boxes"].long()}, labels[1]],
+            r"must be floats .* got torch.int64",
+        ),
+        (
+            lambda labels: [{**labels[0], "class_labels": torch.tensor([0, 5, 1])}, labels[1]],
+            r"`labels\[0\]\['class_labels'\]` must be integers in \[0, 5\)",
+        ),
+        (
+            lambda labels: [{**labels[0], "class_labels": torch.tensor([0.0, 1.0, 1.0])}, labels[1]],
+            r"must be integers in \[0, 5\)",
+        ),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(change, message):
+    model, batch = make_model(ClusTRForObjectDetection), make_batch()
+    with pytest.raises(ValueError, match=message):
+        model(batch["pixel_values"], batch["pixel_mask"], change(batch["labels"]))
+
+
+def test_masks_and_settings_that_do_not_fit_are_named():
+    model, batch = make_model(ClusTRForInstanceSegmentation), make_batch()
+    for masks in (None, torch.ones(2, 75, 128), torch.ones(75, 128)):
+        labels = [{name: value for name, value in label.items() if name != "masks"} for label in batch["labels"]]
+        if masks is not None:
+            labels[0]["masks"] = masks
+        with pytest.raises(ValueError, match=r"`labels\[0\]` must have 'masks' of shape \(3, H, W\)"):
+            model(batch["pixel_values"], batch["pixel_mask"], labels)
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
+        model(batch["pixel_values"], batch["pixel_mask"], output_hidden_states=True)
+    with pytest.raises(ValueError, match="`anchor_sizes` must have one entry for each of 5 levels, got"):
+        ClusTRForObjectDetection(make_config(anchor_sizes=[32, 64]))
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_outputs_come_in_the_order_of_detr(model_class):
+    model, batch = make_model(model_class), make_batch([(64, 96)])
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True, output_clusters=True)
+        assert list(output)[:4] == ["loss", "loss_dict", "logits", "pred_boxes"]
+        assert len(output.hidden_states) == 5 and len(output.cluster_indices) == 2
+        without = model(batch["pixel_values"])
+        assert list(without)[:2] == ["logits", "pred_boxes"] and "hidden_states" not in without
+        assert torch.equal(model(batch["pixel_values"], return_dict=False)[0], without.logits)
+    if model_class is ClusTRForInstanceSegmentation:
+        assert without.pred_masks.shape == (1, without.logits.shape[1], 28, 28)
+        assert model.train()(**batch).logits is None  # no detections are made in training
+        assert model(batch["pixel_values"]).logits is not None
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+@pytest.mark.parametrize("size", [(1, 1), (20, 70), (33, 31)])
+def test_images_of_any_size(model_class, size):
+    model, batch = make_model(model_class).train(), make_batch([size])
+    assert model(**batch).loss.isfinite()
+    with torch.no_grad():
+        output = model.eval()(batch["pixel_values"])
+    [found] = ClusTRDetectionImageProcessor().post_process_object_detection(output, 0.0, [size])
+    limits = torch.tensor([size[1], size[0]] * 2)
+    assert (found["boxes"] >= 0).all() and (found["boxes"] <= limits).all()
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_half_precision_is_close_and_boxes_are_float32(model_class):
+    model, batch = make_model(model_class), make_batch([(256, 256)])
+    processor = ClusTRDetectionImageProcessor()
+    results = []
+    for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            torch.manual_seed(0)
+            output = model.to(dtype)(**batch)
+        assert output.logits.dtype == output.pred_boxes.dtype == output.loss.dtype == torch.float32
+        results.append((output.loss.item(), processor.post_process_object_detection(output, 0.05, [(256, 256)])[0]))
+    exact, *others = results
+    for loss, found in others:
+        assert loss == pytest.approx(exact[0], rel=0.1)
+        assert abs(len(found["scores"]) - len(exact[1]["scores"])) <= 10
+
+
+@pytest.mark.parametrize(
+    "model_class, auto_class", zip(DETECTORS, (AutoModelForObjectDetection, AutoModelForInstanceSegmentation))
+)
+def test_saved_models_are_the_same_again(model_class, auto_class, tmp_path):
+    model, pixel_values = make_model(model_class, anchor_sizes=[8, 16, 32, 64, 128]), torch.randn(1, 3, 70, 64)
+    model.save_pretrained(tmp_path)
+    reloaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        first, second = (m.eval()(pixel_values) for m in (model, reloaded))
+    assert torch.equal(first.logits, second.logits) and torch.equal(first.pred_boxes, second.pred_boxes)
+    assert type(auto_class.from_pretrained(tmp_path)) is model_class
+
+
+def shapes_batch(number, processor, size=(96, 96)):
+    """Discs (0) and squares (1) as the processor gives them, and COCO's references at the original size."""
+    images, maps = shapes_on_ground(number, size=size)
+    annotations, references = [], []
+    for index, label_map in enumerate(maps):
+        masks = torch.stack([label_map == value for value in (1, 2)])
+        masks = masks[masks.flatten(1).any(dim=1)]
+        classes = [value - 1 for value in (1, 2) if (label_map == value).any()]
+        boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+        rles = [encode_mask(mask) for mask in masks]
+        references.append({"labels": classes, "boxes": boxes, "masks": rles})
+        rows = [
+            {"bbox": [*box[:2], *(box[2:] - box[:2])], "category_id": category, "segmentation": rle}
+            for box, category, rle in zip(boxes.numpy(), classes, rles)
+        ]
+        annotations.append({"image_id": index, "annotations": rows})
+    batch = processor(images, annotations=annotations, return_segmentation_masks=True, return_tensors="pt")
+    return batch, references
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_four_images_are_learned_by_heart(model_class):
+    processor = ClusTRDetectionImageProcessor(size={"height": 96, "width": 96})
+    batch, references = shapes_batch(4, processor)
+    model = model_class(make_config(num_labels=2, anchor_sizes=[16, 32, 64, 128, 256])).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(120):
+        model(**batch).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        output = model.eval()(batch.pixel_values)
+    sizes = [(96, 96)] * 4
+    found = processor.post_process_object_detection(output, threshold=0.05, target_sizes=sizes)
+    assert coco_average_precision(found, references, 2)["ap50"] > 0.9
+    if model_class is ClusTRForInstanceSegmentation:
+        results = processor.post_process_instance_segmentation(
+            output, threshold=0.05, target_sizes=sizes, return_coco_annotation=True
+        )
+        for record, result in zip(found, results):
+            record["masks"] = result["segmentation"]
+        assert coco_average_precision(found, references, 2, "segm")["ap50"] > 0.9
+
+
+MEASURE_TRAINING = """
+import resource, sys, torch, clustr_hf
+model = getattr(clustr_hf, sys.argv[1])(clustr_hf.ClusTRConfig.from_variant("small", num_labels=80)).train()
+optimizer = torch.optim.AdamW(model.parameters())
+boxes = torch.rand(20, 4) * 0.3 + 0.2
+labels = {"class_labels": torch.randint(0, 80, (20,)), "boxes": boxes, "masks": torch.rand(20, 800, 1333) > 0.5}
+model(torch.randn(1, 3, 800, 1333), labels=[labels]).loss.backward()
+optimizer.step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_training_at_800_times_1333_pixels_takes_less_than_12_gigabytes(model_class):
+    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux)."""
+    command = [sys.executable, "-c", MEASURE_TRAINING, model_class.__name__]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 1 < float(result.stdout) < 12
