@@ -135,7 +135,7 @@ def class_names(rows: Dataset, args: DataArguments) -> list[str]:
         return category.names
     if category.dtype == "string":
         objects = (as_lists(value) for value in rows[args.objects_column_name])
-        return sorted({name for value in objects for name in value[args.category_key]})
+        return sorted({name for value in objects for name in value.get(args.category_key, ())})
     raise ValueError(f"the classes in {args.objects_column_name!r} must be a ClassLabel or strings, got {category}")
 
 

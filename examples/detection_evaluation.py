@@ -48,7 +48,7 @@ def detect(
     limits = {"threshold": threshold, "target_sizes": [size], "max_detections": most}
     if "pred_masks" not in outputs:
         found = processor.post_process_object_detection(outputs, **limits)[0]
-        return {name: values.float().cpu().numpy() for name, values in found.items()}
+        return {name: values.cpu().numpy() for name, values in found.items()}
     found = processor.post_process_instance_segmentation(outputs, return_coco_annotation=True, **limits)[0]
     segments = found["segments_info"]
     columns = {

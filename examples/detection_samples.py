@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision import tv_tensors
 from torchvision.ops import box_area, box_convert
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from training_data import decode_image, to_rgb
 
@@ -175,9 +176,13 @@ class TrainingTransform:
 
 
 def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTensor:
-    if isinstance(part, tv_tensors.Mask) and len(part) == 0:  # torchvision resizes no empty tensors
+    if not isinstance(part, tv_tensors.Mask):
+        return F.resize(part, list(size), antialias=True)
+    if len(part) == 0:  # torchvision resizes no empty tensors
         return tv_tensors.Mask(part.new_zeros((0, *size)))
-    return F.resize(part, list(size), antialias=True)
+    # torchvision would take another neighbour for masks, which moves them by up to half a pixel.
+    masks = F.resize(part.as_subclass(torch.Tensor), list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return tv_tensors.Mask(masks)
 
 
 class EvaluationTransform:

@@ -119,6 +119,7 @@ class Report:
 def _to_draw(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.Tensor]:
     """What [`draw_detections`] takes of a sample or of detections, with tensors for arrays and masks."""
     drawn = {name: torch.as_tensor(objects[name]) for name in ("boxes", "labels", "scores") if name in objects}
+    drawn["labels"] = drawn["labels"].long()  # also of an empty list
     masks = objects.get("masks")
     if isinstance(masks, list):
         masks = [decode_segmentation(mask, size) for mask in masks]

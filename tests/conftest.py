@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from clustr_hf.image_processing_clustr_detection import encode_mask
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -120,4 +123,46 @@ def segmentation_folders(tmp_path_factory):
                 path = folder / split / kind / f"{index:02d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.numpy() if kind == "annotations" else pixels.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+def coco_annotations(label_map: np.ndarray, first_id: int, image_id: int, as_polygons: bool) -> list[dict]:
+    """COCO's dictionaries of the discs (category 3) and squares (category 7) of a label map, with their masks."""
+    annotations = []
+    for value, category in ((1, 3), (2, 7)):
+        rows, columns = np.nonzero(label_map == value)
+        if len(rows) == 0:
+            continue
+        x, y = columns.min().item(), rows.min().item()
+        width, height = columns.max().item() + 1 - x, rows.max().item() + 1 - y
+        corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+        annotation = {"bbox": [x, y, width, height], "area": len(rows), "iscrowd": 0, "category_id": category}
+        is_square = value == 2 and len(rows) == width * height
+        annotation["segmentation"] = (
+            [corners] if as_polygons and is_square else encode_mask(torch.from_numpy(label_map == value))
+        )
+        annotations.append({**annotation, "id": first_id + len(annotations), "image_id": image_id})
+    return annotations
+
+
+@pytest.fixture(scope="session")
+def coco_folders(segmentation_folders, tmp_path_factory):
+    """The same shapes as COCO files: `train.json`, `validation.json`, images in the folders of that name."""
+    folder = tmp_path_factory.mktemp("coco")
+    for split in ("train", "validation"):
+        images, annotations = [], []
+        for image_id, path in enumerate(sorted((segmentation_folders / split / "images").iterdir()), start=10):
+            label_map = np.asarray(Image.open(segmentation_folders / split / "annotations" / path.name))
+            height, width = label_map.shape
+            images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
+            annotations += coco_annotations(label_map, len(annotations) + 1, image_id, as_polygons=image_id % 2 == 0)
+        crowd = {**annotations[0], "id": 1000, "iscrowd": 1, "bbox": [0, 0, 20, 20], "area": 400}
+        images.append({**images[0], "id": 99})  # the first image again, as one without objects
+        content = {
+            "images": images,
+            "annotations": [*annotations, crowd],
+            "categories": [{"id": 7, "name": "square"}, {"id": 3, "name": "disc"}],
+        }
+        (folder / f"{split}.json").write_text(json.dumps(content))
+        (folder / split).symlink_to(segmentation_folders / split / "images")
     return folder

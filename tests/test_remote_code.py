@@ -15,7 +15,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from clustr_hf import (
     ClusTRBackbone,
     ClusTRConfig,
+    ClusTRDetectionImageProcessor,
     ClusTRForImageClassification,
+    ClusTRForInstanceSegmentation,
+    ClusTRForObjectDetection,
     ClusTRForSemanticSegmentation,
     ClusTRImageProcessor,
     ClusTRModel,
@@ -163,7 +166,7 @@ def test_segmentation_folder_is_complete(segmentation_folder):
     segmenter = "modeling_clustr_segmentation.ClusTRForSemanticSegmentation"
     assert config["auto_map"] == {**AUTO_MAP, "AutoModelForSemanticSegmentation": segmenter}
     code = {path.name for path in segmentation_folder.glob("*.py")}
-    assert code == {*CODE_FILES, "modeling_clustr_segmentation.py"}
+    assert code == {*CODE_FILES, "modeling_clustr_dense.py", "modeling_clustr_segmentation.py"}
 
 
 SEGMENT = """
@@ -193,6 +196,90 @@ def test_segmentation_pipeline_runs_without_the_package(segmentation_folder, tmp
     for path in masks.iterdir():
         mask = torch.from_numpy(np.asarray(Image.open(path)).copy())
         assert torch.equal(mask > 0, expected == model.config.label2id[path.stem])
+
+
+DETECTORS = {
+    "AutoModelForObjectDetection": ClusTRForObjectDetection,
+    "AutoModelForInstanceSegmentation": ClusTRForInstanceSegmentation,
+}
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def detection_folder(request, folder, tmp_path_factory):
+    """A detector as `save_pretrained` writes it; larger weights than fresh ones tell places and classes apart."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp(request.param)
+    names = {0: "cell", 1: "plate"}
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    model = DETECTORS[request.param](ClusTRConfig.from_variant("nano", **labels))
+    with torch.no_grad():
+        for name, weight in model.detector.named_parameters():
+            if weight.ndim > 1 and "backbone" not in name:
+                weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
+    model.save_pretrained(path)
+    ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(path)
+    shutil.copy(folder / "image.png", path)
+    return path
+
+
+DETECTION_CODE = {"modeling_clustr_dense.py", "modeling_clustr_detection.py", "image_processing_clustr_detection.py"}
+
+
+def test_detection_folder_is_complete(detection_folder):
+    config = json.loads((detection_folder / "config.json").read_text())
+    [class_name] = config["architectures"]
+    auto_map = {**AUTO_MAP}
+    for auto_class, model_class in DETECTORS.items():
+        if model_class.__name__ == class_name:
+            auto_map[auto_class] = f"modeling_clustr_detection.{class_name}"
+    if class_name == "ClusTRForInstanceSegmentation":  # the image-segmentation pipeline's name for it
+        auto_map["AutoModelForImageSegmentation"] = f"modeling_clustr_detection.{class_name}"
+    assert config["auto_map"] == auto_map
+    assert {path.name for path in detection_folder.glob("*.py")} == {*CODE_FILES, *DETECTION_CODE}
+
+
+DETECT = """
+import json, sys
+from PIL import Image
+from transformers import pipeline
+folder, output = sys.argv[1:]
+task = "object-detection" if "AutoModelForObjectDetection" in folder else "image-segmentation"
+run = pipeline(task, model=folder, trust_remote_code=True)
+assert type(run.model).__module__.startswith("transformers_modules.")
+assert type(run.image_processor).__module__.startswith("transformers_modules.")
+answers = run(folder + "/image.png", threshold=0.2)
+for index, answer in enumerate(answers):
+    if "mask" in answer:
+        answer.pop("mask").save(f"{output}/{index}.png")
+print(json.dumps(answers))
+"""
+
+
+def test_detection_pipelines_run_without_the_package(detection_folder, tmp_path, run_without_package):
+    answers = json.loads(run_without_package(DETECT, detection_folder, tmp_path).strip().splitlines()[-1])
+    model_class = next(model for name, model in DETECTORS.items() if name in detection_folder.name)
+    model = model_class.from_pretrained(detection_folder).eval()
+    processor = ClusTRDetectionImageProcessor.from_pretrained(detection_folder)
+    with Image.open(detection_folder / "image.png") as image, torch.no_grad():
+        output = model(**processor(image, return_tensors="pt"))
+        size = image.size[::-1]
+    assert len(answers) > 3
+    if model_class is ClusTRForObjectDetection:
+        [found] = processor.post_process_object_detection(output, 0.2, [size])
+        assert [answer["label"] for answer in answers] == [model.config.id2label[i] for i in found["labels"].tolist()]
+        corners = [[answer["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for answer in answers]
+        assert corners == found["boxes"].int().tolist()
+        scores = found["scores"].tolist()
+    else:
+        [found] = processor.post_process_instance_segmentation(
+            output, threshold=0.2, overlap_mask_area_threshold=0.5, target_sizes=[size]
+        )
+        for index, (answer, segment) in enumerate(zip(answers, found["segments_info"], strict=True)):
+            assert answer["label"] == model.config.id2label[segment["label_id"]]
+            mask = torch.from_numpy(np.asarray(Image.open(tmp_path / f"{index}.png")).copy())
+            assert torch.equal(mask > 0, found["segmentation"] == segment["id"])
+        scores = [segment["score"] for segment in found["segments_info"]]
+    assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
 
 
 RESAVE = """
@@ -264,6 +351,8 @@ def test_importing_the_package_registers_every_auto_class(folder):
         AutoImageProcessor,
         AutoModel,
         AutoModelForImageClassification,
+        AutoModelForInstanceSegmentation,
+        AutoModelForObjectDetection,
         AutoModelForSemanticSegmentation,
     )
 
@@ -272,5 +361,7 @@ def test_importing_the_package_registers_every_auto_class(folder):
     assert type(AutoModel.from_pretrained(folder)) is ClusTRModel
     assert type(AutoModelForImageClassification.from_pretrained(folder)) is ClusTRForImageClassification
     assert type(AutoModelForSemanticSegmentation.from_config(config)) is ClusTRForSemanticSegmentation
+    assert type(AutoModelForObjectDetection.from_config(config)) is ClusTRForObjectDetection
+    assert type(AutoModelForInstanceSegmentation.from_config(config)) is ClusTRForInstanceSegmentation
     assert type(AutoBackbone.from_config(config)) is ClusTRBackbone
     assert type(AutoImageProcessor.from_pretrained(folder)) is ClusTRImageProcessor

@@ -1,9 +1,13 @@
-"""Arguments from the command line and recipes; the recipes against Table A2 of the paper."""
+"""Arguments from the command line and recipes; the recipes against Tables A2 to A4 of the paper."""
 
 import json
 import math
 import re
 
+import detection_data
+import detection_evaluation
+import detection_samples
+import detection_training
 import pytest
 import run_semantic_segmentation_no_trainer
 import semantic_segmentation_data
@@ -22,6 +26,7 @@ from torchvision.transforms import RandomHorizontalFlip
 from training_arguments import LoopArguments, parse_arguments
 from training_loop import make_optimizer
 from training_plan import TrainingPlan
+from training_sources import ModelArguments as DetectorArguments
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor
 
@@ -36,6 +41,19 @@ SEGMENTATION_CLASSES = (
     EvaluationArguments,
     LoopArguments,
 )
+DETECTION_CLASSES = (
+    detection_data.DataArguments,
+    DetectorArguments,
+    detection_samples.AugmentationArguments,
+    detection_training.RecipeArguments,
+    detection_evaluation.EvaluationArguments,
+    LoopArguments,
+)
+# By the data set in a recipe's name; the others are for classification.
+CLASSES_BY_DATA = {
+    **dict.fromkeys(("ade20k", "camvid"), SEGMENTATION_CLASSES),
+    **dict.fromkeys(("coco", "bccd", "nuclei"), DETECTION_CLASSES),
+}
 
 
 @pytest.fixture
@@ -165,10 +183,9 @@ def test_values_at_the_border_are_taken(name, value):
 
 def parse_recipe(file):
     """Arguments by name, and those of the loop, for a recipe of the repository."""
-    is_segmentation = "ade20k" in file or "camvid" in file
+    classes = CLASSES_BY_DATA.get(file.removesuffix(".json").split("_")[2], ARGUMENT_CLASSES)
     parts = parse_arguments(
-        *(SEGMENTATION_CLASSES if is_segmentation else ARGUMENT_CLASSES),
-        arguments=["--recipe", str(RECIPES / file), "--train_dir", "x", "--output_dir", "y"],
+        *classes, arguments=["--recipe", str(RECIPES / file), "--train_file", "x", "--output_dir", "y"]
     )
     return {name: value for part in parts for name, value in vars(part).items()}, parts[-1]
 
@@ -317,6 +334,37 @@ def test_ade20k_recipes_have_their_schedules(head, steps, warmup, rate, last_rat
     assert plan.learning_rate(warmup) == pytest.approx(rate)
     assert plan.learning_rate(steps - 1) == pytest.approx(last_rate, rel=1e-6)
     assert settings["segmentation_head"] == head and settings["do_reduce_labels"] and settings["variant"] == "small"
+
+
+@pytest.mark.parametrize("column, head", enumerate(("mask_rcnn", "retinanet")))
+def test_coco_recipes_are_table_a4_as_the_paper_prints_it(shared, column, head):
+    text = (shared / "paper.txt").read_text()
+    table = text.split("Table A4: COCO object detection training settings")[1].split("Figure A1")[0]
+    # The extraction tears labels and cells apart; the numbers are in order, below four rows of heads.
+    rows = [row.replace("(1\t333", "(1333").replace("10\u00d7", "") for row in table.splitlines() if "\t" in row][4:]
+    numbers = [list(map(float, re.findall(r"\d+(?:\.\d+)?", row))) for row in rows]
+    scale, flipping, dropout, _, rate, milestones, decay, batch_size, epochs, warmup = numbers
+    settings, args = parse_recipe(f"clustr_small_coco_{head}.json")
+
+    assert [detection_data.LONG_SIDE, settings["image_size"]] == scale
+    assert settings["min_scale"] == settings["max_scale"] == 1 and settings["crop_size"] is None
+    assert [settings["flip_probability"]] == flipping and settings["vertical_flip_probability"] == 0
+    assert [settings["drop_path_rate"]] == dropout
+    assert "adamw" in table and type(make_optimizer(nn.Linear(2, 2), args)).__name__ == "AdamW"
+    assert args.learning_rate == rate[column] and [args.weight_decay] == decay
+    assert args.lr_scheduler_type == "multistep" and args.lr_milestones == milestones
+    assert [args.train_batch_size] == batch_size and [args.num_train_epochs] == epochs
+    assert [args.warmup_steps] == warmup
+
+
+@pytest.mark.parametrize("head, peak", [("mask_rcnn", 2e-4), ("retinanet", 1e-4)])
+def test_coco_recipes_have_their_schedules(head, peak):
+    _, args = parse_recipe(f"clustr_small_coco_{head}.json")
+    plan = TrainingPlan.make(args, num_samples=118_287, num_processes=8)
+    assert (plan.steps_per_epoch, plan.num_steps, plan.per_device_batch_size) == (7392, 12 * 7392, 2)
+    steps = (0, 500, 8 * 7392 - 1, 8 * 7392, 11 * 7392 - 1, 11 * 7392, plan.num_steps - 1)
+    rates = [peak / 1000, peak, peak, peak / 10, peak / 10, peak / 100, peak / 100]
+    assert [plan.learning_rate(step) for step in steps] == pytest.approx(rates, rel=1e-6)
 
 
 def test_an_abbreviated_recipe_is_refused_and_the_last_of_two_is_read(recipe, tmp_path):

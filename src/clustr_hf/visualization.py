@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from PIL import Image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
@@ -247,8 +248,8 @@ def draw_detections(
     if with_text:
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
         texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
-    width = max(1, round(min(image.size) / 250))
-    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, width=width)
+    sizes = {"width": max(1, round(min(image.size) / 250)), "font_size": max(10, round(min(image.size) / 28))}
+    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes)
     return Image.fromarray(drawn.permute(1, 2, 0).numpy())
 
 

@@ -18,6 +18,7 @@ from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tens
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_BACKBONE_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
@@ -27,6 +28,8 @@ from clustr_hf import (
     ClusTRBackbone,
     ClusTRConfig,
     ClusTRForImageClassification,
+    ClusTRForInstanceSegmentation,
+    ClusTRForObjectDetection,
     ClusTRForSemanticSegmentation,
     ClusTRImageProcessor,
     ClusTRModel,
@@ -38,6 +41,7 @@ MODEL_MAPPING_NAMES["clustr"] = "ClusTRModel"
 MODEL_FOR_BACKBONE_MAPPING_NAMES["clustr"] = "ClusTRBackbone"
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES["clustr"] = "ClusTRForImageClassification"
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["clustr"] = "ClusTRForSemanticSegmentation"
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["clustr"] = "ClusTRForObjectDetection"
 
 
 class ClusTRModelTester:
@@ -66,6 +70,9 @@ class ClusTRModelTester:
             decoder_hidden_size=16,
             upernet_hidden_size=16,
             auxiliary_hidden_size=16,
+            box_head_hidden_size=16,
+            mask_head_hidden_size=16,
+            detections_per_image=5,
         )
 
     def prepare_config_and_inputs(self):
@@ -78,8 +85,27 @@ class ClusTRModelTester:
 
 
 class ClusTRModelTest(ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (ClusTRModel, ClusTRForImageClassification, ClusTRForSemanticSegmentation)
+    all_model_classes = (
+        ClusTRModel,
+        ClusTRForImageClassification,
+        ClusTRForSemanticSegmentation,
+        ClusTRForObjectDetection,
+        ClusTRForInstanceSegmentation,
+    )
     test_resize_embeddings = False
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        # Override as in DETR's tests: the labels of detectors are dictionaries.
+        inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
+        if return_labels and model_class in (ClusTRForObjectDetection, ClusTRForInstanceSegmentation):
+            side = self.model_tester.image_size
+            label = {
+                "class_labels": torch.ones(2, dtype=torch.long, device=torch_device),
+                "boxes": torch.full((2, 4), 0.4, device=torch_device),
+                "masks": torch.ones(2, side, side, device=torch_device),
+            }
+            inputs["labels"] = [label] * self.model_tester.batch_size
+        return inputs
 
     def setUp(self):
         self.model_tester = ClusTRModelTester(self)

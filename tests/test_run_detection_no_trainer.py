@@ -1,0 +1,521 @@
+"""The detection scripts: what they learn and write, how they evaluate, what they say of bad data."""
+
+import json
+import shutil
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import run_instance_segmentation_no_trainer
+import run_object_detection_no_trainer
+import torch
+from conftest import run_process
+from datasets import ClassLabel, Dataset, Features, Value
+from detection_data import DataArguments, ParseObjects, class_names, load_data, read_coco
+from detection_evaluation import EvaluationArguments, Predictor, Scores
+from detection_samples import AugmentationArguments, EvaluationTransform, ReadSample, TrainingTransform, collate
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.ops import box_convert, masks_to_boxes
+from training_sources import ModelArguments
+from transformers import pipeline
+
+from clustr_hf import (
+    ClusTRConfig,
+    ClusTRDetectionImageProcessor,
+    ClusTRForImageClassification,
+    ClusTRForInstanceSegmentation,
+    ClusTRImageProcessor,
+)
+from clustr_hf.image_processing_clustr_detection import encode_mask
+from clustr_hf.metrics import coco_average_precision
+
+
+SCRIPTS = {
+    "object_detection": run_object_detection_no_trainer,
+    "instance_segmentation": run_instance_segmentation_no_trainer,
+}
+KINDS = {"object_detection": ("box",), "instance_segmentation": ("box", "mask")}
+OVERRIDES = '{"strides": [4, 2, 2, 2], "patch_sizes": [7, 3, 3, 3], "anchor_sizes": [16, 32, 64, 128, 256]}'
+
+
+def files_of(data):
+    return {
+        "--train_dir": data / "train",
+        "--train_annotation_file": data / "train.json",
+        "--validation_dir": data / "validation",
+        "--validation_annotation_file": data / "validation.json",
+    }
+
+
+def arguments_for(output_dir):
+    """Arguments of both scripts for the shapes, by name."""
+    settings = {"--output_dir": output_dir, "--image_size": 96, "--config_overrides": OVERRIDES}
+    settings |= {"--train_batch_size": 4, "--logging_steps": 1, "--learning_rate": 2e-3, "--eval_steps": "never"}
+    return settings | {"--per_device_eval_batch_size": 4, "--num_pictures": 1, "--max_grad_norm": 1}
+
+
+@pytest.fixture
+def train(coco_folders, tmp_path, run_script):
+    """Run a script on the shapes; returns the output folder."""
+
+    def run(kind, *arguments, data=None, output_dir=tmp_path / "out", without=()):
+        settings = {**arguments_for(output_dir), **(files_of(coco_folders) if data is None else data)}
+        settings = {name: value for name, value in settings.items() if name not in without}
+        run_script(SCRIPTS[kind], settings, *arguments)
+        return output_dir
+
+    return run
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module", params=SCRIPTS)
+def trained(request, coco_folders, tmp_path_factory):
+    """Task and folder of a training that has learned the shapes, run as a user would."""
+    output_dir = tmp_path_factory.mktemp("trained") / request.param
+    settings = {**arguments_for(output_dir), **files_of(coco_folders), "--max_train_steps": 100, "--eval_steps": 50}
+    settings |= {"--num_pictures": 2, "--vertical_flip_probability": 0.5, "--crop_size": 90}
+    command = [sys.executable, SCRIPTS[request.param].__file__, *(part for pair in settings.items() for part in pair)]
+    run_process(command, output_dir.parent)
+    return request.param, output_dir
+
+
+def test_learns_shapes_and_writes_a_repository(trained):
+    task, folder = trained
+    results = read_json(folder / "all_results.json")
+    assert results["eval_samples"] == 6
+    table = read_json(folder / "per_class_results.json")
+    assert list(table) == ["disc", "square"]  # by the ids of the categories, whatever their order in the file
+    for kind in KINDS[task]:
+        assert results[f"eval_{kind}_ap50"] > 0.7
+        assert np.mean([row[f"{kind}_ap"] for row in table.values()]) == pytest.approx(results[f"eval_{kind}_ap"])
+    assert results["best_metric"] == results[f"eval_{KINDS[task][-1]}_ap"] or results["best_step"] == 50
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "modeling_clustr_detection.py", "preprocessor_config.json"} <= names
+    assert {"image_processing_clustr_detection.py", "README.md", "training_curve.png", "predictions.png"} <= names
+    card = (folder / "README.md").read_text()
+    tag = {"object_detection": "object-detection", "instance_segmentation": "image-segmentation"}[task]
+    assert f"pipeline_tag: {tag}" in card and f'pipeline("{tag}"' in card
+    assert f"box AP {results['eval_box_ap']:.4f}" in card and f"| disc | {100 * table['disc']['box_ap']:.1f} |" in card
+    processor = read_json(folder / "preprocessor_config.json")
+    assert processor["size"] == {"shortest_edge": 96, "longest_edge": 160}
+    assert read_json(folder / "config.json")["id2label"] == {"0": "disc", "1": "square"}
+    with Image.open(folder / "predictions.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 20
+
+
+def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, coco_folders, train):
+    task, folder = trained
+    folder = train(
+        task,
+        "--model_name_or_path",
+        folder,
+        "--max_train_steps",
+        1,
+        "--learning_rate",
+        1e-12,
+        without=["--config_overrides"],
+    )
+    results = read_json(folder / "all_results.json")
+    run = pipeline(
+        "object-detection" if task == "object_detection" else "image-segmentation",
+        model=str(folder),
+        trust_remote_code=True,
+    )
+    content = read_json(coco_folders / "validation.json")
+    predictions, references = [], []
+    for image in content["images"]:
+        settings = {"threshold": 0.05} | ({} if task == "object_detection" else {"overlap_mask_area_threshold": 0.0})
+        answers = run(str(coco_folders / "validation" / image["file_name"]), **settings)
+        labels = [run.model.config.label2id[answer["label"]] for answer in answers]
+        prediction = {"scores": [answer["score"] for answer in answers], "labels": labels}
+        if task == "object_detection":
+            prediction["boxes"] = [[answer["box"][k] for k in ("xmin", "ymin", "xmax", "ymax")] for answer in answers]
+        else:
+            masks = [torch.from_numpy(np.asarray(answer["mask"]) > 0) for answer in answers]
+            prediction["masks"] = [encode_mask(mask) for mask in masks]
+        predictions.append(prediction)
+        rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        boxes = box_convert(torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4), "xywh", "xyxy")
+        masks = [
+            row["segmentation"]
+            if isinstance(row["segmentation"], dict)
+            else encode_mask(_fill(row["bbox"], image["height"], image["width"]))
+            for row in rows
+        ]
+        others = {"area": [row["area"] for row in rows], "iscrowd": [row["iscrowd"] for row in rows]}
+        labels = [{3: 0, 7: 1}[row["category_id"]] for row in rows]
+        references.append({"labels": labels, "boxes": boxes, "masks": masks, **others})
+    iou_type, name = ("bbox", "eval_box_ap50") if task == "object_detection" else ("segm", "eval_mask_ap50")
+    # The pipeline rounds boxes to whole pixels, and lets no masks overlap.
+    expected = coco_average_precision(predictions, references, 2, iou_type)["ap50"]
+    assert results[name] == pytest.approx(expected, abs=0.05)
+
+
+def _fill(box, height, width):
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
+    return mask
+
+
+def test_resumes_to_the_same_weights(train, tmp_path):
+    """Random proposals, scales, crops and colours are those of a run that was not stopped."""
+    steps = ["--max_train_steps", 4, "--photometric_distortion", "--checkpointing_steps", 2, "--crop_size", 64]
+    steps += ["--min_scale", 0.8, "--max_scale", 1.3]
+    whole = train("instance_segmentation", *steps, output_dir=tmp_path / "whole")
+    checkpoint = ["--resume_from_checkpoint", whole / "checkpoint-2"]
+    resumed = train("instance_segmentation", *steps, *checkpoint, output_dir=tmp_path / "resumed")
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_a_classifier_is_fine_tuned(train, tmp_path, task):
+    ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10)).save_pretrained(tmp_path / "it")
+    ClusTRImageProcessor().save_pretrained(tmp_path / "it")
+    before = load_file(tmp_path / "it" / "model.safetensors")
+    settings = ["--max_train_steps", 1, "--freeze_stages", 1, "--learning_rate", 1e-4]
+    folder = train(task, "--model_name_or_path", tmp_path / "it", *settings, without=["--config_overrides"])
+    after = load_file(folder / "model.safetensors")
+    moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    assert moved and {name.split(".")[2] for name in moved} == {"1", "2", "3"}
+    assert read_json(folder / "preprocessor_config.json")["image_processor_type"] == "ClusTRDetectionImageProcessor"
+
+
+def write_rows(path, data, split="train", names=None, box_format="xywh", as_list=False):
+    """The COCO file of a split as a parquet file with a column of objects; `names` makes its classes a ClassLabel."""
+    content, rows = read_json(data / f"{split}.json"), []
+    for image in content["images"]:
+        objects = {"id": [], "bbox": [], "category": [], "iscrowd": [], "area": []}
+        for row in content["annotations"]:
+            if row["image_id"] == image["id"]:
+                x, y, width, height = map(float, row["bbox"])
+                box = [x, y, x + width, y + height] if box_format == "xyxy" else [x, y, width, height]
+                values = (row["id"], box, {3: "disc", 7: "square"}[row["category_id"]], row["iscrowd"], row["area"])
+                for column, value in zip(objects.values(), values):
+                    column.append(value)
+        if names is not None:
+            objects["category"] = [names.index(name) for name in objects["category"]]
+        if as_list:
+            objects = [dict(zip(objects, values)) for values in zip(*objects.values())]
+        rows.append(
+            {"picture": {"path": None, "bytes": (data / split / image["file_name"]).read_bytes()}, "things": objects}
+        )
+    category = Value("string") if names is None else ClassLabel(names=names)
+    fields = {"id": Value("int64"), "bbox": datasets.List(Value("float32"), length=4), "category": category}
+    fields |= {"iscrowd": Value("int64"), "area": Value("int64")}
+    objects = [fields] if as_list else {name: datasets.List(value) for name, value in fields.items()}
+    features = Features({"picture": datasets.Image(), "things": objects})
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "names, box_format, as_list", [(["square", "disc"], "xywh", False), (None, "xyxy", False), (None, "xywh", True)]
+)
+def test_a_column_of_objects_says_the_same_as_the_coco_file(coco_folders, tmp_path, names, box_format, as_list):
+    path = str(write_rows(tmp_path / "rows.parquet", coco_folders, "train", names, box_format, as_list))
+    files = {"train": str(coco_folders / "train"), "train_annotation_file": str(coco_folders / "train.json")}
+    by_column = DataArguments(
+        train_file=path,
+        validation_file=path,
+        image_column_name="picture",
+        objects_column_name="things",
+        box_format=box_format,
+    )
+    by_file = DataArguments(
+        train_dir=files["train"],
+        train_annotation_file=files["train_annotation_file"],
+        validation_dir=files["train"],
+        validation_annotation_file=files["train_annotation_file"],
+    )
+    samples = []
+    for args in (by_file, by_column):
+        data, labels = load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0)
+        read = ReadSample(
+            data["validation"], ParseObjects(args, labels), ClusTRDetectionImageProcessor(), 2, False, "x"
+        )
+        samples.append([read(index) for index in range(len(data["validation"]))])
+        assert sorted(labels) == ["disc", "square"]
+    order = torch.tensor([labels.index(name) for name in ("disc", "square")])
+    for first, second in zip(*samples, strict=True):
+        assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
+        for name in ("boxes", "area", "iscrowd"):
+            assert torch.equal(getattr(first, name), getattr(second, name))
+        assert torch.equal(order[first.labels], second.labels)
+    assert sum(len(sample.labels) for sample in samples[0]) > 20 and len(samples[0][-1].boxes) == 0
+
+
+def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train):
+    files = {f"--{s}_file": write_rows(tmp_path / f"{s}.parquet", coco_folders, s) for s in ("train", "validation")}
+    columns = {"--image_column_name": "picture", "--objects_column_name": "things"}
+    folder = train(
+        "object_detection", "--max_train_steps", 1, "--cache_dir", tmp_path / "cache", data={**files, **columns}
+    )
+    assert read_json(folder / "all_results.json")["eval_samples"] == 6
+
+
+def make_sample(coco_folders, index=0):
+    rows = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"), [])
+    args = DataArguments(train_dir="x", train_annotation_file="y")
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    return ReadSample(rows, ParseObjects(args, ["disc", "square"]), ClusTRDetectionImageProcessor(), 2, True, "train")(
+        index
+    )
+
+
+@pytest.mark.parametrize("crop_size", [None, 60])
+def test_training_images_and_their_labels_stay_together(coco_folders, crop_size):
+    """After scale, crop and flips boxes are still those of the masks, and these still lie on the bright shapes."""
+    sample = make_sample(coco_folders)
+    assert sample.iscrowd.tolist() == [0, 0, 1]
+    processor = ClusTRDetectionImageProcessor(
+        size={"shortest_edge": 120, "longest_edge": 200}, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    augmentation = {"min_scale": 0.7, "max_scale": 1.5, "crop_size": crop_size, "vertical_flip_probability": 0.5}
+    transform = TrainingTransform(processor, AugmentationArguments(**augmentation))
+    sizes, numbers = set(), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        result = transform(sample)
+        image, labels = result["pixel_values"], result["labels"]
+        height, width = image.shape[1:]
+        sizes.add((height, width))
+        numbers.add(len(labels["boxes"]))
+        assert labels["masks"].shape == (len(labels["boxes"]), height, width)
+        assert len(labels["class_labels"]) == len(labels["boxes"]) <= 2
+        boxes = box_convert(labels["boxes"], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
+        for box, mask in zip(boxes, labels["masks"]):
+            if not mask.any():  # a crop may have the corner of a disc's box without the disc
+                continue
+            tight = masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1])
+            if crop_size is None:
+                torch.testing.assert_close(box, tight, atol=1.0, rtol=0)
+            assert (tight[:2] >= box[:2] - 1).all() and (tight[2:] <= box[2:] + 1).all()
+            assert image[0][mask].mean() > 0.4
+    if crop_size is None:
+        assert len(sizes) > 10 and numbers == {2}
+    else:
+        assert sizes == {(60, 60)} and numbers == {0, 1, 2}
+
+
+def test_whole_images_without_augmentation_are_those_of_the_processor(coco_folders):
+    """The recipe of Table A4 trains on what the processor makes of an image."""
+    sample = make_sample(coco_folders)
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 120, "longest_edge": 200})
+    result = TrainingTransform(processor, AugmentationArguments(flip_probability=0))(sample)
+    rows = [
+        {
+            "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]],
+            "category_id": label,
+            "iscrowd": crowd,
+            "segmentation": encode_mask(mask),
+        }
+        for box, label, crowd, mask in zip(
+            sample.boxes.tolist(), sample.labels.tolist(), sample.iscrowd.tolist(), sample.masks
+        )
+    ]
+    expected = processor(
+        sample.image,
+        annotations={"image_id": 0, "annotations": rows},
+        return_segmentation_masks=True,
+        return_tensors="pt",
+    )
+    torch.testing.assert_close(result["pixel_values"], expected.pixel_values[0], atol=2e-2, rtol=0)
+    for name in ("class_labels", "boxes", "masks"):
+        torch.testing.assert_close(result["labels"][name], expected["labels"][0][name])
+
+
+def test_batches_are_padded(coco_folders):
+    processor = ClusTRDetectionImageProcessor(do_resize=False)
+    evaluation = [EvaluationTransform(processor)(make_sample(coco_folders, index)) for index in (0, 1)]
+    evaluation[1]["pixel_values"] = evaluation[1]["pixel_values"][:, :80, :60]
+    batch = collate(evaluation)
+    assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["pixel_mask"].sum(dim=(1, 2)).tolist() == [
+        9216,
+        4800,
+    ]
+    assert (batch["pixel_values"][1, :, :80, :60] == evaluation[1]["pixel_values"]).all()
+    assert (batch["pixel_values"][1, :, 80:] == 0).all()
+    transform = TrainingTransform(processor, AugmentationArguments(crop_size=70))
+    processor.size = {"shortest_edge": 96, "longest_edge": None}
+    samples = [transform(make_sample(coco_folders, index)) for index in (0, 1)]
+    samples[0]["pixel_values"] = samples[0]["pixel_values"][:, :50]
+    samples[0]["labels"]["masks"] = samples[0]["labels"]["masks"][:, :50]
+    batch = collate(samples)
+    assert all(label["masks"].shape[1:] == (70, 70) for label in batch["labels"])
+
+
+def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
+    """Records as the predictor makes them; crowds are neither demanded nor held against anyone."""
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 70, "longest_edge": 140})
+    references = [EvaluationTransform(processor)(make_sample(coco_folders, i))["reference"] for i in range(13)]
+    records = [({**reference, "scores": np.ones(len(reference["labels"]))}, reference) for reference in references]
+    scores = Scores(["disc", "square"], ("box", "mask"), EvaluationArguments())
+    metrics = scores(records)
+    assert metrics["eval_box_ap"] == metrics["eval_mask_ap"] == 1
+    assert "eval_box_ap_large" not in metrics  # none of the shapes is large
+    assert scores.table["disc"]["objects"] > 10
+    with pytest.raises(ValueError, match="the validation images must have objects, got none"):
+        scores([records[-1]])
+
+
+def test_the_predictor_sees_images_without_their_padding(coco_folders):
+    model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", num_labels=2)).eval()
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 140})
+    samples = [EvaluationTransform(processor)(make_sample(coco_folders, index)) for index in (0, 1)]
+    samples[1]["pixel_values"] = samples[1]["pixel_values"][:, :, :50]
+    predict = Predictor(processor, EvaluationArguments(max_detections=7))
+    together = predict(model, collate(samples))
+    for sample, (found, reference) in zip(samples, together):
+        [(alone, _)] = predict(model, collate([sample]))
+        assert found["scores"] == alone["scores"] and len(found["masks"]) == len(found["boxes"]) <= 7
+        assert reference["size"] == (96, 96)
+
+
+def change_json(folder, split, change):
+    path = folder / f"{split}.json"
+    content = read_json(path)
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "split, change, message",
+    [
+        ("train", lambda c: c.pop("categories"), r"train.json must hold COCO annotations: KeyError\('categories'\)"),
+        (
+            "train",
+            lambda c: c["annotations"][0].update(image_id=5),
+            r"must list the image of every annotation, .* not \[5\]",
+        ),
+        (
+            "train",
+            lambda c: c["images"][0].update(file_name="no.png"),
+            "no.png, which .*train.json names, is not there",
+        ),
+        (
+            "validation",
+            lambda c: c["categories"][0].update(name="cube"),
+            r"must have the classes of the training data, \['disc', 'square'\]",
+        ),
+        (
+            "train",
+            lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+            r"objects of train sample \d+ must have boxes of 4 numbers",
+        ),
+        ("train", lambda c: c["annotations"][0].pop("segmentation"), r"train sample \d+: .* must have 'segmentation'"),
+    ],
+)
+def test_bad_annotations_are_named(coco_folders, tmp_path, train, split, change, message):
+    data = tmp_path / "data"
+    shutil.copytree(coco_folders, data, symlinks=True)
+    change_json(data, split, change)
+    with pytest.raises(ValueError, match=message):
+        train("instance_segmentation", "--max_train_steps", 4, data=files_of(data))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"train_dir": "x"}, "--train_dir and --train_annotation_file go together, got x and None"),
+        (
+            {"train_file": "x", "validation_annotation_file": "y"},
+            "--validation_dir and --validation_annotation_file go",
+        ),
+        ({"train_file": "x", "box_format": "cxcywh"}, r"--box_format must be one of \('xywh', 'xyxy'\), got 'cxcywh'"),
+    ],
+)
+def test_data_arguments_that_do_not_fit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DataArguments(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"crop_size": 0}, "--crop_size must be positive, got 0"),
+        ({"min_scale": 2.0}, "--min_scale and --max_scale must be 0 < min <= max"),
+        ({"flip_probability": 1.5}, r"--flip_probability must be in \[0, 1\], got 1.5"),
+        ({"vertical_flip_probability": -1}, r"--vertical_flip_probability must be in \[0, 1\], got -1"),
+    ],
+)
+def test_augmentation_arguments_that_do_not_fit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentationArguments(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"max_detections": 0}, "--max_detections must be positive, got 0"),
+        ({"num_pictures": -1}, "--num_pictures must be 0 or more, got -1"),
+        ({"picture_threshold": 2.0}, r"--picture_threshold must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_evaluation_arguments_that_do_not_fit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationArguments(**arguments)
+
+
+def test_columns_that_do_not_fit_are_named(coco_folders, tmp_path):
+    path = str(write_rows(tmp_path / "rows.parquet", coco_folders))
+    rows = Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="--category_key 'label' is not in the objects, which have"):
+        class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="label"))
+    with pytest.raises(ValueError, match="the classes in 'things' must be a ClassLabel or strings"):
+        class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="area"))
+    with pytest.raises(ValueError, match="--objects_column_name 'objects' is not in the data set"):
+        load_data(
+            DataArguments(train_file=path, image_column_name="picture"), ModelArguments(cache_dir=str(tmp_path)), 0
+        )
+
+
+@pytest.mark.parametrize("task", SCRIPTS)
+def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
+    folder = shared / "data" / "coco-mini"
+    data = {
+        "--train_dir": folder / "train",
+        "--train_annotation_file": folder / "annotations" / "instances_train.json",
+        "--validation_dir": folder / "val",
+        "--validation_annotation_file": folder / "annotations" / "instances_val.json",
+    }
+    limits = ["--max_train_steps", 2, "--max_eval_samples", 3, "--image_size", 128]
+    out = train(task, *limits, data=data)
+    config = read_json(out / "config.json")
+    names = read_json(folder / "id2label_80.json")
+    assert config["id2label"] == names and len(names) == 80
+    results = read_json(out / "all_results.json")
+    assert results["eval_samples"] == 3 and 0 <= results[f"eval_{KINDS[task][-1]}_ap"] <= 1
+
+
+def test_shared_truth_as_prediction_is_perfect(shared):
+    """COCO's own polygons, encodings and crowds, images resized and padded: boxes as outputs, masks in the metric."""
+    folder = shared / "data" / "coco-mini"
+    labels = []
+    rows = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), labels)
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 200, "longest_edge": 333})
+    parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    read = ReadSample(rows, parse, processor, 80, True, "validation")
+    samples = [read(index) for index in range(20)]
+    references = [EvaluationTransform(processor)(sample)["reference"] for sample in samples]
+    annotations = [{"image_id": index, "annotations": parse(rows[index])} for index in range(20)]
+    batch = processor([sample.image for sample in samples], annotations=annotations, return_tensors="pt")
+    number = max(len(label["boxes"]) for label in batch["labels"])
+    logits, boxes = torch.full((20, number, 80), -20.0), torch.zeros(20, number, 4)
+    for index, label in enumerate(batch["labels"]):
+        logits[index, torch.arange(len(label["boxes"])), label["class_labels"]] = 4.0
+        boxes[index, : len(label["boxes"])] = label["boxes"]
+    output = type("Output", (), {"logits": logits, "pred_boxes": boxes})
+    sizes = [reference["size"] for reference in references]
+    # Nothing is suppressed: true boxes of one class may overlap.
+    found = processor.post_process_object_detection(output, target_sizes=sizes, nms_threshold=1.0)
+    assert coco_average_precision(found, references, 80)["ap"] == pytest.approx(1.0)
+    perfect = [{**reference, "scores": np.ones(len(reference["labels"]))} for reference in references]
+    assert coco_average_precision(perfect, references, 80, "segm")["ap"] == pytest.approx(1.0)
