@@ -4,20 +4,30 @@ import subprocess
 import sys
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from conftest import shapes_on_ground
 from torch import nn
+from torch.utils.data import Dataset
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import FeaturePyramidNetwork, masks_to_boxes
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, box_convert, masks_to_boxes
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
-from transformers import AutoModelForInstanceSegmentation, AutoModelForObjectDetection
+from transformers import (
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    Trainer,
+    TrainingArguments,
+)
 
 from clustr_hf import (
     ClusTRBackbone,
     ClusTRConfig,
     ClusTRDetectionImageProcessor,
+    ClusTRDetectionOutput,
     ClusTRForImageClassification,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
@@ -82,9 +92,9 @@ def test_parameters_are_the_papers(model_class, millions):
 class Pyramid(nn.Module):
     """What torchvision's detectors take for a backbone, of our backbone and torchvision's pyramid."""
 
-    def __init__(self, config, stages, extra_blocks):
+    def __init__(self, stages, extra_blocks):
         super().__init__()
-        config = make_config(**{**config, "out_features": [f"stage{stage}" for stage in stages]})
+        config = make_config(out_features=[f"stage{stage}" for stage in stages])
         self.body = ClusTRBackbone(config)
         self.out_channels = config.fpn_hidden_size
         channels = [config.hidden_sizes[stage - 1] for stage in stages]
@@ -94,19 +104,24 @@ class Pyramid(nn.Module):
         return self.fpn(OrderedDict((str(i), maps) for i, maps in enumerate(self.body(images).feature_maps)))
 
 
-def torchvision_twin(model, sizes=((32,), (64,), (128,), (256,), (512,)), **settings):
+def torchvision_twin(model, sizes=((32,), (64,), (128,), (256,), (512,))):
     """torchvision's own model, made by its own constructor, with the weights of ours; images are taken as they are."""
     as_they_are = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "max_size": 10**6, "_skip_resize": True}
     ratios = ((0.5, 1.0, 2.0),) * len(sizes)
     if isinstance(model, ClusTRForObjectDetection):
         sizes = tuple((s, int(s * 2 ** (1 / 3)), int(s * 2 ** (2 / 3))) for (s,) in sizes)
-        pyramid = Pyramid(settings, (2, 3, 4), LastLevelP6P7(160, 64))
+        pyramid = Pyramid((2, 3, 4), LastLevelP6P7(160, 64))
         anchors = AnchorGenerator(sizes, ratios)
         twin = RetinaNet(pyramid, 5, anchor_generator=anchors, detections_per_img=100, **as_they_are)
     else:
-        pyramid = Pyramid(settings, (1, 2, 3, 4), LastLevelMaxPool())
-        twin = MaskRCNN(pyramid, 6, rpn_anchor_generator=AnchorGenerator(sizes, ratios), **as_they_are)
-        # The hidden sizes of torchvision's heads are fixed: 1024 and 256, as the paper's configuration has them.
+        pyramid = Pyramid((1, 2, 3, 4), LastLevelMaxPool())
+        heads = {
+            "box_head": TwoMLPHead(64 * 7**2, 128),
+            "box_predictor": FastRCNNPredictor(128, 6),
+            "mask_head": MaskRCNNHeads(64, (64, 64, 64, 64), 1),
+            "mask_predictor": MaskRCNNPredictor(64, 64, 6),
+        }
+        twin = MaskRCNN(pyramid, rpn_anchor_generator=AnchorGenerator(sizes, ratios), **heads, **as_they_are)
     prefixes = {"clustr.": "backbone.body.", "detector.backbone.": "backbone.fpn.", "detector.": ""}
     weights = {}
     for name, weight in model.state_dict().items():
@@ -126,18 +141,11 @@ def torchvision_targets(labels, sizes, first_class):
     return targets
 
 
-TWIN_SETTINGS = {
-    ClusTRForObjectDetection: {},
-    ClusTRForInstanceSegmentation: {"box_head_hidden_size": 1024, "mask_head_hidden_size": 256},
-}
-
-
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_losses_are_torchvisions(model_class):
     """A padded batch of two sizes, neither a multiple of 32; the same random numbers choose what is sampled."""
-    settings = TWIN_SETTINGS[model_class]
-    model = make_model(model_class, **settings).double().train()
-    twin = torchvision_twin(model, **settings).train()
+    model = make_model(model_class).double().train()
+    twin = torchvision_twin(model).train()
     batch = make_batch()
     pixel_values = batch["pixel_values"].double()
     images = [image[:, :height, :width] for image, (height, width) in zip(pixel_values, SIZES)]
@@ -164,9 +172,8 @@ def test_losses_are_torchvisions(model_class):
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_detections_are_torchvisions(model_class):
     """Each image of a padded batch has the detections that torchvision's model has of it alone."""
-    settings = TWIN_SETTINGS[model_class]
-    model = make_model(model_class, **settings).double()
-    twin = torchvision_twin(model, **settings).eval()
+    model = make_model(model_class).double()
+    twin = torchvision_twin(model).eval()
     twin.transform.postprocess = lambda detections, *_: detections  # masks stay on their grids
     batch = make_batch()
     pixel_values = batch["pixel_values"].double()
@@ -191,15 +198,15 @@ def test_detections_are_torchvisions(model_class):
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_new_heads_are_initialised_as_torchvisions(model_class, tmp_path):
     """Also where `from_pretrained` builds them on the meta device: the focal loss begins at its prior."""
-    settings = {**TWIN_SETTINGS[model_class], "num_labels": 5}
+    settings = {"num_labels": 5, "box_head_hidden_size": 1024, "mask_head_hidden_size": 256}  # torchvision's
     ClusTRForImageClassification(make_config(num_labels=1000)).save_pretrained(tmp_path)
     fresh = model_class(make_config(**settings))
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True, **settings)
     assert all(name.startswith("detector.") for name in info["missing_keys"]) and len(info["missing_keys"]) > 20
     if model_class is ClusTRForObjectDetection:
-        theirs = RetinaNet(Pyramid({}, (2, 3, 4), LastLevelP6P7(160, 64)), 5)
+        theirs = RetinaNet(Pyramid((2, 3, 4), LastLevelP6P7(160, 64)), 5)
     else:
-        theirs = MaskRCNN(Pyramid({}, (1, 2, 3, 4), LastLevelMaxPool()), 6)
+        theirs = MaskRCNN(Pyramid((1, 2, 3, 4), LastLevelMaxPool()), 6)
     reference = {name.replace("backbone.fpn.", "backbone."): w.detach() for name, w in theirs.named_parameters()}
     for model in (fresh, loaded):
         for name, weight in model.detector.named_parameters():
@@ -399,6 +406,84 @@ def shapes_batch(number, processor, size=(96, 96)):
         annotations.append({"image_id": index, "annotations": rows})
     batch = processor(images, annotations=annotations, return_segmentation_masks=True, return_tensors="pt")
     return batch, references
+
+
+class Shapes(Dataset):
+    """Rows as transformers' official example makes them, one image at a time, padded to a common size."""
+
+    def __init__(self, number, processor):
+        self.batches = [shapes_batch(1, processor, size=(80 + 8 * index, 96)) for index in range(number)]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        batch = self.batches[index][0]
+        return {**{name: batch[name][0] for name in ("pixel_values", "pixel_mask")}, "labels": batch["labels"][0]}
+
+
+def collate_as_the_official_example(rows):
+    batch = {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "pixel_mask")}
+    return {**batch, "labels": [row["labels"] for row in rows]}
+
+
+def test_trainer_takes_the_official_object_detection_recipe(tmp_path):
+    """run_object_detection.py of transformers: its arguments, its collation, and how it reads what Trainer gathers."""
+    settings = {"max_height": 100, "max_width": 100}
+    processor = ClusTRDetectionImageProcessor(size=settings, pad_size={"height": 100, "width": 100})
+    data, sizes = Shapes(6, processor), []
+
+    def compute_metrics(results):
+        predictions, references = [], []
+        for batch, targets in zip(results.predictions, results.label_ids):
+            batch_sizes = torch.tensor(np.array([target["orig_size"] for target in targets]))
+            logits, boxes = torch.tensor(batch[1]), torch.tensor(batch[2])
+            assert logits.shape[:2] == boxes.shape[:2] and logits.shape[2] == 2
+            output = ClusTRDetectionOutput(logits=logits, pred_boxes=boxes)
+            predictions += processor.post_process_object_detection(output, threshold=0.0, target_sizes=batch_sizes)
+            for target, (height, width) in zip(targets, batch_sizes.tolist()):
+                boxes = box_convert(torch.tensor(target["boxes"]), "cxcywh", "xyxy")
+                boxes = boxes * torch.tensor([width, height, width, height])
+                references.append({"labels": target["class_labels"], "boxes": boxes})
+                sizes.append((height, width))
+        expected = [batch[1][0]["boxes"] for batch in data.batches]
+        for reference, boxes in zip(references, expected, strict=True):
+            torch.testing.assert_close(reference["boxes"], boxes, atol=0.01, rtol=0)
+        return {"map": coco_average_precision(predictions, references, 2)["ap"]}
+
+    model = ClusTRForObjectDetection(make_config(num_labels=2, anchor_sizes=[16, 32, 64, 128, 256]))
+    args = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        per_device_eval_batch_size=2,
+        max_steps=1,
+        logging_steps=1,
+        learning_rate=0.0,
+        eval_strategy="steps",
+        eval_do_concat_batches=False,
+        remove_unused_columns=False,
+        report_to="none",
+        use_cpu=True,
+        train_sampling_strategy="sequential",
+    )
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=processor,
+        data_collator=collate_as_the_official_example,
+        compute_metrics=compute_metrics,
+    )
+    trainer.train()
+    history = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    assert sizes == [(80 + 8 * index, 96) for index in range(6)]
+    assert 0 <= history["eval_map"] <= 1 and history["eval_loss"] > 0
+    batches = [collate_as_the_official_example([data[i], data[i + 1]]) for i in (0, 2, 4)]
+    with torch.no_grad():
+        expected = sum(model.train()(**batch).loss.item() for batch in batches) / 3
+    assert history["loss"] == pytest.approx(expected, rel=1e-3)  # nothing scales the loss twice
 
 
 @pytest.mark.slow

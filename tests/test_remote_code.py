@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from clustr_hf import (
@@ -337,6 +338,14 @@ def test_headless_checkpoints_are_complete_too(model_class, tmp_path, run_withou
         "    assert all(torch.equal(state[name], weights[name]) for name in weights)\n",
         tmp_path / "checkpoint",
     )
+
+
+def test_segmentation_pipelines_of_the_package_load_the_checkpoints_class(segmentation_folder, detection_folder):
+    assert type(pipeline("image-segmentation", model=str(segmentation_folder)).model) is ClusTRForSemanticSegmentation
+    if "Instance" in detection_folder.name:
+        assert type(pipeline("image-segmentation", model=str(detection_folder)).model) is ClusTRForInstanceSegmentation
+    else:
+        assert type(pipeline("object-detection", model=str(detection_folder)).model) is ClusTRForObjectDetection
 
 
 def test_importing_the_package_prints_nothing():

@@ -7,6 +7,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
@@ -42,6 +43,10 @@ AutoModelForImageClassification.register(ClusTRConfig, ClusTRForImageClassificat
 AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegmentation, exist_ok=True)
 AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
+# The image-segmentation pipeline asks for this one first. Of several classes, the checkpoint's own is loaded.
+AutoModelForImageSegmentation._model_mapping.register(
+    ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
+)
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
 # A second processor for the same configuration: saved ones are found by their name among all that are registered.
 AutoImageProcessor.register(
