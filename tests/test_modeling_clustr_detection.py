@@ -274,6 +274,19 @@ def test_an_image_has_the_same_output_in_a_padded_batch_as_alone(model_class):
     assert output.loss.isfinite()
 
 
+def test_the_loss_in_evaluation_is_always_the_same_and_draws_no_random_numbers():
+    """More proposals than are sampled, of which training draws others every time."""
+    model, batch = make_model(ClusTRForInstanceSegmentation, roi_batch_size=16), make_batch()
+    with torch.no_grad():
+        state = torch.get_rng_state()
+        first = model(**batch).loss
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(5)
+        assert torch.equal(model(**batch).loss, first)
+        model.train()
+        assert not torch.equal(model(**batch).loss, model(**batch).loss)
+
+
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_padding_that_all_images_have_changes_nothing(model_class):
     model, batch = make_model(model_class), make_batch([(64, 96), (64, 96)])
@@ -364,7 +377,6 @@ def test_half_precision_is_close_and_boxes_are_float32(model_class):
     results = []
     for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            torch.manual_seed(0)
             output = model.to(dtype)(**batch)
         assert output.logits.dtype == output.pred_boxes.dtype == output.loss.dtype == torch.float32
         results.append((output.loss.item(), processor.post_process_object_detection(output, 0.05, [(256, 256)])[0]))

@@ -11,7 +11,7 @@ image, without its padding, outside.
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -311,7 +311,7 @@ class ClusTRForObjectDetection(ClusTRDetector):
             loss_dict=loss_dict,
             logits=logits,
             pred_boxes=_to_shares(boxes, sizes),
-            level_sizes=torch.tensor(level_sizes, device=logits.device).expand(len(sizes), -1),
+            level_sizes=torch.tensor(level_sizes, device=logits.device).repeat(len(sizes), 1),
             hidden_states=features.hidden_states,
             attentions=features.attentions,
             cluster_indices=features.get("cluster_indices"),
@@ -369,7 +369,8 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         images = ImageList(pixel_values, sizes)
         loss_dict, predictions = None, {}
         if targets is not None:
-            loss_dict = self._propose_and_look(images, pyramid, targets)[1]
+            with nullcontext() if self.training else _same_random_numbers(pixel_values.device):
+                loss_dict = self._propose_and_look(images, pyramid, targets)[1]
         if targets is None or not self.training:
             predictions = self._collect(self._propose_and_look(images, pyramid, None)[0], sizes)
         return ClusTRInstanceSegmentationOutput(
@@ -440,6 +441,15 @@ def _training_mode(modules: Sequence[nn.Module], is_training: bool):
     finally:
         for module, was_training in zip(modules, before):
             module.training = was_training
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device):
+    """The loss looks at a random sample of the proposals: in evaluation at the same one every time."""
+    is_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if is_cpu else [device], device_type="cuda" if is_cpu else device.type):
+        torch.manual_seed(0)
+        yield
 
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
