@@ -100,6 +100,14 @@ def test_survives_saving(tmp_path):
         ("semantic_class_weights", [1.0, -1.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
         ("semantic_class_weights", [0.0, 0.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
         ("semantic_class_weights", [], "`semantic_class_weights` must be 0 or more and not all of them 0"),
+        ("anchor_sizes", [32, 64, 0], "`anchor_sizes` must be positive"),
+        ("anchor_aspect_ratios", [-1.0], "`anchor_aspect_ratios` must be positive"),
+        ("detection_score_threshold", 1.0, r"`detection_score_threshold` must be in \[0, 1\)"),
+        ("detection_nms_threshold", 0.0, r"`detection_nms_threshold` must be in \(0, 1\], got 0.0"),
+        ("detections_per_image", 0, "`detections_per_image` must be positive"),
+        ("roi_batch_size", -1, "`roi_batch_size` must be positive"),
+        ("box_head_hidden_size", 0, "`box_head_hidden_size` must be positive"),
+        ("mask_head_hidden_size", 0, "`mask_head_hidden_size` must be positive"),
     ],
 )
 def test_values_that_do_not_fit_are_named(field, value, message):

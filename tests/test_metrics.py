@@ -6,7 +6,16 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from transformers import EvalPrediction
 
-from clustr_hf.metrics import Accuracy, MeanIoU, class_areas, compute_accuracy, summarize_areas
+from clustr_hf.image_processing_clustr_detection import encode_mask
+from clustr_hf.metrics import (
+    Accuracy,
+    CocoAveragePrecision,
+    MeanIoU,
+    class_areas,
+    coco_average_precision,
+    compute_accuracy,
+    summarize_areas,
+)
 
 
 def test_accuracy_agrees_with_scikit_learn():
@@ -102,3 +111,146 @@ def test_maps_that_do_not_fit_are_named():
         class_areas(zeros, zeros + 2, 2)
     with pytest.raises(ValueError, match=r"`prediction` must be in \[0, 2\), got values from -1 to -1"):
         class_areas(zeros - 1, zeros, 2)
+
+
+def random_detections(seed, num_images=8, num_labels=3, size=(60, 80)):
+    """Objects, and detections of which some are near one, some are double, some are of another class or nothing."""
+    generator = np.random.default_rng(seed)
+    predictions, references = [], []
+    for _ in range(num_images):
+        number = int(generator.integers(0, 6))
+        corners = generator.uniform(0, 40, (number, 2))
+        boxes = np.concatenate([corners, corners + generator.uniform(12, 30, (number, 2))], axis=1)
+        labels = generator.integers(0, num_labels, number)
+        references.append({"boxes": boxes, "labels": labels})
+        near = np.repeat(boxes, 2, axis=0) + generator.normal(0, 1.5, (2 * number, 4))
+        wrong = generator.uniform(0, 30, (3, 4)) + np.array([0, 0, 30, 30])
+        found = np.concatenate([near, wrong])
+        classes = np.concatenate([np.repeat(labels, 2), generator.integers(0, num_labels, 3)])
+        predictions.append({"boxes": found, "labels": classes, "scores": generator.uniform(size=len(found))})
+    for record in (*predictions, *references):
+        record["masks"] = [encode_mask(fill(box, size)) for box in record["boxes"]]
+    return predictions, references
+
+
+def fill(box, size):
+    """Pixels whose corner lies in a box."""
+    rows, columns = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+    return (columns >= box[0]) & (columns < box[2]) & (rows >= box[1]) & (rows < box[3])
+
+
+def box_overlap(first, second):
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0) * max(height, 0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return shared / (sum(areas) - shared)
+
+
+def average_precision_by_hand(predictions, references, label, threshold, overlap):
+    """COCO's: the best detections first take their best free object; precision is read off at 101 recalls."""
+    ranked = sorted(
+        (-score, image, index)
+        for image, record in enumerate(predictions)
+        for index, (score, found) in enumerate(zip(record["scores"], record["labels"]))
+        if found == label
+    )
+    taken, hits = set(), []
+    for _, image, index in ranked:
+        free = [
+            (overlap(predictions[image], index, references[image], other), other)
+            for other, true in enumerate(references[image]["labels"])
+            if true == label and (image, other) not in taken
+        ]
+        best, other = max(free, default=(0, None))
+        hits.append(best >= threshold)
+        if hits[-1]:
+            taken.add((image, other))
+    total = sum(int((record["labels"] == label).sum()) for record in references)
+    hits = np.cumsum(hits)
+    recall, precision = hits / total, hits / np.arange(1, len(hits) + 1)
+    return np.mean([max(precision[recall >= level - 1e-12], default=0.0) for level in np.linspace(0, 1, 101)])
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_agrees_with_loops(iou_type, seed):
+    predictions, references = random_detections(seed)
+
+    def overlap(prediction, index, reference, other):
+        first, second = prediction["boxes"][index], reference["boxes"][other]
+        if iou_type == "bbox":
+            return box_overlap(first, second)
+        first, second = fill(first, (60, 80)), fill(second, (60, 80))
+        return (first & second).sum().item() / (first | second).sum().item()
+
+    by_hand = np.array(
+        [
+            [average_precision_by_hand(predictions, references, label, t, overlap) for t in np.linspace(0.5, 0.95, 10)]
+            for label in range(3)
+        ]
+    )
+    found = coco_average_precision(predictions, references, 3, iou_type)
+    assert 0.2 < found["ap"] < 0.8
+    assert found["ap"] == pytest.approx(by_hand.mean(), abs=1e-6)
+    assert found["ap50"] == pytest.approx(by_hand[:, 0].mean(), abs=1e-6)
+    assert found["ap75"] == pytest.approx(by_hand[:, 5].mean(), abs=1e-6)
+    assert found["per_category_ap"] == pytest.approx(by_hand.mean(axis=1), abs=1e-6)
+    assert found["per_category_ap50"] == pytest.approx(by_hand[:, 0], abs=1e-6)
+
+
+def test_average_precision_as_a_metric_batch_by_batch():
+    predictions, references = random_detections(1)
+    metric = CocoAveragePrecision()
+    for start in (0, 5):
+        part = slice(start, start + 5)
+        metric.add_batch(predictions=predictions[part], references=references[part])
+    for iou_type in ("bbox", "segm"):
+        expected = coco_average_precision(predictions, references, 3, iou_type)
+        boxes = [{name: record[name] for name in record if name != "masks"} for record in predictions]
+        found = CocoAveragePrecision().compute(
+            predictions=boxes if iou_type == "bbox" else predictions,
+            references=references,
+            num_labels=3,
+            iou_type=iou_type,
+        )
+        assert found["ap"] == pytest.approx(expected["ap"])
+    assert metric.compute(num_labels=3)["ap"] == pytest.approx(coco_average_precision(predictions, references, 3)["ap"])
+
+
+def test_average_precision_by_size_takes_the_area_that_is_given():
+    boxes = [[0, 0, 20, 20], [30, 0, 80, 50], [100, 0, 300, 200]]
+    reference = {"boxes": boxes, "labels": [0, 0, 0]}
+    prediction = {"boxes": boxes[1:], "labels": [0, 0], "scores": [0.9, 0.8]}
+    found = coco_average_precision([prediction], [reference])
+    assert [found[f"ap_{size}"] for size in ("small", "medium", "large")] == [0.0, 1.0, 1.0]
+    found = coco_average_precision([prediction], [{**reference, "area": [400, 400, 40000]}])
+    assert found["ap_medium"] != found["ap_medium"]  # NaN: no object is of that area
+    assert found["ap_small"] == pytest.approx(0.5, abs=0.01) and found["ap_large"] == 1.0
+
+
+def test_crowds_are_neither_demanded_nor_held_against_anyone():
+    reference = {"boxes": [[0, 0, 10, 10], [20, 20, 90, 90]], "labels": [0, 0], "iscrowd": [0, 1]}
+    one = {"boxes": [[0, 0, 10, 10]], "labels": [0], "scores": [0.5]}
+    in_crowd = {"boxes": [[30, 30, 40, 40], [0, 0, 10, 10]], "labels": [0, 0], "scores": [0.9, 0.5]}
+    elsewhere = {"boxes": [[110, 30, 130, 40], [0, 0, 10, 10]], "labels": [0, 0], "scores": [0.9, 0.5]}
+    results = [coco_average_precision([found], [reference])["ap"] for found in (one, in_crowd, elsewhere)]
+    assert results == pytest.approx([1.0, 1.0, 0.5], abs=0.01)
+
+
+def test_only_so_many_detections_count():
+    boxes = [[i * 20, 0, i * 20 + 10, 10] for i in range(6)]
+    reference = {"boxes": boxes, "labels": [0] * 6}
+    prediction = {**reference, "scores": [0.9 - 0.1 * i for i in range(6)]}
+    assert coco_average_precision([prediction], [reference], max_detections=6)["ar"] == 1
+    assert coco_average_precision([prediction], [reference], max_detections=3)["ar"] == 0.5
+
+
+def test_detections_that_do_not_fit_are_named():
+    record = {"boxes": [[0, 0, 5, 5]], "labels": [3], "scores": [1.0]}
+    with pytest.raises(ValueError, match="`iou_type` must be 'bbox' or 'segm', got 'keypoints'"):
+        coco_average_precision([record], [record], iou_type="keypoints")
+    with pytest.raises(ValueError, match="`predictions` must be as many as `references`, 2 images, got 1"):
+        coco_average_precision([record], [record, record])
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got values from 3 to 3"):
+        coco_average_precision([record], [record], num_labels=3)

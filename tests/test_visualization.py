@@ -8,8 +8,10 @@ from PIL import Image
 from clustr_hf.visualization import (
     class_colors,
     draw_clusters,
+    draw_detections,
     draw_segmentation,
     plot_clusters,
+    plot_detections,
     plot_predictions,
     plot_segmentation,
     plot_training_curves,
@@ -119,3 +121,47 @@ def test_truth_and_prediction_stand_beside_the_image_with_a_legend(halves):
     assert rendered(figure).std() > 0
     with pytest.raises(ValueError, match="`images` must hold at least one image"):
         plot_segmentation([], [], [], ["sky"])
+
+
+BOXES = torch.tensor([[5.0, 5.0, 20.0, 30.0], [35.0, 10.0, 35.0, 10.0]])  # the second one has no extent
+
+
+def test_boxes_are_drawn_in_the_colours_of_their_classes(halves):
+    image, _ = halves
+    labels = torch.tensor([2, 0])
+    drawn = np.asarray(draw_detections(image, BOXES, labels, ["a", "b", "c"], with_text=False))
+    colors = class_colors(3)
+    for x, y in ((5, 15), (20, 15), (12, 5), (12, 30)):
+        assert (drawn[y, x] == colors[2]).all()
+    assert (drawn[15, 12] == (200, 0, 0)).all() and (drawn[35, 55] == (0, 0, 100)).all()
+    assert (drawn == colors[0]).all(axis=-1).any()
+    written = np.asarray(draw_detections(image, BOXES, labels, ["a", "b", "c"], scores=torch.tensor([0.9, 0.1])))
+    assert (written != drawn).any()
+    nothing = draw_detections(image, torch.zeros(0, 4), torch.zeros(0).long(), ["a"], masks=torch.zeros(0, 40, 60) > 0)
+    assert np.array_equal(np.asarray(nothing), np.asarray(image))
+    with pytest.raises(ValueError, match="`labels` must be as many as `boxes`, 2, got 1"):
+        draw_detections(image, BOXES, labels[:1], ["a", "b", "c"])
+
+
+def test_neighbouring_masks_of_one_class_have_colours_of_their_own(halves):
+    image, _ = halves
+    masks = torch.zeros(2, 40, 60, dtype=torch.bool)
+    masks[0, 10:30, 5:15], masks[1, 10:30, 15:25] = True, True
+    boxes = torch.tensor([[5.0, 10.0, 15.0, 30.0], [15.0, 10.0, 25.0, 30.0]])
+    drawn = np.asarray(draw_detections(image, boxes, torch.tensor([0, 0]), ["a"], masks=masks, with_text=False)).astype(
+        int
+    )
+    assert np.abs(drawn[20, 10] - drawn[20, 20]).max() > 30
+    assert (drawn[35, 10] == (200, 0, 0)).all()
+
+
+def test_truth_and_prediction_of_detections_stand_side_by_side(halves):
+    image, _ = halves
+    truth = {"boxes": BOXES[:1], "labels": torch.tensor([1])}
+    prediction = {**truth, "scores": torch.tensor([0.5])}
+    figure = plot_detections([image, image], [truth, truth], [prediction, prediction], ["a", "b"])
+    assert [axis.get_title() for axis in figure.axes] == ["truth", "prediction", "", ""]
+    expected = draw_detections(image, names=["a", "b"], **prediction)
+    assert np.array_equal(figure.axes[1].images[0].get_array(), np.asarray(expected))
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        plot_detections([], [], [], ["a"])

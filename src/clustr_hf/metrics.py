@@ -268,10 +268,10 @@ def coco_average_precision(
     truth = COCO({**dataset, "annotations": _coco_annotations(references, iou_type)})
     found = COCO({**dataset, "annotations": _coco_annotations(predictions, iou_type)})
     evaluator = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
-    evaluator.params.maxDets = [1, 10, max_detections]
+    evaluator.params.maxDets = [max_detections]
     evaluator.evaluate()
     evaluator.accumulate()
-    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]  # (T, R, K, areas, 3), (T, K, areas, 3)
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]  # (T, R, K, areas, 1), (T, K, areas, 1)
     areas = dict(zip(evaluator.params.areaRngLbl, range(4)))
     return {
         "ap": _mean_of_valid(precision[:, :, :, 0, -1]),
