@@ -2,7 +2,6 @@
 """Data, model and image processor of the detection scripts."""
 
 import json
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ SHORT_SIDE, LONG_SIDE = 800, 1333
 BOX_FORMATS = ("xywh", "xyxy")
 # Columns of the rows that are made of COCO files; annotations are JSON, since their segmentations differ in type.
 IMAGE, ANNOTATIONS = "image", "annotations"
+OBJECTS = "objects_column_name"
 
 
 @dataclass
@@ -66,80 +66,81 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tup
     Raises:
         ValueError: if a column or a file is missing, or annotations do not fit together.
     """
-    labels: list[str] = []
+    labels: dict[str, list[str]] = {}  # of each split
 
     def load_folders(folders: dict[str, str]) -> DatasetDict:
-        files = by_split(args.train_annotation_file, args.validation_annotation_file)
-        return DatasetDict({split: read_coco(folder, files[split], labels) for split, folder in folders.items()})
+        files, data = by_split(args.train_annotation_file, args.validation_annotation_file), {}
+        for split, folder in folders.items():
+            data[split], labels[split] = read_coco(folder, files[split])
+        return DatasetDict(data)
 
     if args.train_dir is not None:
         args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
     data = load_splits(args, model_args, seed, load_folders)
     columns = {"image_column_name": args.image_column_name, "objects_column_name": args.objects_column_name}
-    check_columns(data["train"], **columns)
-    labels = labels or class_names(data["train"], args)
+    for split in ("train", "validation"):
+        check_columns(data[split], **columns)
+        if args.train_dir is None:
+            labels[split] = class_names(data[split], args)
+    names = labels["train"]
+    others = labels.get("validation", names)  # not there where it is split off
+    unknown = [name for name in others if name not in names]
+    if unknown or (args.train_dir is not None and others != names):
+        raise ValueError(f"the validation data must have the classes of the training data, {names}, got {others}")
     data = choose_samples(data, args, seed).select_columns(list(columns.values()))
-    return data.cast_column(args.image_column_name, Image(decode=False)), labels
+    return data.cast_column(args.image_column_name, Image(decode=False)), names
 
 
-def read_coco(folder: str, annotation_file: str, labels: list[str]) -> Dataset:
+def read_coco(folder: str, annotation_file: str) -> tuple[Dataset, list[str]]:
     """
-    Rows of a folder with COCO annotations. `labels` are the names of the classes: they are filled, if empty, with those
-    of the file, in the order of its ids, and must agree with it otherwise.
+    Rows of a folder with COCO annotations, and the names of the classes in the order of their ids.
+
+    Raises:
+        ValueError: if the file cannot be read or does not fit together, or an image is missing.
     """
     try:
         content = json.loads(Path(annotation_file).read_text())
         names = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
-        images, objects = content["images"], defaultdict(list)
-        for annotation in content["annotations"]:
-            objects[annotation["image_id"]].append(annotation)
+        paths = {image["id"]: Path(folder) / image["file_name"] for image in content["images"]}
+        objects = {image_id: [] for image_id in paths}
+        index = {category_id: place for place, category_id in enumerate(names)}
+        for row in content["annotations"]:
+            if row["image_id"] not in objects or row["category_id"] not in index:
+                raise ValueError(f"an annotation of an image or a category that it does not list: {row}")
+            kept = {name: row[name] for name in ("bbox", "area", "iscrowd", "segmentation") if name in row}
+            objects[row["image_id"]].append({"category_id": index[row["category_id"]], **kept})
     except OSError as error:
         raise ValueError(f"{annotation_file} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{annotation_file} must hold COCO annotations: {error!r}") from error
-    labels[:] = labels or names.values()
-    if labels != list(names.values()):
-        raise ValueError(f"{annotation_file} must have the classes of the training data, {labels}, got {names}")
-    unknown = sorted(set(objects) - {image["id"] for image in images})
-    if unknown or not images:
+    missing = [path for path in paths.values() if not path.is_file()]
+    if missing or not paths or len(set(names.values())) < max(1, len(names)):
         raise ValueError(
-            f"{annotation_file} must list the image of every annotation, got {len(images)} images, not {unknown[:3]}"
+            f"{annotation_file} must name images that are there and classes of different names, got {len(paths)} "
+            f"images, missing {[str(path) for path in missing[:3]]}, classes {list(names.values())[:100]}"
         )
-    index = {category_id: place for place, category_id in enumerate(names)}
-    rows = {IMAGE: [], ANNOTATIONS: []}
-    for image in images:
-        path = Path(folder) / image["file_name"]
-        if not path.is_file():
-            raise ValueError(f"{path}, which {annotation_file} names, is not there")
-        rows[IMAGE].append(str(path))
-        kept = ("bbox", "area", "iscrowd", "segmentation")
-        rows[ANNOTATIONS].append(
-            json.dumps(
-                [
-                    {"category_id": index[row["category_id"]], **{name: row[name] for name in kept if name in row}}
-                    for row in objects[image["id"]]
-                ]
-            )
-        )
-    return Dataset.from_dict(rows).cast_column(IMAGE, Image())
+    rows = {IMAGE: list(map(str, paths.values())), ANNOTATIONS: list(map(json.dumps, objects.values()))}
+    return Dataset.from_dict(rows).cast_column(IMAGE, Image()), list(names.values())
 
 
 def class_names(rows: Dataset, args: DataArguments) -> list[str]:
     """The names of the classes of a column of objects: those of its ClassLabel, or else the strings in it, sorted."""
     feature = rows.features[args.objects_column_name]
     feature = getattr(feature, "feature", feature)  # a list of dictionaries, or a dictionary of lists
-    if args.category_key not in feature:
-        raise ValueError(f"--category_key {args.category_key!r} is not in the objects, which have {list(feature)}")
+    for key in ("bbox", args.category_key):
+        if not isinstance(feature, dict) or key not in feature:
+            raise ValueError(f"--{OBJECTS} {args.objects_column_name!r} must have the key {key!r}, got {feature}")
     category = getattr(feature[args.category_key], "feature", feature[args.category_key])
     if isinstance(category, ClassLabel):
         return category.names
     if category.dtype == "string":
         objects = (as_lists(value) for value in rows[args.objects_column_name])
-        return sorted({name for value in objects for name in value.get(args.category_key, ())})
+        names = {name for value in objects for name in value.get(args.category_key) or ()}
+        return sorted(names - {None})
     raise ValueError(f"the classes in {args.objects_column_name!r} must be a ClassLabel or strings, got {category}")
 
 
-def as_lists(objects: dict | list[dict]) -> dict[str, list]:
+def as_lists(objects: dict | list[dict] | None) -> dict[str, list]:
     """A row's objects as a dictionary of lists."""
     if isinstance(objects, dict):
         return objects
@@ -166,16 +167,17 @@ class ParseObjects:
         args = self.args
         if args.train_dir is not None:
             return json.loads(row[ANNOTATIONS])
-        objects = as_lists(row[args.objects_column_name])
+        columns = {name: values for name, values in as_lists(row[args.objects_column_name]).items() if values}
         annotations = []
-        for place, box in enumerate(objects.get("bbox", ())):
-            category = objects[args.category_key][place]
+        for place, box in enumerate(columns.get("bbox", ())):
+            category = columns[args.category_key][place]
             annotation = {"category_id": self.index[category] if isinstance(category, str) else category}
-            x, y, *rest = box
-            annotation["bbox"] = [x, y, rest[0] - x, rest[1] - y] if args.box_format == "xyxy" else list(box)
+            if args.box_format == "xyxy" and box is not None and len(box) == 4:
+                box = [*box[:2], box[2] - box[0], box[3] - box[1]]
+            annotation["bbox"] = box
             for name in ("area", "iscrowd", "segmentation"):
-                if name in objects:
-                    annotation[name] = objects[name][place]
+                if name in columns:
+                    annotation[name] = columns[name][place]
             annotations.append(annotation)
         return annotations
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from clustr_hf.metrics import coco_average_precision
+from clustr_hf.modeling_clustr_dense import image_sizes
 
 
-# What COCO's evaluation takes into account, as torchvision's detectors do.
+# Detections of lower scores are not looked at, as torchvision's detectors do not.
 SCORE_THRESHOLD = 0.05
 # The metrics of boxes and of masks in the results: eval_box_ap, eval_mask_ap50 ...
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -68,7 +70,8 @@ class Predictor:
         records = []
         # One by one: images differ in size, and with FSDP all processes must go forward equally often.
         for image, mask, reference in zip(batch["pixel_values"], batch["pixel_mask"], batch["references"]):
-            image = image[:, : int(mask[:, 0].sum()), : int(mask[0].sum())]
+            [(height, width)] = image_sizes(mask[None], image[None])
+            image = image[:, :height, :width]
             limits = (SCORE_THRESHOLD, self.args.max_detections)
             records.append((detect(model, self.processor, image, reference["size"], *limits), reference))
         return records
@@ -82,9 +85,8 @@ class Scores:
 
     def __call__(self, records: list[tuple[dict, dict]]) -> dict[str, float]:
         predictions, references = zip(*records)
-        counts = torch.bincount(
-            torch.cat([torch.as_tensor(reference["labels"]) for reference in references]), minlength=len(self.labels)
-        )
+        labels = np.concatenate([reference["labels"][reference["iscrowd"] == 0] for reference in references])
+        counts = np.bincount(labels, minlength=len(self.labels))
         self.table = {label: {"objects": int(count)} for label, count in zip(self.labels, counts)}
         if not counts.any():
             raise ValueError("the validation images must have objects, got none")

@@ -6,21 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from augmentation import PhotometricDistortion, scaled_size, uniform
+from augmentation import PhotometricDistortion, uniform
 from datasets import Dataset
 from PIL import Image
-from torch.nn.functional import pad
 from torchvision import tv_tensors
 from torchvision.ops import box_area, box_convert
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from training_data import decode_image, to_rgb
+from transformers import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
 
-from clustr_hf.image_processing_clustr_detection import decode_segmentation, encode_mask
+from clustr_hf.image_processing_clustr_detection import clean_annotation, decode_segmentation, encode_mask
+from clustr_hf.modeling_clustr_dense import pad_to
 
 
 # Objects are left out of which a crop has a smaller share than this.
 LEAST_VISIBLE = 0.2
+# Keys of the processor's size.
+EDGES = ("shortest_edge", "longest_edge")
 
 
 @dataclass
@@ -92,37 +96,32 @@ class ReadSample:
     def __call__(self, index: int) -> Sample:
         row, name = self.rows[index], f"{self.split} sample {index}"
         image = to_rgb(decode_image(row[self.parse.image_column], name), self.processor)
-        annotations = self.parse(row)
-        for annotation in annotations:
-            box, label = annotation["bbox"], annotation["category_id"]
-            if len(box) != 4 or not 0 <= label < self.num_labels:
-                raise ValueError(
-                    f"objects of {name} must have boxes of 4 numbers and classes in [0, {self.num_labels}), got {box} "
-                    f"of class {label}"
-                )
-        return self._make_sample(image, annotations, name)
+        try:
+            return self._make_sample(image, self.parse(row))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
 
-    def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]], name: str) -> Sample:
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32).reshape(-1, 4)
-        boxes = box_convert(boxes, "xywh", "xyxy")
-        crowds = torch.tensor([int(annotation.get("iscrowd") or 0) for annotation in annotations], dtype=torch.int64)
-        areas = [annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]) for annotation in annotations]
-        sample = Sample(
-            image=image,
-            boxes=boxes,
-            labels=torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
-            area=torch.tensor(areas, dtype=torch.float32),
-            iscrowd=crowds,
-        )
+    def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
+        annotations = [clean_annotation(annotation, index) for index, annotation in enumerate(annotations)]
+        columns = {name: [row[name] for row in annotations] for name in ("bbox", "category_id", "iscrowd")}
+        boxes = torch.tensor(columns["bbox"], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor(columns["category_id"], dtype=torch.int64)
+        if not ((labels >= 0) & (labels < self.num_labels)).all():
+            raise ValueError(f"classes must be in [0, {self.num_labels}), got {labels.tolist()}")
+        masks, size = None, (image.height, image.width)
         if self.with_masks:
-            try:
-                masks = [decode_segmentation(a.get("segmentation"), (image.height, image.width)) for a in annotations]
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            sample.masks = (
-                torch.stack(masks) if masks else torch.zeros((0, image.height, image.width), dtype=torch.bool)
-            )
-        return sample
+            masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in annotations]
+            masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+        areas = boxes[:, 2] * boxes[:, 3] if masks is None else masks.sum(dim=(1, 2))
+        areas = [row.get("area", area) for row, area in zip(annotations, areas.tolist())]
+        return Sample(
+            image=image,
+            boxes=box_convert(boxes, "xywh", "xyxy"),
+            labels=labels,
+            area=torch.tensor(areas, dtype=torch.float32),
+            iscrowd=torch.tensor(columns["iscrowd"], dtype=torch.int64),
+            masks=masks,
+        )
 
 
 class TrainingTransform:
@@ -132,6 +131,12 @@ class TrainingTransform:
     """
 
     def __init__(self, processor, args: AugmentationArguments):
+        size = processor.size
+        if not size["shortest_edge"] or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
+            raise ValueError(
+                "the image processor must resize the shorter edge, rescale and normalise, got size "
+                f"{dict(size)}: give --image_size"
+            )
         self.processor, self.args = processor, args
         self.distort = PhotometricDistortion() if args.photometric_distortion else None
 
@@ -141,27 +146,37 @@ class TrainingTransform:
         parts = [image, tv_tensors.BoundingBoxes(sample.boxes[counts], format="XYXY", canvas_size=image.shape[-2:])]
         if sample.masks is not None:
             parts.append(tv_tensors.Mask(sample.masks[counts]))
-        parts = self._change_geometry(parts)
+        parts, scaled_boxes = self._change_geometry(parts)
         image, boxes = parts[:2]
         if self.distort is not None:
             image = self.distort(image)
         pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
-        clamped = F.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
-        kept = box_area(clamped) > LEAST_VISIBLE * box_area(boxes.as_subclass(torch.Tensor))
+        boxes = F.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
+        kept = box_area(boxes) > LEAST_VISIBLE * box_area(scaled_boxes.as_subclass(torch.Tensor))
+        if sample.masks is not None:
+            masks = parts[2].as_subclass(torch.Tensor)
+            kept &= masks.flatten(1).any(dim=1)
         height, width = image.shape[-2:]
         labels = {
             "class_labels": sample.labels[counts][kept],
-            "boxes": box_convert(clamped[kept], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
+            "boxes": box_convert(boxes[kept], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
         }
         if sample.masks is not None:
-            labels["masks"] = parts[2].as_subclass(torch.Tensor)[kept]
+            labels["masks"] = masks[kept]
         return {"pixel_values": pixels.as_subclass(torch.Tensor), "labels": labels}
 
-    def _change_geometry(self, parts: list[tv_tensors.TVTensor]) -> list[tv_tensors.TVTensor]:
-        """Image, boxes and, if there are any, masks: all through the same scale, crop and flips."""
-        args, image = self.args, parts[0]
-        size = scaled_size(image.shape[-2:], self.processor.size, uniform(args.min_scale, args.max_scale))
+    def _change_geometry(
+        self, parts: list[tv_tensors.TVTensor]
+    ) -> tuple[list[tv_tensors.TVTensor], tv_tensors.BoundingBoxes]:
+        """
+        Image, boxes and, if there are any, masks: all through the same scale, crop and flips. And the boxes as they
+        were before the crop, which cuts them.
+        """
+        args, scale = self.args, uniform(self.args.min_scale, self.args.max_scale)
+        edges = [self.processor.size[name] and round(scale * self.processor.size[name]) for name in EDGES]
+        size = get_size_with_aspect_ratio(parts[0].shape[-2:], *edges)
         parts = [_resize(part, size) for part in parts]
+        scaled_boxes = parts[1]
         if args.crop_size is not None:
             extents = [min(args.crop_size, extent) for extent in size]
             corner = [int(torch.randint(whole - extent + 1, ())) for whole, extent in zip(size, extents)]
@@ -172,7 +187,7 @@ class TrainingTransform:
         ):
             if torch.rand(()) < probability:
                 parts = [flip(part) for part in parts]
-        return parts
+        return parts, scaled_boxes
 
 
 def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTensor:
@@ -208,19 +223,16 @@ class EvaluationTransform:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Images padded to the largest height and width, masks with them; `pixel_mask` says where the images are."""
     images = [sample["pixel_values"] for sample in samples]
-    size = [max(image.shape[axis] for image in images) for axis in (1, 2)]
+    size = tuple(max(image.shape[axis] for image in images) for axis in (1, 2))
     pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64)
     for mask, image in zip(pixel_mask, images):
         mask[: image.shape[1], : image.shape[2]] = 1
-    batch = {"pixel_values": torch.stack([_pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}
+    batch = {"pixel_values": torch.stack([pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}
     if "reference" in samples[0]:
         return {**batch, "references": [sample["reference"] for sample in samples]}
-    labels = [dict(sample["labels"]) for sample in samples]
+    # As the processor gives labels. FSDP casts tensors in dictionaries to half precision, which boxes do not stand.
+    labels = [BatchFeature(sample["labels"]) for sample in samples]
     for label in labels:
         if "masks" in label:
-            label["masks"] = _pad_to(label["masks"], size)
+            label["masks"] = pad_to(label["masks"], size)
     return {**batch, "labels": labels}
-
-
-def _pad_to(maps: torch.Tensor, size: list[int]) -> torch.Tensor:
-    return pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]))

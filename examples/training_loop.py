@@ -119,16 +119,27 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
                 "`accelerate launch --cpu` starts one process, whatever --num_processes says; for several: "
                 "--config_file examples/accelerate/ddp_cpu.yaml"
             )
+    _keep_outputs_of_fsdp(accelerator)
     return accelerator
+
+
+def _keep_outputs_of_fsdp(accelerator: Accelerator):
+    """FSDP would cast outputs to half precision, where models give float32: boxes, losses."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.mixed_precision_policy is not None and plugin.fsdp_version == 2:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
 def _enable_fsdp_on_cpus(accelerator: Accelerator):
     """Accelerate (1.15) heeds FSDP for accelerators only; torch's FSDP2 works on CPUs, which is how it is tested."""
     asked_for = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked_for and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        plugin = FullyShardedDataParallelPlugin()
+        if accelerator.mixed_precision != "no":
+            plugin.set_mixed_precision(accelerator.mixed_precision)
         for state in (PartialState, AcceleratorState):
             state._shared_state["distributed_type"] = DistributedType.FSDP
-            state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+            state._shared_state["fsdp_plugin"] = plugin
 
 
 def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, float]:

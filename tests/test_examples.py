@@ -126,6 +126,7 @@ def test_readme_has_only_blocks_that_these_tests_run():
         "python",
         "python",
         "python",
+        "python",
         "bash",
         "bash",
         "bash",
@@ -158,6 +159,15 @@ def test_readme_segments(demo):
     )
     printed = run_process([sys.executable, "-c", code_blocks("python")[2] + shapes], demo)
     assert printed == "(360, 480) (120, 90) 11 32 43 43 32\n"
+
+
+def test_readme_detects(demo):
+    shapes = (
+        "\nprint(*(list(b) for b in boxes), *(tuple(m['segmentation'].shape) for m in masks), outputs.logits.shape[2])"
+    )
+    printed = run_process([sys.executable, "-c", code_blocks("python")[3] + shapes], demo)
+    keys = "['scores', 'labels', 'boxes']"
+    assert printed == f"{keys} {keys} (360, 480) (120, 90) 3\n"
 
 
 def test_readme_fine_tunes(demo, image_folders):
@@ -201,7 +211,7 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
     name = "your-name/clustr-nano-digits"
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        run_process([sys.executable, "-c", code_blocks("python")[3]], demo, **environment)
+        run_process([sys.executable, "-c", code_blocks("python")[4]], demo, **environment)
         revision, files = hub.repositories[name][-1]
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
         assert "# clustr-nano-digits" in files["README.md"].decode()

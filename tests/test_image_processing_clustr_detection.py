@@ -66,6 +66,10 @@ def test_polygons_become_masks():
 def test_segmentations_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="must have 'segmentation' for masks"):
         decode_segmentation(None, (4, 4))
+    with pytest.raises(ValueError, match="must have run lengths of 16 pixels in all"):
+        decode_segmentation({"size": [4, 4], "counts": [3, 5]}, (4, 4))
+    with pytest.raises(ValueError, match="as a list of polygons, got one list of numbers"):
+        decode_segmentation([0, 0, 5, 5, 5, 0], (4, 4))
     with pytest.raises(ValueError, match=r"of the size of their upright image, \(4, 4\), got \[5, 4\]"):
         decode_segmentation({"size": [5, 4], "counts": [20]}, (4, 4))
 
@@ -135,6 +139,17 @@ def test_crowds_and_boxes_without_area_are_left_out_with_their_masks():
     torch.testing.assert_close(label["boxes"][1], torch.tensor([45 / 50, 35 / 40, 10 / 50, 10 / 40]))  # cut
 
 
+def test_what_is_none_is_as_if_it_were_not_there():
+    """Columns of a table have None where a value is missing; boxes that float32 makes flat go with their masks."""
+    annotation = annotate(([500.0, 10, 1e-6, 10], 1), ([20, 10, 20, 10], 2))
+    for row in annotation["annotations"]:
+        row.update(iscrowd=None, area=None, segmentation=encode_mask(torch.ones(40, 600, dtype=torch.bool)))
+    [label] = ClusTRDetectionImageProcessor(do_resize=False)(
+        make_image(40, 600), annotations=annotation, return_segmentation_masks=True, return_tensors="pt"
+    )["labels"]
+    assert label["class_labels"].tolist() == [2] and label["area"].tolist() == [200] and len(label["masks"]) == 1
+
+
 def test_images_are_read_as_by_the_classifiers_processor(tmp_path):
     """A greyscale file that is turned by its EXIF tag; boxes are those of the upright image."""
     exif = Image.Exif()
@@ -149,8 +164,14 @@ def test_images_are_read_as_by_the_classifiers_processor(tmp_path):
 
 def test_annotations_that_do_not_fit_are_named():
     processor, image = ClusTRDetectionImageProcessor(), make_image(40, 50)
-    with pytest.raises(ValueError, match="annotations"):
+    with pytest.raises(ValueError, match=r"number of images \(2\) and annotations \(1\) do not match"):
         processor([image, image], annotations=[annotate()], return_tensors="pt")
+    for box in (None, [1, 2, 3], [1, 2, 3, float("nan")], [1, 2, -3, 4]):
+        with pytest.raises(ValueError, match=r"`annotations\[1\]\['bbox'\]` must be \(x, y, width, height\), got"):
+            processor(image, annotations=annotate(([0, 0, 5, 5], 0), (box, 0)), return_tensors="pt")
+    for category in (None, "cat", 1.5):
+        with pytest.raises(ValueError, match=r"`annotations\[0\]\['category_id'\]` must be the index of a class"):
+            processor(image, annotations=annotate(([0, 0, 5, 5], category)), return_tensors="pt")
     with pytest.raises(ValueError, match="`format` must be 'coco_detection'"):
         processor(
             image,
@@ -337,6 +358,34 @@ def test_better_objects_lie_above_worse_ones():
     assert maps["segmentation"].shape == (3, 100, 200) and maps["segmentation"][:, 50, 100].all()
     [none] = processor.post_process_instance_segmentation(output, threshold=0.99, target_sizes=[(100, 200)])
     assert none["segments_info"] == [] and (none["segmentation"] == -1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_outputs_of_half_precision_are_taken(dtype):
+    output = overlapping_output()
+    half = ClusTRInstanceSegmentationOutput(**{name: value.to(dtype) for name, value in output.items()})
+    processor = ClusTRDetectionImageProcessor()
+    [found] = processor.post_process_object_detection(half, target_sizes=[(100, 200)])
+    assert found["boxes"].dtype == torch.float32 and found["labels"].tolist() == [2, 1, 0]
+    [result] = processor.post_process_instance_segmentation(half, target_sizes=[(100, 200)])
+    assert (result["segmentation"] == 0).sum().item() == pytest.approx(40 * 80, rel=0.05)
+
+
+def test_detections_of_a_model_are_not_suppressed_again():
+    """Mask R-CNN has limited their overlap and number by its own configuration."""
+    number = 130
+    boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(1, number, 1)
+    boxes[0, :, 0] += torch.arange(number) / 1000
+    logits = torch.full((1, number, 2), -20.0)
+    logits[..., 1] = torch.linspace(3, 1, number)
+    processor = ClusTRDetectionImageProcessor()
+    output = ClusTRInstanceSegmentationOutput(logits=logits, pred_boxes=boxes, pred_masks=torch.ones(1, number, 28, 28))
+    [found] = processor.post_process_object_detection(output)
+    assert len(found["scores"]) == number
+    [fewer] = processor.post_process_object_detection(output, nms_threshold=0.9, max_detections=20)
+    assert len(fewer["scores"]) < 20
+    [anchors] = processor.post_process_object_detection(ClusTRDetectionOutput(logits=logits, pred_boxes=boxes))
+    assert len(anchors["scores"]) == 1
 
 
 def test_outputs_that_do_not_fit_are_named():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask as coco_mask
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from transformers import EvalPrediction
 
@@ -252,5 +253,27 @@ def test_detections_that_do_not_fit_are_named():
         coco_average_precision([record], [record], iou_type="keypoints")
     with pytest.raises(ValueError, match="`predictions` must be as many as `references`, 2 images, got 1"):
         coco_average_precision([record], [record, record])
-    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got values from 3 to 3"):
+    with pytest.raises(ValueError, match=r"'labels' of `predictions` .* must be in \[0, 3\), got values from 3 to 3"):
         coco_average_precision([record], [record], num_labels=3)
+    with pytest.raises(ValueError, match="`max_detections` must be positive, got 0"):
+        coco_average_precision([record], [record], max_detections=0)
+    with pytest.raises(ValueError, match=r"`predictions\[0\]` must have \['labels', 'masks', 'scores'\], got"):
+        coco_average_precision([record], [record], iou_type="segm")
+    for key, number in (("boxes", 2), ("scores", 0), ("iscrowd", 3)):
+        wrong = {**record, key: [record.get(key, [0])[0]] * number if number else []}
+        name = "references" if key == "iscrowd" else "predictions"
+        pair = ([record], [wrong]) if key == "iscrowd" else ([wrong], [record])
+        with pytest.raises(
+            ValueError, match=rf"`{name}\[0\]` must have one of '{key}' for each of its 1 labels, got {number}"
+        ):
+            coco_average_precision(*pair)
+
+
+def test_average_precision_image_by_image_and_of_compressed_masks():
+    predictions, references = random_detections(2)
+    metric = CocoAveragePrecision()
+    for prediction, reference in zip(predictions, references):
+        masks = [coco_mask.frPyObjects(mask, *mask["size"]) for mask in prediction["masks"]]
+        metric.add(prediction={**prediction, "masks": masks}, reference=reference)
+    expected = coco_average_precision(predictions, references, 3, "segm")["ap"]
+    assert metric.compute(num_labels=3, iou_type="segm")["ap"] == pytest.approx(expected)

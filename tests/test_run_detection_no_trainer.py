@@ -10,16 +10,24 @@ import pytest
 import run_instance_segmentation_no_trainer
 import run_object_detection_no_trainer
 import torch
-from conftest import run_process
+from augmentation import uniform
+from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value
 from detection_data import DataArguments, ParseObjects, class_names, load_data, read_coco
 from detection_evaluation import EvaluationArguments, Predictor, Scores
-from detection_samples import AugmentationArguments, EvaluationTransform, ReadSample, TrainingTransform, collate
+from detection_samples import (
+    AugmentationArguments,
+    EvaluationTransform,
+    ReadSample,
+    Sample,
+    TrainingTransform,
+    collate,
+)
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_convert, masks_to_boxes
 from training_sources import ModelArguments
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, pipeline
 
 from clustr_hf import (
     ClusTRConfig,
@@ -37,7 +45,12 @@ SCRIPTS = {
     "instance_segmentation": run_instance_segmentation_no_trainer,
 }
 KINDS = {"object_detection": ("box",), "instance_segmentation": ("box", "mask")}
-OVERRIDES = '{"strides": [4, 2, 2, 2], "patch_sizes": [7, 3, 3, 3], "anchor_sizes": [16, 32, 64, 128, 256]}'
+OVERRIDES = {
+    "strides": [4, 2, 2, 2],
+    "patch_sizes": [7, 3, 3, 3],
+    "anchor_sizes": [16, 32, 64, 128, 256],
+    "roi_batch_size": 32,
+}
 
 
 def files_of(data):
@@ -51,7 +64,7 @@ def files_of(data):
 
 def arguments_for(output_dir):
     """Arguments of both scripts for the shapes, by name."""
-    settings = {"--output_dir": output_dir, "--image_size": 96, "--config_overrides": OVERRIDES}
+    settings = {"--output_dir": output_dir, "--image_size": 96, "--config_overrides": json.dumps(OVERRIDES)}
     settings |= {"--train_batch_size": 4, "--logging_steps": 1, "--learning_rate": 2e-3, "--eval_steps": "never"}
     return settings | {"--per_device_eval_batch_size": 4, "--num_pictures": 1, "--max_grad_norm": 1}
 
@@ -77,8 +90,9 @@ def read_json(path):
 def trained(request, coco_folders, tmp_path_factory):
     """Task and folder of a training that has learned the shapes, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / request.param
-    settings = {**arguments_for(output_dir), **files_of(coco_folders), "--max_train_steps": 100, "--eval_steps": 50}
-    settings |= {"--num_pictures": 2, "--vertical_flip_probability": 0.5, "--crop_size": 90}
+    steps = {"object_detection": 200, "instance_segmentation": 120}[request.param]
+    settings = {**arguments_for(output_dir), **files_of(coco_folders), "--max_train_steps": steps}
+    settings |= {"--num_pictures": 2, "--vertical_flip_probability": 0.5, "--learning_rate": 4e-3, "--eval_steps": 100}
     command = [sys.executable, SCRIPTS[request.param].__file__, *(part for pair in settings.items() for part in pair)]
     run_process(command, output_dir.parent)
     return request.param, output_dir
@@ -91,9 +105,9 @@ def test_learns_shapes_and_writes_a_repository(trained):
     table = read_json(folder / "per_class_results.json")
     assert list(table) == ["disc", "square"]  # by the ids of the categories, whatever their order in the file
     for kind in KINDS[task]:
-        assert results[f"eval_{kind}_ap50"] > 0.7
+        assert results[f"eval_{kind}_ap50"] > 0.4
         assert np.mean([row[f"{kind}_ap"] for row in table.values()]) == pytest.approx(results[f"eval_{kind}_ap"])
-    assert results["best_metric"] == results[f"eval_{KINDS[task][-1]}_ap"] or results["best_step"] == 50
+    assert results["best_metric"] == results[f"eval_{KINDS[task][-1]}_ap"] or results["best_step"] == 100
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "modeling_clustr_detection.py", "preprocessor_config.json"} <= names
     assert {"image_processing_clustr_detection.py", "README.md", "training_curve.png", "predictions.png"} <= names
@@ -108,37 +122,33 @@ def test_learns_shapes_and_writes_a_repository(trained):
         assert np.asarray(picture.convert("L")).std() > 20
 
 
-def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, coco_folders, train):
+def detect_as_a_user(task, folder, path):
+    """Detections as the object-detection pipeline has them, or as model and processor have them: its masks overlap."""
+    if task == "object_detection":
+        run = pipeline("object-detection", model=str(folder))
+        answers = run(str(path), threshold=0.05)
+        return {
+            "scores": [answer["score"] for answer in answers],
+            "labels": [run.model.config.label2id[answer["label"]] for answer in answers],
+            "boxes": [[answer["box"][key] for key in ("xmin", "ymin", "xmax", "ymax")] for answer in answers],
+        }
+    model, processor = (kind.from_pretrained(folder) for kind in (AutoModelForInstanceSegmentation, AutoImageProcessor))
+    with Image.open(path) as image, torch.no_grad():
+        outputs = model.eval()(**processor(image, return_tensors="pt"))
+        [found] = processor.post_process_instance_segmentation(
+            outputs, threshold=0.05, target_sizes=[image.size[::-1]], return_coco_annotation=True
+        )
+    columns = {"scores": "score", "labels": "label_id", "boxes": "box"}
+    segments = found["segments_info"]
+    return {name: [row[key] for row in segments] for name, key in columns.items()} | {"masks": found["segmentation"]}
+
+
+def test_what_a_user_finds_is_what_the_script_has_evaluated(trained, coco_folders):
     task, folder = trained
-    folder = train(
-        task,
-        "--model_name_or_path",
-        folder,
-        "--max_train_steps",
-        1,
-        "--learning_rate",
-        1e-12,
-        without=["--config_overrides"],
-    )
-    results = read_json(folder / "all_results.json")
-    run = pipeline(
-        "object-detection" if task == "object_detection" else "image-segmentation",
-        model=str(folder),
-        trust_remote_code=True,
-    )
-    content = read_json(coco_folders / "validation.json")
+    results, content = read_json(folder / "all_results.json"), read_json(coco_folders / "validation.json")
     predictions, references = [], []
     for image in content["images"]:
-        settings = {"threshold": 0.05} | ({} if task == "object_detection" else {"overlap_mask_area_threshold": 0.0})
-        answers = run(str(coco_folders / "validation" / image["file_name"]), **settings)
-        labels = [run.model.config.label2id[answer["label"]] for answer in answers]
-        prediction = {"scores": [answer["score"] for answer in answers], "labels": labels}
-        if task == "object_detection":
-            prediction["boxes"] = [[answer["box"][k] for k in ("xmin", "ymin", "xmax", "ymax")] for answer in answers]
-        else:
-            masks = [torch.from_numpy(np.asarray(answer["mask"]) > 0) for answer in answers]
-            prediction["masks"] = [encode_mask(mask) for mask in masks]
-        predictions.append(prediction)
+        predictions.append(detect_as_a_user(task, folder, coco_folders / "validation" / image["file_name"]))
         rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
         boxes = box_convert(torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4), "xywh", "xyxy")
         masks = [
@@ -150,10 +160,11 @@ def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, 
         others = {"area": [row["area"] for row in rows], "iscrowd": [row["iscrowd"] for row in rows]}
         labels = [{3: 0, 7: 1}[row["category_id"]] for row in rows]
         references.append({"labels": labels, "boxes": boxes, "masks": masks, **others})
-    iou_type, name = ("bbox", "eval_box_ap50") if task == "object_detection" else ("segm", "eval_mask_ap50")
-    # The pipeline rounds boxes to whole pixels, and lets no masks overlap.
-    expected = coco_average_precision(predictions, references, 2, iou_type)["ap50"]
-    assert results[name] == pytest.approx(expected, abs=0.05)
+    for kind in KINDS[task]:
+        expected = coco_average_precision(predictions, references, 2, {"box": "bbox", "mask": "segm"}[kind])
+        # The pipeline rounds boxes to whole pixels.
+        tolerance = {"object_detection": 0.05, "instance_segmentation": 1e-6}[task]
+        assert results[f"eval_{kind}_ap50"] == pytest.approx(expected["ap50"], abs=tolerance)
 
 
 def _fill(box, height, width):
@@ -260,7 +271,7 @@ def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train)
 
 
 def make_sample(coco_folders, index=0):
-    rows = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"), [])
+    rows, _ = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"))
     args = DataArguments(train_dir="x", train_annotation_file="y")
     rows = rows.cast_column("image", datasets.Image(decode=False))
     return ReadSample(rows, ParseObjects(args, ["disc", "square"]), ClusTRDetectionImageProcessor(), 2, True, "train")(
@@ -290,8 +301,6 @@ def test_training_images_and_their_labels_stay_together(coco_folders, crop_size)
         assert len(labels["class_labels"]) == len(labels["boxes"]) <= 2
         boxes = box_convert(labels["boxes"], "cxcywh", "xyxy") * torch.tensor([width, height, width, height])
         for box, mask in zip(boxes, labels["masks"]):
-            if not mask.any():  # a crop may have the corner of a disc's box without the disc
-                continue
             tight = masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1])
             if crop_size is None:
                 torch.testing.assert_close(box, tight, atol=1.0, rtol=0)
@@ -303,25 +312,50 @@ def test_training_images_and_their_labels_stay_together(coco_folders, crop_size)
         assert sizes == {(60, 60)} and numbers == {0, 1, 2}
 
 
-def test_whole_images_without_augmentation_are_those_of_the_processor(coco_folders):
-    """The recipe of Table A4 trains on what the processor makes of an image."""
-    sample = make_sample(coco_folders)
-    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 120, "longest_edge": 200})
-    result = TrainingTransform(processor, AugmentationArguments(flip_probability=0))(sample)
-    rows = [
-        {
-            "bbox": [*box[:2], box[2] - box[0], box[3] - box[1]],
-            "category_id": label,
-            "iscrowd": crowd,
-            "segmentation": encode_mask(mask),
-        }
-        for box, label, crowd, mask in zip(
-            sample.boxes.tolist(), sample.labels.tolist(), sample.iscrowd.tolist(), sample.masks
+def test_objects_that_a_crop_hardly_has_are_left_out():
+    """Of four squares in the corners of an image, a crop of half its sides keeps those of which it has a fifth."""
+    boxes = torch.tensor([[x, y, x + 30.0, y + 30.0] for x in (0, 70) for y in (0, 70)])
+    zeros = torch.zeros(4, dtype=torch.int64)
+    sample = Sample(Image.new("RGB", (100, 100)), boxes, torch.arange(4), torch.full((4,), 900.0), zeros)
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 100, "longest_edge": 100})
+    transform = TrainingTransform(processor, AugmentationArguments(crop_size=50, flip_probability=0))
+    numbers = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        labels = transform(sample)["labels"]
+        areas = (labels["boxes"][:, 2:] * 50).prod(dim=1)
+        assert (areas > 0.2 * 900).all()
+        numbers.add(len(areas))
+        torch.manual_seed(seed)
+        uniform(1, 1)
+        top, left = (int(torch.randint(51, ())) for _ in range(2))
+        inside = torch.minimum(boxes[:, 2:], torch.tensor([left, top]) + 50) - torch.maximum(
+            boxes[:, :2], torch.tensor([left, top])
         )
-    ]
+        assert labels["class_labels"].tolist() == torch.where(inside.clamp(min=0).prod(dim=1) > 180)[0].tolist()
+    assert len(numbers) > 1
+
+
+def test_processors_that_training_cannot_follow_are_named():
+    for settings in ({"size": {"height": 96, "width": 96}}, {"do_normalize": False}):
+        with pytest.raises(ValueError, match="the image processor must resize the shorter edge, rescale and normalise"):
+            TrainingTransform(ClusTRDetectionImageProcessor(**settings), AugmentationArguments())
+
+
+@pytest.mark.parametrize("size", [(96, 96), (300, 322), (90, 215)])
+def test_whole_images_without_augmentation_are_those_of_the_processor(size):
+    """The recipe of Table A4 trains on what the processor makes of an image."""
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask[0, 20:70, 30:85] = True
+    pixels = torch.rand(12, 16, 3, generator=torch.Generator().manual_seed(0)).mul(255).byte().numpy()
+    image, boxes = Image.fromarray(pixels).resize(size[::-1]), torch.tensor([[30.0, 20.0, 85.0, 70.0]])
+    sample = Sample(image, boxes, torch.tensor([1]), torch.tensor([2750.0]), torch.tensor([0]), mask)
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 128, "longest_edge": 213})
+    result = TrainingTransform(processor, AugmentationArguments(flip_probability=0))(sample)
+    annotation = {"bbox": [30, 20, 55, 50], "category_id": 1, "segmentation": encode_mask(mask[0])}
     expected = processor(
-        sample.image,
-        annotations={"image_id": 0, "annotations": rows},
+        image,
+        annotations={"image_id": 0, "annotations": [annotation]},
         return_segmentation_masks=True,
         return_tensors="pt",
     )
@@ -348,6 +382,8 @@ def test_batches_are_padded(coco_folders):
     samples[0]["labels"]["masks"] = samples[0]["labels"]["masks"][:, :50]
     batch = collate(samples)
     assert all(label["masks"].shape[1:] == (70, 70) for label in batch["labels"])
+    assert torch.equal(batch["labels"][0]["masks"][:, :50], samples[0]["labels"]["masks"])
+    assert not batch["labels"][0]["masks"][:, 50:].any()
 
 
 def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
@@ -360,8 +396,10 @@ def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
     assert metrics["eval_box_ap"] == metrics["eval_mask_ap"] == 1
     assert "eval_box_ap_large" not in metrics  # none of the shapes is large
     assert scores.table["disc"]["objects"] > 10
-    with pytest.raises(ValueError, match="the validation images must have objects, got none"):
-        scores([records[-1]])
+    crowd = {"boxes": np.zeros((1, 4)), "labels": np.zeros(1, dtype=int), "area": np.ones(1), "iscrowd": np.ones(1)}
+    for reference in (records[-2][1] if len(records[-2][1]["labels"]) == 0 else records[-1][1], crowd):
+        with pytest.raises(ValueError, match="the validation images must have objects, got none"):
+            scores([(records[0][0], reference)])
 
 
 def test_the_predictor_sees_images_without_their_padding(coco_folders):
@@ -373,7 +411,10 @@ def test_the_predictor_sees_images_without_their_padding(coco_folders):
     together = predict(model, collate(samples))
     for sample, (found, reference) in zip(samples, together):
         [(alone, _)] = predict(model, collate([sample]))
-        assert found["scores"] == alone["scores"] and len(found["masks"]) == len(found["boxes"]) <= 7
+        assert (
+            found["scores"] == alone["scores"] and found["boxes"] == alone["boxes"] and found["masks"] == alone["masks"]
+        )
+        assert 0 < len(found["masks"]) == len(found["boxes"]) <= 7
         assert reference["size"] == (96, 96)
 
 
@@ -391,23 +432,35 @@ def change_json(folder, split, change):
         (
             "train",
             lambda c: c["annotations"][0].update(image_id=5),
-            r"must list the image of every annotation, .* not \[5\]",
+            "an annotation of an image or a category that it does",
         ),
         (
             "train",
+            lambda c: c["annotations"][0].update(category_id=5),
+            "an annotation of an image or a category that it",
+        ),
+        ("train", lambda c: c["images"][0].pop("file_name"), r"must hold COCO annotations: KeyError\('file_name'\)"),
+        (
+            "train",
             lambda c: c["images"][0].update(file_name="no.png"),
-            "no.png, which .*train.json names, is not there",
+            "must name images that are there .* missing .*no.png",
+        ),
+        (
+            "train",
+            lambda c: c["categories"][0].update(name="disc"),
+            r"classes of different names, .* \['disc', 'disc'\]",
         ),
         (
             "validation",
             lambda c: c["categories"][0].update(name="cube"),
-            r"must have the classes of the training data, \['disc', 'square'\]",
+            r"must have the classes of the training data, \['disc', 'square'\], got \['disc', 'cube'\]",
         ),
         (
             "train",
             lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
-            r"objects of train sample \d+ must have boxes of 4 numbers",
+            r"train sample \d+: `annotations\[0\]\['bbox'\]` must be \(x, y, width, height\)",
         ),
+        ("train", lambda c: c["annotations"][0].pop("bbox"), r"train sample \d+: `annotations\[0\]\['bbox'\]` must be"),
         ("train", lambda c: c["annotations"][0].pop("segmentation"), r"train sample \d+: .* must have 'segmentation'"),
     ],
 )
@@ -466,10 +519,18 @@ def test_evaluation_arguments_that_do_not_fit_are_named(arguments, message):
 def test_columns_that_do_not_fit_are_named(coco_folders, tmp_path):
     path = str(write_rows(tmp_path / "rows.parquet", coco_folders))
     rows = Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="--category_key 'label' is not in the objects, which have"):
+    with pytest.raises(ValueError, match="--objects_column_name 'things' must have the key 'label', got"):
         class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="label"))
     with pytest.raises(ValueError, match="the classes in 'things' must be a ClassLabel or strings"):
         class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="area"))
+    with pytest.raises(ValueError, match="--objects_column_name 'picture' must have the key 'bbox'"):
+        class_names(rows, DataArguments(train_file=path, objects_column_name="picture"))
+    other = str(write_rows(tmp_path / "other.parquet", coco_folders, "validation", ["disc", "square", "star"]))
+    columns = {"image_column_name": "picture", "objects_column_name": "things"}
+    with pytest.raises(ValueError, match=r"must have the classes of the training data, \['disc', 'square'\], got"):
+        load_data(
+            DataArguments(train_file=path, validation_file=other, **columns), ModelArguments(cache_dir=str(tmp_path)), 0
+        )
     with pytest.raises(ValueError, match="--objects_column_name 'objects' is not in the data set"):
         load_data(
             DataArguments(train_file=path, image_column_name="picture"), ModelArguments(cache_dir=str(tmp_path)), 0
@@ -497,8 +558,7 @@ def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
 def test_shared_truth_as_prediction_is_perfect(shared):
     """COCO's own polygons, encodings and crowds, images resized and padded: boxes as outputs, masks in the metric."""
     folder = shared / "data" / "coco-mini"
-    labels = []
-    rows = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), labels)
+    rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"))
     rows = rows.cast_column("image", datasets.Image(decode=False))
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 200, "longest_edge": 333})
     parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
@@ -519,3 +579,22 @@ def test_shared_truth_as_prediction_is_perfect(shared):
     assert coco_average_precision(found, references, 80)["ap"] == pytest.approx(1.0)
     perfect = [{**reference, "scores": np.ones(len(reference["labels"]))} for reference in references]
     assert coco_average_precision(perfect, references, 80, "segm")["ap"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_every_image_once(trained, coco_folders, tmp_path):
+    """With a learning rate of almost 0, the scores are those that one process has given the model, or close in bf16."""
+    task, folder = trained
+    kind, precision = {"object_detection": ("ddp_cpu", "no"), "instance_segmentation": ("fsdp2_cpu", "bf16")}[task]
+    config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
+    settings = {**arguments_for(tmp_path / "two"), **files_of(coco_folders), "--max_train_steps": 1}
+    settings |= {"--learning_rate": 1e-12, "--per_device_eval_batch_size": 2, "--model_name_or_path": folder}
+    settings["--mixed_precision"] = precision
+    command = [*launch, SCRIPTS[task].__file__, *(part for pair in settings.items() for part in pair)]
+    run_process(command, tmp_path, OMP_NUM_THREADS="1")
+    one, two = (read_json(place / "all_results.json") for place in (folder, tmp_path / "two"))
+    assert one["eval_samples"] == two["eval_samples"] == 6
+    for kind in KINDS[task]:
+        name, tolerance = f"eval_{kind}_ap50", {"no": 1e-3, "bf16": 0.1}[precision]
+        assert two[name] == pytest.approx(one[name], abs=tolerance) and two[name] > 0.2

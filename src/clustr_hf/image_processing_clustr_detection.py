@@ -6,7 +6,8 @@ K classes, n objects or detections of an image. Sizes are (height, width).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,6 @@ except ImportError:
         from pycocotools import mask as coco_mask
     except ImportError:
         coco_mask = None
-
-
-# How `pred_boxes` become corners.
-TO_CORNERS = ("cxcywh", "xyxy")
 
 
 class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcessor):
@@ -83,7 +80,9 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         if format != AnnotationFormat.COCO_DETECTION:
             raise ValueError(f"`format` must be {AnnotationFormat.COCO_DETECTION.value!r}, got {format!r}.")
         size = tuple(image.shape[-2:])
-        kept = [_with_area(annotation) for annotation in target["annotations"] if _counts(annotation, size)]
+        cleaned = [clean_annotation(annotation, index) for index, annotation in enumerate(target["annotations"])]
+        kept = [annotation for annotation in cleaned if _counts(annotation, size)]
+        kept = [{"area": row["bbox"][2] * row["bbox"][3], **row} for row in kept]
         prepared = super().prepare_annotation(image, {**target, "annotations": kept}, format, False)
         prepared["size"] = prepared["orig_size"]  # until it is resized
         if return_segmentation_masks:
@@ -122,13 +121,13 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         outputs,
         threshold: float = 0.5,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
         max_candidates: int = 1000,
     ) -> list[dict[str, torch.Tensor]]:
         """
         Detections, as torchvision's RetinaNet makes them: the best candidates of each level of the pyramid, of which
-        those of one class that overlap a better one are suppressed.
+        those of one class that overlap a better one are suppressed. Mask R-CNN's outputs are detections already.
 
         Args:
             outputs ([`ClusTRDetectionOutput`], [`ClusTRInstanceSegmentationOutput`] or another with them):
@@ -138,48 +137,52 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
                 Detections have higher scores than this.
             target_sizes (`torch.Tensor` of shape `(B, 2)` or `Sequence[tuple[int, int]]`, *optional*):
                 (height, width) of the original images in pixels; without them boxes remain shares.
-            nms_threshold (`float`, defaults to 0.5):
-                Largest intersection over union that two detections of a class may have.
-            max_detections (`int`, defaults to 100):
-                The most detections of an image.
+            nms_threshold (`float`, *optional*):
+                Largest intersection over union that two detections of a class may have. Default: 0.5, or 1 for outputs
+                with `pred_masks`, whose overlap `config.detection_nms_threshold` has limited.
+            max_detections (`int`, *optional*):
+                The most detections of an image. Default: 100, or all of an output with `pred_masks`.
             max_candidates (`int`, defaults to 1000):
                 The most candidates of a level.
 
         Returns:
             `list[dict[str, torch.Tensor]]`: for each image `scores` `(n,)` in [0, 1], the best first, `labels` `(n,)`,
-            and `boxes` `(n, 4)`, (x0, y0, x1, y1) within the image.
+            and `boxes` `(n, 4)`, (x0, y0, x1, y1) within the image; float32 at least.
 
         Raises:
             ValueError: if there are not as many target sizes as images.
         """
-        limits = (threshold, nms_threshold, max_detections, max_candidates)
         return [
             {name: found[name] for name in ("scores", "labels", "boxes")}
-            for found in self._detect(outputs, target_sizes, *limits)
+            for found in self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections, max_candidates)
         ]
 
     def _detect(
         self,
         outputs,
-        target_sizes,
         threshold: float,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        target_sizes,
+        nms_threshold=None,
+        max_detections=None,
         max_candidates: int = 1000,
     ) -> list[dict[str, torch.Tensor]]:
         """For each image the scores, labels and boxes of its detections, and the places of these in the output."""
-        logits, pred_boxes = outputs.logits, outputs.pred_boxes
+        logits, pred_boxes = _at_least_float32(outputs.logits), _at_least_float32(outputs.pred_boxes)
         if target_sizes is not None and len(target_sizes) != len(logits):
             raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+        if getattr(outputs, "pred_masks", None) is not None:
+            nms_threshold = 1.0 if nms_threshold is None else nms_threshold
+            max_detections = logits.shape[1] if max_detections is None else max_detections
+        nms_threshold = 0.5 if nms_threshold is None else nms_threshold
+        max_detections = 100 if max_detections is None else max_detections
         level_sizes = getattr(outputs, "level_sizes", None)
         level_sizes = [[logits.shape[1]]] * len(logits) if level_sizes is None else level_sizes.tolist()
         detections = []
         for index, image_levels in enumerate(level_sizes):
             anchors, labels, scores = _best_candidates(logits[index], image_levels, threshold, max_candidates)
-            boxes = box_convert(pred_boxes[index][anchors], *TO_CORNERS).clamp(0, 1)
+            boxes = _to_corners(pred_boxes[index][anchors]).clamp(0, 1)
             if target_sizes is not None:
-                height, width = map(float, target_sizes[index])
-                boxes = boxes * boxes.new_tensor([width, height, width, height])
+                boxes = _scale(boxes, target_sizes[index])
             kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
             detections.append(
                 {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "places": anchors[kept]}
@@ -195,8 +198,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         return_coco_annotation: bool = False,
         return_binary_maps: bool = False,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
     ) -> list[dict[str, Any]]:
         """
         Objects with their masks at the size of the original images.
@@ -236,15 +239,14 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
             raise ValueError("`target_sizes` must give (height, width) of each image, got None.")
         if return_coco_annotation and return_binary_maps:
             raise ValueError("`return_coco_annotation` and `return_binary_maps` must not both be True.")
+        mask_boxes = getattr(outputs, "mask_boxes", None)
+        mask_boxes = _at_least_float32(outputs.pred_boxes if mask_boxes is None else mask_boxes)
         results = []
-        limits = {"nms_threshold": nms_threshold, "max_detections": max_detections}
-        for index, found in enumerate(self._detect(outputs, target_sizes, threshold, **limits)):
+        for index, found in enumerate(self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections)):
             size = tuple(int(extent) for extent in target_sizes[index])
-            grids = outputs.pred_masks[index][found["places"]]
-            boxes = getattr(outputs, "mask_boxes", None)
-            boxes = box_convert((outputs.pred_boxes if boxes is None else boxes)[index][found["places"]], *TO_CORNERS)
-            boxes = boxes * boxes.new_tensor([size[1], size[0], size[1], size[0]])
-            masks = (_paste(grid, box, size) > mask_threshold for grid, box in zip(grids, boxes.tolist()))
+            grids = _at_least_float32(outputs.pred_masks[index][found["places"]])
+            corners = _scale(_to_corners(mask_boxes[index][found["places"]]), size).tolist()
+            masks = (_paste(grid, box, size) > mask_threshold for grid, box in zip(grids, corners))
             segments = _describe_segments(found)
             if return_coco_annotation:
                 segmentation = [encode_mask(mask) for mask in masks]
@@ -257,6 +259,20 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
                 segmentation = segmentation.to(grids.device)
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _to_corners(boxes: torch.Tensor) -> torch.Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def _scale(corners: torch.Tensor, size) -> torch.Tensor:
+    """Corners (n, 4) as shares -> in pixels of an image of the given (height, width)."""
+    height, width = map(float, size)
+    return corners * corners.new_tensor([width, height, width, height])
 
 
 def _best_candidates(
@@ -296,13 +312,13 @@ def _paste(grid: torch.Tensor, box: Sequence[float], size: tuple[int, int]) -> t
 def _describe_segments(found: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
     rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
     return [
-        {"id": index, "label_id": label, "was_fused": False, "score": round(score, 6), "box": box}
+        {"id": index, "label_id": label, "was_fused": False, "score": score, "box": box}
         for index, (label, score, box) in enumerate(rows)
     ]
 
 
 def _lay_over(
-    masks, segments: Sequence[dict[str, Any]], size: tuple[int, int], least_visible: float
+    masks: Iterable[torch.Tensor], segments: Sequence[dict[str, Any]], size: tuple[int, int], least_visible: float
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """A map (height, width) of the objects, the better ones above the worse ones, and the objects that are on it."""
     segmentation, visible = torch.full(size, -1, dtype=torch.int32), []
@@ -345,7 +361,7 @@ def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[
 
     Raises:
         ImportError: for polygons and compressed encodings without faster-coco-eval or pycocotools.
-        ValueError: if there is none, or it is of another size.
+        ValueError: if there is none, or it is malformed or of another size.
     """
     return torch.from_numpy(_decode(segmentation, size))
 
@@ -361,12 +377,16 @@ def _decode(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -
                 f"`annotations` must have masks of the size of their upright image, {size}, got {segmentation['size']}."
             )
         if isinstance(segmentation["counts"], (list, tuple)):
+            if sum(segmentation["counts"]) != math.prod(size):
+                raise ValueError(f"`annotations` must have run lengths of {math.prod(size)} pixels in all, got others.")
             values = np.arange(len(segmentation["counts"])) % 2 == 1
             return np.repeat(values, segmentation["counts"]).reshape(size[::-1]).T.copy()
     if coco_mask is None:
         raise ImportError("polygons and compressed masks need a package: pip install faster-coco-eval")
     if isinstance(segmentation, Mapping):
         return coco_mask.decode(segmentation).astype(bool)
+    if not all(isinstance(polygon, (list, tuple)) for polygon in segmentation):
+        raise ValueError("`annotations` must have 'segmentation' as a list of polygons, got one list of numbers.")
     # Polygons of fewer than three corners enclose nothing.
     polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
@@ -374,15 +394,36 @@ def _decode(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)
 
 
+def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """
+    A COCO annotation whose box and class are checked.
+
+    Args:
+        annotation (`Mapping`): `bbox`, `category_id`, and perhaps `area`, `iscrowd`, `segmentation`, which may be None.
+        index (`int`): Its place among those of the image, for errors.
+
+    Returns:
+        `dict`: the same without None, and with `iscrowd` 0 or 1.
+
+    Raises:
+        ValueError: if the box is not four finite numbers, of which the last two are not negative, or the class is not
+            an integer.
+    """
+    cleaned = {name: value for name, value in annotation.items() if value is not None}
+    box, category = cleaned.get("bbox", ()), cleaned.get("category_id")
+    is_box = len(box) == 4 and all(isinstance(value, Real) and math.isfinite(value) for value in box)
+    if not is_box or min(box[2:]) < 0:
+        raise ValueError(f"`annotations[{index}]['bbox']` must be (x, y, width, height), got {annotation.get('bbox')}.")
+    if not isinstance(category, Integral):
+        raise ValueError(f"`annotations[{index}]['category_id']` must be the index of a class, got {category!r}.")
+    return {**cleaned, "iscrowd": int(cleaned.get("iscrowd", 0))}
+
+
 def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether an object is no crowd, and its box has some area inside the image."""
-    x, y, width, height = annotation["bbox"]
-    is_inside = min(x + width, size[1]) > max(x, 0) and min(y + height, size[0]) > max(y, 0)
-    return is_inside and not annotation.get("iscrowd", 0)
+    """Whether an object is no crowd, and its box has some area inside the image: in float32, as upstream counts."""
+    x0, y0, width, height = torch.tensor(annotation["bbox"], dtype=torch.float32)
+    has_area = min(x0 + width, size[1]) > max(x0, 0) and min(y0 + height, size[0]) > max(y0, 0)
+    return bool(has_area) and not annotation["iscrowd"]
 
 
-def _with_area(annotation: Mapping[str, Any]) -> dict[str, Any]:
-    return {"area": annotation["bbox"][2] * annotation["bbox"][3], **annotation}
-
-
-__all__ = ["ClusTRDetectionImageProcessor", "decode_segmentation", "encode_mask"]
+__all__ = ["ClusTRDetectionImageProcessor", "clean_annotation", "decode_segmentation", "encode_mask"]

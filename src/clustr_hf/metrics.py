@@ -15,6 +15,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 from transformers import EvalPrediction
 
+from .image_processing_clustr_detection import encode_mask
+
 
 class _WithTensorFlow(types.ModuleType):
     """transformers, and the base class of TensorFlow models, which no object has since version 5."""
@@ -202,14 +204,27 @@ class CocoAveragePrecision(evaluate.Metric):
             features=datasets.Features({"predictions": prediction, "references": reference}),
         )
 
+    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
+        """As upstream; what an image's dictionary does not have is empty."""
+        super().add(prediction=self._fill("predictions", prediction), reference=self._fill("references", reference))
+
     def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
         """As upstream; what an image's dictionary does not have is empty."""
-        features = self._info().features
-        filled = [
-            [{key: record.get(key, []) for key in features[name]} for record in records]
-            for name, records in (("predictions", predictions), ("references", references))
+        predictions = [self._fill("predictions", record) for record in predictions]
+        super().add_batch(
+            predictions=predictions, references=[self._fill("references", record) for record in references], **kwargs
+        )
+
+    def _fill(self, name: str, record: Mapping) -> dict[str, Any]:
+        """All columns, with masks as Arrow can keep them: run lengths that are not compressed."""
+        filled = {key: record.get(key, []) for key in self._info().features[name]}
+        filled["masks"] = [
+            encode_mask(torch.from_numpy(coco_mask.decode(mask)).bool())
+            if isinstance(mask["counts"], (str, bytes))
+            else mask
+            for mask in filled["masks"]
         ]
-        super().add_batch(predictions=filled[0], references=filled[1], **kwargs)
+        return filled
 
     def _compute(
         self,
@@ -256,10 +271,19 @@ def coco_average_precision(
         raise ValueError(
             f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
         )
-    labels = [int(label) for record in (*predictions, *references) for label in record["labels"]]
+    if max_detections < 1:
+        raise ValueError(f"`max_detections` must be positive, got {max_detections}.")
+    labels = []
+    for name, records in (("predictions", predictions), ("references", references)):
+        for index, record in enumerate(records):
+            _check_objects(record, f"`{name}[{index}]`", {"bbox": "boxes", "segm": "masks"}[iou_type], name)
+            labels += map(int, record["labels"])
     num_labels = max(labels, default=0) + 1 if num_labels is None else num_labels
     if labels and not 0 <= min(labels) <= max(labels) < num_labels:
-        raise ValueError(f"labels must be in [0, {num_labels}), got values from {min(labels)} to {max(labels)}.")
+        raise ValueError(
+            f"'labels' of `predictions` and `references` must be in [0, {num_labels}), got values from "
+            f"{min(labels)} to {max(labels)}."
+        )
     dataset = {
         "info": {},
         "images": [{"id": index, "height": 0, "width": 0} for index in range(1, len(references) + 1)],
@@ -282,6 +306,21 @@ def coco_average_precision(
         "per_category_ap": np.array([_mean_of_valid(precision[:, :, k, 0, -1]) for k in range(num_labels)]),
         "per_category_ap50": np.array([_mean_of_valid(precision[0, :, k, 0, -1]) for k in range(num_labels)]),
     }
+
+
+def _check_objects(record: Mapping, name: str, column: str, kind: str):
+    """Raise a `ValueError` unless all columns of an image are as long as its labels."""
+    needed = ("labels", column, *(("scores",) if kind == "predictions" else ()))
+    missing = [key for key in needed if key not in record]
+    if missing:
+        raise ValueError(f"{name} must have {list(needed)}, got {list(record)}.")
+    for key in (*needed, "area", "iscrowd"):
+        is_optional = key not in needed and len(record.get(key, ())) == 0
+        if not is_optional and len(record[key]) != len(record["labels"]):
+            raise ValueError(
+                f"{name} must have one of {key!r} for each of its {len(record['labels'])} labels, got "
+                f"{len(record[key])}."
+            )
 
 
 def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ image, without its padding, outside.
 """
 
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ from torchvision.models.detection.retinanet import RetinaNetClassificationHead, 
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_convert
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -111,25 +114,33 @@ class ClusTRInstanceSegmentationOutput(ModelOutput):
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
+class ClusTRAnchorGenerator(AnchorGenerator):
+    """torchvision's, but anchors are float32 at least, whatever the maps are: bfloat16 is off by pixels."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        # Of the maps only size, dtype and device count.
+        grids = [_at_least_float32(maps.new_empty(0, 0, *maps.shape[-2:])) for maps in feature_maps]
+        return super().forward(image_list, grids)
+
+
 class ClusTRRoIAlign(MultiScaleRoIAlign):
     """
-    torchvision's, with two differences: it pools in float32 at least, since boxes need it; and it takes the strides of
-    the levels from the padded images, where torchvision guesses them from the first images that it sees.
+    torchvision's, with two differences: it pools in float32 at least, since boxes need it; and it is told the strides
+    of the levels, where torchvision guesses them from the first images that it sees.
     """
 
-    def __init__(self, num_levels: int, finest_stride: int, output_size: int):
-        super().__init__([str(level) for level in range(num_levels)], output_size, sampling_ratio=2)
-        self.finest_stride = finest_stride
+    def __init__(self, strides: Sequence[int], output_size: int):
+        super().__init__([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
+        self.scales = [1 / stride for stride in strides]
+        # As torchvision assigns boxes to levels: those of 224 pixels to the level of stride 16.
+        levels = [int(math.log2(stride)) for stride in (strides[0], strides[-1])]
+        self.map_levels = initLevelMapper(*levels, self.canonical_scale, self.canonical_level)
 
     def forward(
         self, x: dict[str, torch.Tensor], boxes: list[torch.Tensor], image_shapes: list[tuple[int, int]]
     ) -> torch.Tensor:
-        dtype = x["0"].dtype
-        height, width = x["0"].shape[-2:]
-        padded_size = height * self.finest_stride, width * self.finest_stride
-        return (
-            super().forward({name: _at_least_float32(maps) for name, maps in x.items()}, boxes, [padded_size]).to(dtype)
-        )
+        pooled = super().forward({name: _at_least_float32(maps) for name, maps in x.items()}, boxes, image_shapes)
+        return pooled.to(x["0"].dtype)
 
 
 class ClusTRDetector(ClusTRDensePredictor):
@@ -173,7 +184,7 @@ class ClusTRDetector(ClusTRDensePredictor):
         if len(sizes) != num_levels:
             raise ValueError(f"`anchor_sizes` must have one entry for each of {num_levels} levels, got {list(sizes)}.")
         ratios = tuple(self.config.anchor_aspect_ratios)
-        return AnchorGenerator(
+        return ClusTRAnchorGenerator(
             tuple(tuple(int(size * octave) for octave in octaves) for size in sizes), (ratios,) * num_levels
         )
 
@@ -220,9 +231,12 @@ class ClusTRDetector(ClusTRDensePredictor):
         sizes = image_sizes(pixel_mask, pixel_values)
         targets = None
         if labels is not None:
-            if len(labels) != len(sizes):
-                raise ValueError(f"`labels` must hold one entry for each of {len(sizes)} images, got {len(labels)}.")
-            targets = [self._make_target(label, size, index) for index, (label, size) in enumerate(zip(labels, sizes))]
+            if isinstance(labels, Mapping) or len(labels) != len(sizes):
+                raise ValueError(
+                    f"`labels` must be a list with one entry for each of {len(sizes)} images, got {labels}."
+                )
+            padded_size = pixel_values.shape[-2:]
+            targets = [self._make_target(*pair, padded_size, index) for index, pair in enumerate(zip(labels, sizes))]
         if not self.training and len(set(sizes)) > 1:
             self._refuse_recorded(kwargs)
             parts = []
@@ -235,7 +249,7 @@ class ClusTRDetector(ClusTRDensePredictor):
         return self._detect(self._pad(pixel_values[..., :height, :width]), sizes, targets, **kwargs)
 
     def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """torchvision's anchors need maps whose strides are whole."""
+        """As torchvision pads, so that the maps of all stages have whole strides, which its anchors need."""
         stride = math.prod(self.config.strides)
         return pad_to(pixel_values, tuple(-(-extent // stride) * stride for extent in pixel_values.shape[-2:]))
 
@@ -245,28 +259,17 @@ class ClusTRDetector(ClusTRDensePredictor):
         named = OrderedDict((str(level), maps) for level, maps in enumerate(stage_maps[first_stage:]))
         return self.detector.backbone(named), features
 
-    def _make_target(self, label: Mapping, size: tuple[int, int], index: int) -> dict[str, torch.Tensor]:
+    def _make_target(
+        self, label: Mapping, size: tuple[int, int], padded_size: tuple[int, int], index: int
+    ) -> dict[str, torch.Tensor]:
         """
         An image's label as torchvision has it: `boxes` (n, 4), corners in pixels, and `labels` (n,) of the objects that
         count; `counts` says which ones do.
         """
-        for name in ("class_labels", "boxes"):
-            if name not in label:
-                raise ValueError(f"`labels[{index}]` must have {name!r}, got {sorted(label)}.")
-        classes, boxes = label["class_labels"], label["boxes"]
-        if boxes.shape != (len(classes), 4) or not boxes.is_floating_point():
-            raise ValueError(
-                f"`labels[{index}]['boxes']` must be floats of shape ({len(classes)}, 4), as many as class labels, got "
-                f"{boxes.dtype} of shape {tuple(boxes.shape)}."
-            )
-        if classes.is_floating_point() or not ((classes >= 0) & (classes < self.config.num_labels)).all():
-            raise ValueError(
-                f"`labels[{index}]['class_labels']` must be integers in [0, {self.config.num_labels}), got {classes}."
-            )
-        height, width = size
-        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+        _check_label(label, self.config.num_labels, f"`labels[{index}]")
+        classes, boxes, (height, width) = label["class_labels"], _at_least_float32(label["boxes"]), size
         boxes = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
-        counts = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # not so for NaN
+        counts = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         if "iscrowd" in label:
             counts &= label["iscrowd"] == 0
         return {"boxes": boxes[counts], "labels": classes[counts].long(), "counts": counts}
@@ -299,9 +302,7 @@ class ClusTRForObjectDetection(ClusTRDetector):
         levels = list(pyramid.values())
         outputs = self.detector.head(levels)
         logits, deltas = outputs["cls_logits"], outputs["bbox_regression"]
-        # Of the maps only size, dtype and device count here.
-        grids = [deltas.new_empty(0, 0, *maps.shape[-2:]) for maps in levels]
-        anchors = self.detector.anchor_generator(ImageList(pixel_values, sizes), grids)
+        anchors = self.detector.anchor_generator(ImageList(pixel_values, sizes), levels)
         loss_dict = None if targets is None else self.detector.compute_loss(targets, outputs, anchors)
         boxes = self.detector.box_coder.decode(deltas.flatten(0, 1), anchors).view_as(deltas)
         num_anchors = self.detector.anchor_generator.num_anchors_per_location()
@@ -334,18 +335,18 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
 
     def _make_detector(self, config: ClusTRConfig) -> MaskRCNN:
         num_stages, num_classes = len(config.depths), config.num_labels + 1  # torchvision's class 0 is the background
-        channels, stride = config.fpn_hidden_size, config.strides[0]
+        channels, strides = config.fpn_hidden_size, list(accumulate(config.strides, operator.mul))
         return MaskRCNN(
             self._make_pyramid(config.hidden_sizes, LastLevelMaxPool()),
             rpn_anchor_generator=self._anchor_generator((1.0,), num_stages + 1),
-            box_roi_pool=ClusTRRoIAlign(num_stages, stride, BOX_GRID),
+            box_roi_pool=ClusTRRoIAlign(strides, BOX_GRID),
             box_head=TwoMLPHead(channels * BOX_GRID**2, config.box_head_hidden_size),
             box_predictor=FastRCNNPredictor(config.box_head_hidden_size, num_classes),
             box_score_thresh=config.detection_score_threshold,
             box_nms_thresh=config.detection_nms_threshold,
             box_detections_per_img=config.detections_per_image,
             box_batch_size_per_image=config.roi_batch_size,
-            mask_roi_pool=ClusTRRoIAlign(num_stages, stride, MASK_GRID),
+            mask_roi_pool=ClusTRRoIAlign(strides, MASK_GRID),
             mask_head=MaskRCNNHeads(channels, (config.mask_head_hidden_size,) * 4, dilation=1),
             mask_predictor=MaskRCNNPredictor(config.mask_head_hidden_size, config.mask_head_hidden_size, num_classes),
         )
@@ -354,14 +355,21 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         roi_heads = self.detector.roi_heads
         return [self.detector.rpn.head, roi_heads.box_predictor, roi_heads.mask_predictor]
 
-    def _make_target(self, label: Mapping, size: tuple[int, int], index: int) -> dict[str, torch.Tensor]:
-        target = super()._make_target(label, size, index)
-        if "masks" not in label or label["masks"].ndim != 3 or len(label["masks"]) != len(label["boxes"]):
+    def _make_target(
+        self, label: Mapping, size: tuple[int, int], padded_size: tuple[int, int], index: int
+    ) -> dict[str, torch.Tensor]:
+        target = super()._make_target(label, size, padded_size, index)
+        if "masks" not in label:
             raise ValueError(
-                f"`labels[{index}]` must have 'masks' of shape ({len(label['boxes'])}, H, W), one for each box: call "
-                "the image processor with `return_segmentation_masks=True`."
+                f"`labels[{index}]` must have 'masks': call the image processor with `return_segmentation_masks=True`."
             )
-        masks = label["masks"][target["counts"], : size[0], : size[1]]
+        masks, expected = label["masks"], (len(label["boxes"]), *padded_size)
+        if masks.shape != expected or not ((masks == 0) | (masks == 1)).all():
+            raise ValueError(
+                f"`labels[{index}]['masks']` must be bool, or 0 and 1, of shape {expected}, as many as boxes and of "
+                f"the size of `pixel_values`, got {masks.dtype} of shape {tuple(masks.shape)}."
+            )
+        masks = masks[target["counts"], : size[0], : size[1]]
         return {**target, "labels": target["labels"] + 1, "masks": masks}
 
     def _detect(self, pixel_values, sizes, targets, **kwargs) -> ClusTRInstanceSegmentationOutput:
@@ -430,6 +438,26 @@ def _init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, pa
         init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
+def _check_label(label: Mapping, num_labels: int, name: str):
+    """Raise a `ValueError` that begins with the name unless classes, boxes and crowds are tensors that fit together."""
+    for key in ("class_labels", "boxes"):
+        if not isinstance(label.get(key), torch.Tensor):
+            raise ValueError(f"{name}` must have a tensor {key!r}, got {sorted(label)}.")
+    classes, boxes, crowds = label["class_labels"], label["boxes"], label.get("iscrowd")
+    is_whole = not classes.is_floating_point() and classes.dtype != torch.bool
+    if classes.ndim != 1 or not is_whole or not ((classes >= 0) & (classes < num_labels)).all():
+        raise ValueError(f"{name}['class_labels']` must be integers in [0, {num_labels}) of shape (n,), got {classes}.")
+    if boxes.shape != (len(classes), 4) or not boxes.is_floating_point():
+        raise ValueError(
+            f"{name}['boxes']` must be floats of shape ({len(classes)}, 4), as many as class labels, got "
+            f"{boxes.dtype} of shape {tuple(boxes.shape)}."
+        )
+    if not ((boxes >= -1) & (boxes <= 2)).all():  # some leave the image; not so for NaN
+        raise ValueError(f"{name}['boxes']` must be shares of the image, not pixels, got {boxes}.")
+    if crowds is not None and crowds.shape != classes.shape:
+        raise ValueError(f"{name}['iscrowd']` must have shape ({len(classes)},), got {tuple(crowds.shape)}.")
+
+
 @contextmanager
 def _training_mode(modules: Sequence[nn.Module], is_training: bool):
     """torchvision's parts compute losses in training mode, and detections otherwise; all they hold behaves alike."""
@@ -448,7 +476,9 @@ def _same_random_numbers(device: torch.device):
     """The loss looks at a random sample of the proposals: in evaluation at the same one every time."""
     is_cpu = device.type == "cpu"
     with torch.random.fork_rng([] if is_cpu else [device], device_type="cuda" if is_cpu else device.type):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
+        if not is_cpu:
+            torch.get_device_module(device).manual_seed(0)
         yield
 
 
