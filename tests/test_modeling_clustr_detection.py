@@ -547,9 +547,13 @@ def test_trainer_takes_the_official_object_detection_recipe(tmp_path):
 def test_four_images_are_learned_by_heart(model_class):
     processor = ClusTRDetectionImageProcessor(size={"height": 96, "width": 96})
     batch, references = shapes_batch(4, processor)
-    model = model_class(make_config(num_labels=2, anchor_sizes=[16, 32, 64, 128, 256])).train()
+    settings = {"num_labels": 2, "anchor_sizes": [16, 32, 64, 128, 256], "roi_batch_size": 64}
+    model = model_class(make_config(**settings)).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(120):
+    steps = {ClusTRForObjectDetection: 240, ClusTRForInstanceSegmentation: 120}[model_class]
+    for step in range(steps):
+        for group in optimizer.param_groups:  # a short warm-up, then down to 0
+            group["lr"] = 2e-3 * min(1, (step + 1) / 20, 2 * (1 - step / steps))
         model(**batch).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

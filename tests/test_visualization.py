@@ -153,6 +153,12 @@ def test_neighbouring_masks_of_one_class_have_colours_of_their_own(halves):
     )
     assert np.abs(drawn[20, 10] - drawn[20, 20]).max() > 30
     assert (drawn[35, 10] == (200, 0, 0)).all()
+    over = torch.stack([masks[0], masks.any(dim=0)])  # the first one lies above the second
+    wide = torch.tensor([[5.0, 10.0, 15.0, 30.0], [5.0, 10.0, 25.0, 30.0]])
+    covered = np.asarray(draw_detections(image, wide, torch.tensor([0, 0]), ["a"], masks=over, with_text=False))
+    assert (covered[20, 10] == drawn[20, 10]).all() and (covered[20, 20] == drawn[20, 20]).all()
+    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 1\), got values from 0 to 1"):
+        draw_detections(image, boxes, torch.tensor([0, 1]), ["a"])
 
 
 def test_truth_and_prediction_of_detections_stand_side_by_side(halves):

@@ -224,7 +224,7 @@ def draw_detections(
         scores (`torch.Tensor` of shape `(n,)`, *optional*):
             Scores in [0, 1], written behind the names.
         masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*):
-            Where the objects are; neighbouring ones get colours of their own, instead of their classes'.
+            Where the objects are; each gets a colour of its own, instead of its class's. The first ones lie above.
         with_text (`bool`, defaults to `True`):
             Whether to write names and scores.
 
@@ -232,18 +232,22 @@ def draw_detections(
         `PIL.Image.Image` of the size of `image`, RGB.
 
     Raises:
-        ValueError: if boxes, labels, scores and masks are not equally many.
+        ValueError: if boxes, labels, scores and masks are not equally many, or a label has no name.
     """
     for name, values in (("labels", labels), ("scores", scores), ("masks", masks)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"`{name}` must be as many as `boxes`, {len(boxes)}, got {len(values)}.")
-    picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     if len(boxes) == 0:
         return image.convert("RGB")
+    if not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(f"`labels` must be in [0, {len(names)}), got values from {labels.min()} to {labels.max()}.")
+    picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     palette = class_colors(max(len(names), len(boxes)) if masks is not None else len(names))
     colors = [tuple(palette[index].tolist()) for index in (range(len(boxes)) if masks is not None else labels.tolist())]
     if masks is not None:
-        picture = draw_segmentation_masks(picture, masks.cpu(), alpha=0.55, colors=colors)
+        masks = masks.cpu()
+        covered = masks.cumsum(dim=0) > 1  # by an earlier one; torchvision would paint overlaps black
+        picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
     texts = None
     if with_text:
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
