@@ -18,7 +18,7 @@ from detection_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import write_picture, write_table
 from training_sources import ModelArguments
@@ -101,12 +101,8 @@ class Report:
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Truth and prediction of validation images that lie evenly in the split."""
-        total = len(self.eval_data)
-        number = min(self.args.num_pictures, total)
         images, references, predictions = [], [], []
-        for first in range(0, number * total, total):
-            candidates = ((first // number + offset) % total for offset in range(total))
-            sample, _, _ = read_first(self.eval_data.read, candidates)
+        for sample in spread_evenly(self.eval_data, self.args.num_pictures):
             pixel_values = self.eval_data.transform(sample)["pixel_values"]
             size = sample.image.height, sample.image.width
             limits = self.args.picture_threshold, self.args.max_detections

@@ -45,7 +45,7 @@ from semantic_segmentation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import write_picture, write_table
@@ -111,12 +111,8 @@ class Report:
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Image, truth and prediction of validation images that lie evenly in the split."""
-        total = len(self.eval_data)
-        number = min(self.args.num_pictures, total)
         pairs, predictions = [], []
-        for first in range(0, number * total, total):
-            candidates = ((first // number + offset) % total for offset in range(total))
-            (image, labels), _, _ = read_first(self.eval_data.read, candidates)
+        for image, labels in spread_evenly(self.eval_data, self.args.num_pictures):
             pixel_values = self.eval_data.transform((image, labels))["pixel_values"]
             pairs.append((image, labels))
             predictions.append(predict_at_size(model, pixel_values, labels.shape, self.args)[0].argmax(dim=0))

@@ -153,6 +153,14 @@ def read_first(read: Callable[[Any], Any], candidates: Iterable[Any]) -> tuple[A
     raise RuntimeError(f"{len(skipped)} samples in a row cannot be read: {'; '.join(skipped[:3])} ...")
 
 
+def spread_evenly(samples: EvaluationSamples, number: int) -> Iterator[Any]:
+    """At most so many decoded samples that lie evenly in a split; the next one where one cannot be read."""
+    total = len(samples)
+    number = min(number, total)
+    for first in range(0, number * total, total):
+        yield read_first(samples.read, ((first // number + offset) % total for offset in range(total)))[0]
+
+
 class TrainingBatches:
     """
     Batch sampler of one process: keys of [`TrainingSamples`], one epoch at a time.

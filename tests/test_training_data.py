@@ -23,6 +23,7 @@ from training_data import (
     UnreadableSample,
     decode_image,
     evaluation_loader,
+    spread_evenly,
     training_loader,
 )
 
@@ -378,3 +379,15 @@ def test_the_first_rows_of_a_stream_stand_in_for_a_batch_that_cannot_be_read():
     assert sorted(sample["sample"] for sample in samples if not sample["skipped"]) == [n for n in range(30) if n != 7]
     [replaced] = [sample for sample in samples if sample["skipped"]]
     assert set(replaced["skipped"]) == {"row 7"} and replaced["sample"] != 7
+
+
+def test_samples_to_look_at_lie_evenly_in_a_split_and_can_be_read():
+    def read(index):
+        if index in (4, 5):
+            raise UnreadableSample(f"sample {index}")
+        return index
+
+    samples = EvaluationSamples(read, lambda sample: {}, 12)
+    assert list(spread_evenly(samples, 3)) == [0, 6, 8]
+    assert list(spread_evenly(samples, 0)) == []
+    assert len(list(spread_evenly(samples, 100))) == 12
