@@ -17,14 +17,3 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
 
 def uniform(low: float, high: float) -> float:
     return float(torch.empty(()).uniform_(low, high))
-
-
-def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
-    """
-    An image's size with its aspect kept, so that its shorter side is `scale` times the processor's, unless its longer
-    side would be more than `scale` times the longest.
-    """
-    factor = scale * target["shortest_edge"] / min(size)
-    if target["longest_edge"]:
-        factor = min(factor, scale * target["longest_edge"] / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))

@@ -26,7 +26,6 @@ SHORT_SIDE, LONG_SIDE = 800, 1333
 BOX_FORMATS = ("xywh", "xyxy")
 # Columns of the rows that are made of COCO files; annotations are JSON, since their segmentations differ in type.
 IMAGE, ANNOTATIONS = "image", "annotations"
-OBJECTS = "objects_column_name"
 
 
 @dataclass
@@ -129,7 +128,9 @@ def class_names(rows: Dataset, args: DataArguments) -> list[str]:
     feature = getattr(feature, "feature", feature)  # a list of dictionaries, or a dictionary of lists
     for key in ("bbox", args.category_key):
         if not isinstance(feature, dict) or key not in feature:
-            raise ValueError(f"--{OBJECTS} {args.objects_column_name!r} must have the key {key!r}, got {feature}")
+            raise ValueError(
+                f"--objects_column_name {args.objects_column_name!r} must have the key {key!r}, got {feature}"
+            )
     category = getattr(feature[args.category_key], "feature", feature[args.category_key])
     if isinstance(category, ClassLabel):
         return category.names

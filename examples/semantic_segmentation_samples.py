@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from augmentation import PhotometricDistortion, scaled_size, uniform
+from augmentation import PhotometricDistortion, uniform
 from datasets import Dataset
 from PIL import Image
 from torchvision import tv_tensors
@@ -152,6 +152,17 @@ class TrainingTransform:
             if self.args.max_class_share == 1 or counts.max() < self.args.max_class_share * counts.sum():
                 break
         return top, left, height, width
+
+
+def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
+    """
+    An image's size with its aspect kept, so that its shorter side is `scale` times the processor's, unless its longer
+    side would be more than `scale` times the longest.
+    """
+    factor = scale * target["shortest_edge"] / min(size)
+    if target["longest_edge"]:
+        factor = min(factor, scale * target["longest_edge"] / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def evaluation_transform(processor):

@@ -217,7 +217,7 @@ class CocoAveragePrecision(evaluate.Metric):
 
     def _fill(self, name: str, record: Mapping) -> dict[str, Any]:
         """All columns, with masks as Arrow can keep them: run lengths that are not compressed."""
-        filled = {key: record.get(key, []) for key in self._info().features[name]}
+        filled = {key: record.get(key, []) for key in self.features[name]}
         filled["masks"] = [
             encode_mask(torch.from_numpy(coco_mask.decode(mask)).bool())
             if isinstance(mask["counts"], (str, bytes))
