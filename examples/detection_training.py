@@ -16,6 +16,7 @@ from detection_samples import (
     TrainingTransform,
     collate,
 )
+from model_card import trained_sections
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
@@ -90,13 +91,9 @@ class Report:
             scored = f"COCO's metrics on {results['eval_samples']} validation images: {'; '.join(values)}."
         self.task.write_card(
             folder,
-            datasets=[self.dataset_name] if self.dataset_name else None,
-            model_name=self.output_dir.name,
-            model_id=self.output_dir.name,
             summary=self.task.summary,
-            training=f"{results['step']} steps by `{self.task.script}` of clustr_hf.",
             results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
-            limitations="It knows the classes that it was trained on, and images like those.",
+            **trained_sections(self.output_dir.name, self.task.script, results["step"], self.dataset_name),
         )
 
     def draw_predictions(self, model: nn.Module, path: Path):

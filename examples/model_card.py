@@ -2,6 +2,7 @@
 """The card of a model that an example has trained: README.md from the template in model_cards/."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -27,6 +28,17 @@ def write_detector_card(folder: Path, datasets: list[str] | None = None, **secti
 def write_instance_segmenter_card(folder: Path, datasets: list[str] | None = None, **sections: str):
     """README.md of a model for instance segmentation; see [`write_card`]."""
     write_card(folder, "image-segmentation", "mean_average_precision", datasets, **sections)
+
+
+def trained_sections(model_name: str, script: str, num_steps: int, dataset_name: str | None) -> dict[str, Any]:
+    """What the cards of all models have in common that the training scripts write; `script` is the script's name."""
+    return {
+        "datasets": [dataset_name] if dataset_name else None,
+        "model_name": model_name,
+        "model_id": model_name,
+        "training": f"{num_steps} steps by `{script}` of clustr_hf.",
+        "limitations": "It knows the classes that it was trained on, and images like those.",
+    }
 
 
 def write_card(folder: Path, pipeline_tag: str, metric: str, datasets: list[str] | None = None, **sections: str):

@@ -28,7 +28,7 @@ from image_classification_data import (
     load_stream,
 )
 from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
-from model_card import write_classifier_card
+from model_card import trained_sections, write_classifier_card
 from peft import LoraConfig, get_peft_model
 from timm.data import Mixup
 from torch import nn
@@ -141,13 +141,9 @@ def write_card(folder: Path, results: dict[str, Any], name: str, data_args: Data
         scored = f"Top-1 accuracy {results['eval_accuracy']:.4f} on {results['eval_samples']} validation images."
     write_classifier_card(
         folder,
-        datasets=[data_args.dataset_name] if data_args.dataset_name else None,
-        model_name=name,
-        model_id=name,
         summary="A ClusTR image classifier.",
-        training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
         results=scored,
-        limitations="It knows the classes that it was trained on, and images like those.",
+        **trained_sections(name, Path(__file__).name, results["step"], data_args.dataset_name),
     )
 
 

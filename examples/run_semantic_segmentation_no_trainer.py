@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from model_card import write_segmenter_card
+from model_card import trained_sections, write_segmenter_card
 from semantic_segmentation_data import (
     DataArguments,
     SegmenterArguments,
@@ -100,13 +100,9 @@ class Report:
             )
         write_segmenter_card(
             folder,
-            datasets=[self.data_args.dataset_name] if self.data_args.dataset_name else None,
-            model_name=self.output_dir.name,
-            model_id=self.output_dir.name,
             summary="A ClusTR model for semantic segmentation.",
-            training=f"{results['step']} steps by `{Path(__file__).name}` of clustr_hf.",
             results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
-            limitations="It knows the classes that it was trained on, and images like those.",
+            **trained_sections(self.output_dir.name, Path(__file__).name, results["step"], self.data_args.dataset_name),
         )
 
     def draw_predictions(self, model: nn.Module, path: Path):
