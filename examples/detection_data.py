@@ -3,9 +3,9 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from coco_files import ANNOTATIONS, IMAGE, read_coco
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 from training_sources import (
     ModelArguments,
@@ -24,8 +24,8 @@ from clustr_hf import ClusTRDetectionImageProcessor
 # Sides of images in pixels (Table A4 of the paper): the shorter one, and what the longer one may be.
 SHORT_SIDE, LONG_SIDE = 800, 1333
 BOX_FORMATS = ("xywh", "xyxy")
-# Columns of the rows that are made of COCO files; annotations are JSON, since their segmentations differ in type.
-IMAGE, ANNOTATIONS = "image", "annotations"
+# What is kept of COCO's annotations beside the category.
+OBJECT_KEYS = ("bbox", "area", "iscrowd", "segmentation")
 
 
 @dataclass
@@ -70,7 +70,7 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tup
     def load_folders(folders: dict[str, str]) -> DatasetDict:
         files, data = by_split(args.train_annotation_file, args.validation_annotation_file), {}
         for split, folder in folders.items():
-            data[split], labels[split] = read_coco(folder, files[split])
+            data[split], labels[split] = read_coco(folder, files[split], OBJECT_KEYS)
         return DatasetDict(data)
 
     if args.train_dir is not None:
@@ -88,38 +88,6 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tup
         raise ValueError(f"the validation data must have the classes of the training data, {names}, got {others}")
     data = choose_samples(data, args, seed).select_columns(list(columns.values()))
     return data.cast_column(args.image_column_name, Image(decode=False)), names
-
-
-def read_coco(folder: str, annotation_file: str) -> tuple[Dataset, list[str]]:
-    """
-    Rows of a folder with COCO annotations, and the names of the classes in the order of their ids.
-
-    Raises:
-        ValueError: if the file cannot be read or does not fit together, or an image is missing.
-    """
-    try:
-        content = json.loads(Path(annotation_file).read_text())
-        names = {row["id"]: row["name"] for row in sorted(content["categories"], key=lambda row: row["id"])}
-        paths = {image["id"]: Path(folder) / image["file_name"] for image in content["images"]}
-        objects = {image_id: [] for image_id in paths}
-        index = {category_id: place for place, category_id in enumerate(names)}
-        for row in content["annotations"]:
-            if row["image_id"] not in objects or row["category_id"] not in index:
-                raise ValueError(f"an annotation of an image or a category that it does not list: {row}")
-            kept = {name: row[name] for name in ("bbox", "area", "iscrowd", "segmentation") if name in row}
-            objects[row["image_id"]].append({"category_id": index[row["category_id"]], **kept})
-    except OSError as error:
-        raise ValueError(f"{annotation_file} cannot be read: {error.strerror}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{annotation_file} must hold COCO annotations: {error!r}") from error
-    missing = [path for path in paths.values() if not path.is_file()]
-    if missing or not paths or len(set(names.values())) < max(1, len(names)):
-        raise ValueError(
-            f"{annotation_file} must name images that are there and classes of different names, got {len(paths)} "
-            f"images, missing {[str(path) for path in missing[:3]]}, classes {list(names.values())[:100]}"
-        )
-    rows = {IMAGE: list(map(str, paths.values())), ANNOTATIONS: list(map(json.dumps, objects.values()))}
-    return Dataset.from_dict(rows).cast_column(IMAGE, Image()), list(names.values())
 
 
 def class_names(rows: Dataset, args: DataArguments) -> list[str]:

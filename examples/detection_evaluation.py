@@ -1,9 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Predictions of detectors, and what they are worth by COCO's average precision."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,15 +98,3 @@ class Scores:
                 for row, value in zip(self.table.values(), result[f"per_category_{name}"]):
                     row[f"{kind}_{name}"] = float(value)
         return metrics
-
-
-def format_table(path: Path) -> str:
-    """The table of the scores of the classes, in Markdown."""
-    rows = json.loads(path.read_text())
-    columns = [name for name in next(iter(rows.values())) if name != "objects"]
-    titles = [name.replace("_", " ").replace("ap", "AP") for name in columns]
-    lines = [f"| class | {' | '.join(titles)} | objects |", "| --- " * (len(columns) + 2) + "|"]
-    for label, row in rows.items():
-        scores = ["-" if row[name] is None else f"{100 * row[name]:.1f}" for name in columns]
-        lines.append(f"| {label} | {' | '.join(scores)} | {row['objects']:,} |")
-    return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detection_data import DataArguments, ParseObjects, load_data, load_detector
-from detection_evaluation import EvaluationArguments, Predictor, Scores, detect, format_table
+from detection_evaluation import EvaluationArguments, Predictor, Scores, detect
 from detection_samples import (
     AugmentationArguments,
     EvaluationTransform,
@@ -21,7 +21,7 @@ from torch import nn
 from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
-from training_report import write_picture, write_table
+from training_report import format_table, write_picture, write_table
 from training_sources import ModelArguments
 
 from clustr_hf.image_processing_clustr_detection import decode_segmentation

@@ -30,6 +30,11 @@ def write_instance_segmenter_card(folder: Path, datasets: list[str] | None = Non
     write_card(folder, "image-segmentation", "mean_average_precision", datasets, **sections)
 
 
+def write_pose_estimator_card(folder: Path, datasets: list[str] | None = None, **sections: str):
+    """README.md of a pose estimator; see [`write_card`]."""
+    write_card(folder, "keypoint-detection", "mean_average_precision", datasets, **sections)
+
+
 def trained_sections(model_name: str, script: str, num_steps: int, dataset_name: str | None) -> dict[str, Any]:
     """What the cards of all models have in common that the training scripts write; `script` is the script's name."""
     return {

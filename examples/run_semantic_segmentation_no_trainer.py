@@ -31,7 +31,6 @@ from semantic_segmentation_evaluation import (
     EvaluationArguments,
     Predictor,
     Scores,
-    format_table,
     predict_at_size,
 )
 from semantic_segmentation_samples import (
@@ -48,7 +47,7 @@ from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
-from training_report import write_picture, write_table
+from training_report import format_table, write_picture, write_table
 
 from clustr_hf.visualization import plot_segmentation
 

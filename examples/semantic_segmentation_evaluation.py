@@ -1,10 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Predictions of segmentation models, whole image or window by window, and what they are worth."""
 
-import json
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -108,13 +106,3 @@ class Scores:
             "eval_mean_accuracy": result["mean_accuracy"],
             "eval_overall_accuracy": result["overall_accuracy"],
         }
-
-
-def format_table(path: Path) -> str:
-    """The table of the scores of the classes, in Markdown."""
-    rows = json.loads(path.read_text())
-    lines = ["| class | IoU | accuracy | pixels |", "| --- | --- | --- | --- |"]
-    for label, row in rows.items():
-        iou, accuracy = ("-" if row[name] is None else f"{100 * row[name]:.1f} %" for name in ("iou", "accuracy"))
-        lines.append(f"| {label} | {iou} | {accuracy} | {row['pixels']:,} |")
-    return "\n".join(lines)

@@ -2,6 +2,7 @@
 """What people look at: curves, results, the dry run, the repository on the Hub."""
 
 import io
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,27 @@ def write_table(table: Mapping[str, Mapping[str, float]], path: Path):
         label: {name: None if value != value else value for name, value in row.items()} for label, row in table.items()
     }
     write_json(path, rows)
+
+
+def format_table(path: Path, kind: str = "class") -> str:
+    """The table that [`write_table`] wrote, in Markdown: shares in percent, and how many there are."""
+    rows = json.loads(path.read_text())
+    names = list(next(iter(rows.values())))
+    lines = [f"| {kind} | {' | '.join(map(_title, names))} |", "| --- " * (len(names) + 1) + "|"]
+    for label, row in rows.items():
+        lines.append(f"| {label} | {' | '.join(_cell(row[name]) for name in names)} |")
+    return "\n".join(lines)
+
+
+def _title(name: str) -> str:
+    words = name.split("_")
+    return " ".join("IoU" if word == "iou" else word.upper() if word[:2] in ("ap", "ar") else word for word in words)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
 
 
 def write_history(state: TrainingState, metric: str, output_dir: Path):

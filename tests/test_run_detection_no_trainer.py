@@ -11,9 +11,10 @@ import run_instance_segmentation_no_trainer
 import run_object_detection_no_trainer
 import torch
 from augmentation import uniform
+from coco_files import read_coco
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value
-from detection_data import DataArguments, ParseObjects, class_names, load_data, read_coco
+from detection_data import OBJECT_KEYS, DataArguments, ParseObjects, class_names, load_data
 from detection_evaluation import EvaluationArguments, Predictor, Scores
 from detection_samples import (
     AugmentationArguments,
@@ -114,7 +115,7 @@ def test_learns_shapes_and_writes_a_repository(trained):
     card = (folder / "README.md").read_text()
     tag = {"object_detection": "object-detection", "instance_segmentation": "image-segmentation"}[task]
     assert f"pipeline_tag: {tag}" in card and f'pipeline("{tag}"' in card
-    assert f"box AP {results['eval_box_ap']:.4f}" in card and f"| disc | {100 * table['disc']['box_ap']:.1f} |" in card
+    assert f"box AP {results['eval_box_ap']:.4f}" in card and f" {100 * table['disc']['box_ap']:.1f} |" in card
     processor = read_json(folder / "preprocessor_config.json")
     assert processor["size"] == {"shortest_edge": 96, "longest_edge": 160}
     assert read_json(folder / "config.json")["id2label"] == {"0": "disc", "1": "square"}
@@ -264,7 +265,7 @@ def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train)
 
 
 def make_sample(coco_folders, index=0):
-    rows, _ = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"))
+    rows, _ = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"), OBJECT_KEYS)
     args = DataArguments(train_dir="x", train_annotation_file="y")
     rows = rows.cast_column("image", datasets.Image(decode=False))
     return ReadSample(rows, ParseObjects(args, ["disc", "square"]), ClusTRDetectionImageProcessor(), 2, True, "train")(
@@ -550,7 +551,7 @@ def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
 def test_shared_truth_as_prediction_is_perfect(shared):
     """COCO's own polygons, encodings and crowds, images resized and padded: boxes as outputs, masks in the metric."""
     folder = shared / "data" / "coco-mini"
-    rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"))
+    rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), OBJECT_KEYS)
     rows = rows.cast_column("image", datasets.Image(decode=False))
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 200, "longest_edge": 333})
     parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)

@@ -10,13 +10,16 @@ from transformers import (
     AutoModelForImageSegmentation,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
+    AutoModelForPoseEstimation,
     AutoModelForSemanticSegmentation,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .clustering_clustr import aggregate_tokens, find_clusters
 from .configuration_clustr import ClusTRConfig
 from .image_processing_clustr import ClusTRImageProcessor
 from .image_processing_clustr_detection import ClusTRDetectionImageProcessor
+from .image_processing_clustr_pose import ClusTRPoseImageProcessor
 from .modeling_clustr import (
     ClusTRBackbone,
     ClusTRForImageClassification,
@@ -31,7 +34,9 @@ from .modeling_clustr_detection import (
     ClusTRForObjectDetection,
     ClusTRInstanceSegmentationOutput,
 )
+from .modeling_clustr_pose import ClusTRForPoseEstimation, ClusTRPoseEstimatorOutput
 from .modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
+from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
 
 
 __version__ = "0.1.0"
@@ -43,17 +48,19 @@ AutoModelForImageClassification.register(ClusTRConfig, ClusTRForImageClassificat
 AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegmentation, exist_ok=True)
 AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
+AutoModelForPoseEstimation.register(ClusTRConfig, ClusTRForPoseEstimation, exist_ok=True)
 # The image-segmentation pipeline asks for this one first. Of several classes, the checkpoint's own is loaded.
 AutoModelForImageSegmentation._model_mapping.register(
     ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
 )
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
-# A second processor for the same configuration: saved ones are found by their name among all that are registered.
-AutoImageProcessor.register(
-    ClusTRDetectionImageProcessor,
-    image_processor_classes={"torchvision": ClusTRDetectionImageProcessor},
-    exist_ok=True,
-)
+# More processors for the same configuration: saved ones are found by their name among all that are registered.
+for _processor in (ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor):
+    AutoImageProcessor.register(_processor, image_processor_classes={"torchvision": _processor}, exist_ok=True)
+if "keypoint-detection" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        "keypoint-detection", ClusTRKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation
+    )
 
 __all__ = [
     "ClusTRBackbone",
@@ -63,12 +70,16 @@ __all__ = [
     "ClusTRForImageClassification",
     "ClusTRForInstanceSegmentation",
     "ClusTRForObjectDetection",
+    "ClusTRForPoseEstimation",
     "ClusTRForSemanticSegmentation",
     "ClusTRImageClassifierOutput",
     "ClusTRImageProcessor",
     "ClusTRInstanceSegmentationOutput",
+    "ClusTRKeypointDetectionPipeline",
     "ClusTRModel",
     "ClusTRModelOutput",
+    "ClusTRPoseEstimatorOutput",
+    "ClusTRPoseImageProcessor",
     "ClusTRPreTrainedModel",
     "ClusTRSemanticSegmenterOutput",
     "aggregate_tokens",

@@ -40,6 +40,8 @@ POSITIVES = (
     "box_head_hidden_size",
     "mask_head_hidden_size",
 )
+# The same for lists.
+POSITIVE_LISTS = ("pool_scales", "anchor_sizes", "anchor_aspect_ratios", "deconv_hidden_sizes")
 
 # Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
 PAPER_VARIANTS: dict[str, dict[str, Any]] = {
@@ -75,6 +77,7 @@ NANO_VARIANT: dict[str, Any] = {
     "auxiliary_hidden_size": 64,
     "box_head_hidden_size": 128,
     "mask_head_hidden_size": 64,
+    "deconv_hidden_sizes": [128, 128, 128],
 }
 
 # Fields with one entry for each stage.
@@ -183,6 +186,12 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Channels of Mask R-CNN's box head.
         mask_head_hidden_size (`int`, defaults to 256):
             Channels of Mask R-CNN's mask head.
+        deconv_hidden_sizes (`list[int]`, defaults to `[256, 256, 256]`):
+            Channels of the deconvolutions of the pose estimator, each of which doubles the resolution of the last map.
+        flip_pairs (`list[list[int]]`, *optional*):
+            Pairs of keypoints that change places in a mirror, of `num_labels` keypoints that `id2label` names.
+        edges (`list[list[int]]`, *optional*):
+            Pairs of keypoints between which a drawn skeleton has a line.
         out_features (`list[str]`, *optional*):
             For [`ClusTRBackbone`]: which of `"stem", "stage1", ..., "stage4"` to return; default is the last one.
         out_indices (`list[int]`, *optional*):
@@ -243,15 +252,20 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     roi_batch_size: int = 512
     box_head_hidden_size: int = 1024
     mask_head_hidden_size: int = 256
+    deconv_hidden_sizes: list[int] | tuple[int, ...] = (256, 256, 256)
+    flip_pairs: list[Any] | tuple[Any, ...] | None = None
+    edges: list[Any] | tuple[Any, ...] | None = None
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         # JSON knows only lists: a configuration equals its reloaded self from the start.
-        for name in (*PER_STAGE_FIELDS, "pool_scales", "anchor_sizes", "anchor_aspect_ratios"):
+        for name in (*PER_STAGE_FIELDS, *POSITIVE_LISTS):
             setattr(self, name, list(getattr(self, name)))
         if self.semantic_class_weights is not None:
             self.semantic_class_weights = list(self.semantic_class_weights)
+        for name in ("flip_pairs", "edges"):
+            setattr(self, name, _as_pairs(name, getattr(self, name)))
         self.reduction_ratios = [
             list(ratios) if isinstance(ratios, (list, tuple)) else [ratios] for ratios in self.reduction_ratios
         ]
@@ -333,7 +347,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     def _validate_scalars(self):
         for name in POSITIVES:
             _require_positive(name, [getattr(self, name)])
-        for name in ("pool_scales", "anchor_sizes", "anchor_aspect_ratios"):
+        for name in POSITIVE_LISTS:
             _require_positive(name, getattr(self, name))
         for name in ("cluster_window", "max_clusters"):
             if getattr(self, name) is not None:
@@ -355,6 +369,17 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
 def _is_real(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _as_pairs(name: str, pairs: Sequence[Any] | None) -> list[list[int]] | None:
+    """Pairs of indices as lists; `ValueError` if they are not."""
+    if pairs is None:
+        return None
+    for pair in pairs:
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2 and pair[0] != pair[1]
+        if not (is_pair and all(type(index) is int and index >= 0 for index in pair)):
+            raise ValueError(f"`{name}` must hold pairs of two indices of keypoints, 0 or more, got {pair!r}.")
+    return [list(pair) for pair in pairs]
 
 
 def _require_positive(name: str, values: Sequence[Any]):

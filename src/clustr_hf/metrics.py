@@ -16,6 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from transformers import EvalPrediction
 
 from .image_processing_clustr_detection import encode_mask
+from .keypoints import CONVENTIONS, KeypointConvention
 
 
 class _WithTensorFlow(types.ModuleType):
@@ -347,6 +348,203 @@ def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[st
     return annotations
 
 
+class KeypointAveragePrecision(evaluate.Metric):
+    """
+    Average precision of keypoints as COCO and COCO-WholeBody define it; see [`keypoint_average_precision`].
+
+    ```python
+    >>> from clustr_hf.metrics import KeypointAveragePrecision
+
+    >>> nose = [[[50.0, 20.0, 2.0]] + 16 * [[0.0, 0.0, 0.0]]]  # of one person, whose other keypoints are not annotated
+    >>> reference = {"keypoints": nose, "boxes": [[0.0, 0.0, 100.0, 200.0]], "area": [10000.0]}
+    >>> prediction = {"keypoints": [[[53.0, 20.0, 0.9]] + 16 * [[10.0, 10.0, 0.1]]], "scores": [0.9]}
+    >>> metric = KeypointAveragePrecision()
+    >>> result = metric.compute(predictions=[prediction], references=[reference], convention="coco")
+    >>> result["body_ap"]  # 3 pixels off in a person of 100 x 100: a similarity of 0.847 passes 7 of 10 thresholds
+    0.7
+    ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        integer, real = datasets.Value("int64"), datasets.Value("float64")
+        rows = datasets.Sequence(datasets.Sequence(real))
+        reference = {"boxes": rows, "area": datasets.Sequence(real), "iscrowd": datasets.Sequence(integer)}
+        keypoints = {"keypoints": datasets.Sequence(rows)}
+        return evaluate.MetricInfo(
+            description="Average precision of keypoints by their similarity to those of the persons.",
+            citation="",
+            inputs_description="predictions, references: one dictionary an image.",
+            features=datasets.Features(
+                {
+                    "predictions": {**keypoints, "scores": datasets.Sequence(real)},
+                    "references": {**keypoints, **reference},
+                }
+            ),
+        )
+
+    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
+        """As upstream; what an image's dictionary does not have is empty."""
+        super().add(prediction=prediction, reference={"iscrowd": [], **reference})
+
+    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
+        """As upstream; what an image's dictionary does not have is empty."""
+        references = [{"iscrowd": [], **record} for record in references]
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _compute(
+        self, predictions: Sequence[Mapping], references: Sequence[Mapping], convention: str = "coco_wholebody"
+    ) -> dict[str, float]:
+        return keypoint_average_precision(predictions, references, CONVENTIONS[convention])
+
+
+def keypoint_average_precision(
+    predictions: Sequence[Mapping], references: Sequence[Mapping], convention: KeypointConvention
+) -> dict[str, float]:
+    """
+    Average precision and recall of keypoints by the object keypoint similarity (OKS), for each part of the body on its
+    own and for all of it, as COCO-WholeBody's evaluator computes them (Jin et al. 2020) and, for 17 keypoints, COCO's.
+
+    For a part only its keypoints count. Persons without an annotated keypoint in a part, and crowds, may be found or
+    not; a prediction all of whose scores in a part are 0 is none.
+
+    Args:
+        predictions (`Sequence[Mapping]`): For each image its persons: `keypoints` `(n, K, 3)`, (x, y, score) in pixels,
+            and `scores` `(n,)`. At most 20 of an image count, the best ones.
+        references (`Sequence[Mapping]`): For each image its persons: `keypoints` `(m, K, 3)`, (x, y, visibility),
+            annotated where that is positive; `boxes` `(m, 4)`, corners in pixels; `area` `(m,)` in square pixels, that
+            of the segmentation; `iscrowd` `(m,)` is 1 for crowds, and may be left out.
+        convention ([`KeypointConvention`]): What the K keypoints are.
+
+    Returns:
+        `dict[str, float]`: for each part and, where there are several, `wholebody`: `{part}_ap`, averaged over
+        similarities from 0.5 to 0.95, `{part}_ap50`, `{part}_ap75`, `{part}_ap_medium` (area 32^2 to 96^2),
+        `{part}_ap_large`, and `{part}_ar` (recall, averaged alike), `{part}_ar50`, `{part}_ar75`; in [0, 1], or NaN
+        where no person has the part. `hand_ap` and the others of it are the means of left and right hand.
+
+    Raises:
+        ValueError: for another number of keypoints, or predictions and references of different numbers.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
+        )
+    predicted = [_as_persons(record, f"`predictions[{i}]`", convention) for i, record in enumerate(predictions)]
+    annotated = [_as_persons(record, f"`references[{i}]`", convention) for i, record in enumerate(references)]
+    parts = {name: list(part) for name, part in convention.parts.items()}
+    if len(parts) > 1:
+        parts["wholebody"] = list(range(convention.num_keypoints))
+    results = {
+        f"{name}_{key}": value
+        for name, part in parts.items()
+        for key, value in _evaluate_part(predicted, annotated, part, np.asarray(convention.sigmas)[part]).items()
+    }
+    if "lefthand" in parts:
+        for key in KEYPOINT_SCORES:
+            results[f"hand_{key}"] = (results[f"lefthand_{key}"] + results[f"righthand_{key}"]) / 2
+    return results
+
+
+# What is computed for each part: the scores' names -> precision or recall, index of the threshold, index of the areas.
+KEYPOINT_SCORES = {
+    "ap": ("precision", slice(None), 0),
+    "ap50": ("precision", 0, 0),
+    "ap75": ("precision", 5, 0),
+    "ap_medium": ("precision", slice(None), 1),
+    "ap_large": ("precision", slice(None), 2),
+    "ar": ("recall", slice(None), 0),
+    "ar50": ("recall", 0, 0),
+    "ar75": ("recall", 5, 0),
+}
+
+
+def _as_persons(record: Mapping, name: str, convention: KeypointConvention) -> list[dict[str, Any]]:
+    """The persons of an image as COCO's dictionaries, without ids; keypoints (K, 3)."""
+    columns = [key for key in ("keypoints", "scores", "boxes", "area", "iscrowd") if len(record.get(key, ())) > 0]
+    number = len(record["keypoints"])
+    keypoints = np.asarray(record["keypoints"], dtype=np.float64)
+    if number and keypoints.shape != (number, convention.num_keypoints, 3):
+        raise ValueError(
+            f"'keypoints' of {name} must have shape (n, {convention.num_keypoints}, 3), got {keypoints.shape}."
+        )
+    needed = ("boxes", "area") if "boxes" in record else ("scores",)
+    for key in {*columns, *needed}:
+        if len(record.get(key, ())) != number:
+            raise ValueError(
+                f"{name} must have {number} of {key!r}, as of 'keypoints', got {len(record.get(key, ()))}."
+            )
+    persons = []
+    for index, points in enumerate(keypoints):
+        person = {"keypoints": points, "category_id": 1, "iscrowd": 0}
+        if "boxes" in record:
+            x0, y0, x1, y1 = map(float, record["boxes"][index])
+            person |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(record["area"][index])}
+            if "iscrowd" in columns:
+                person["iscrowd"] = int(record["iscrowd"][index])
+        else:  # as COCO has it, the box of the body's keypoints
+            body = points[list(convention.parts["body"]), :2]
+            (x0, y0), (width, height) = body.min(axis=0).tolist(), np.ptp(body, axis=0).tolist()
+            person |= {"bbox": [x0, y0, width, height], "area": width * height}
+            person["score"] = float(record["scores"][index])
+        persons.append(person)
+    return persons
+
+
+def _evaluate_part(
+    predicted: list[list[dict]], annotated: list[list[dict]], part: list[int], sigmas: np.ndarray
+) -> dict[str, float]:
+    """[`KEYPOINT_SCORES`] of some of the keypoints."""
+    datasets_of_part = []
+    for persons, is_prediction in ((annotated, False), (predicted, True)):
+        annotations = []
+        for image_id, of_image in enumerate(persons, start=1):
+            for person in of_image:
+                points = person["keypoints"][part]
+                number = int((points[:, 2] > 0).sum())
+                if is_prediction and number == 0:
+                    continue
+                place = {"id": len(annotations) + 1, "image_id": image_id, "num_keypoints": number}
+                annotations.append({**person, **place, "keypoints": points.ravel().tolist()})
+        images = [{"id": image_id, "height": 0, "width": 0} for image_id in range(1, len(persons) + 1)]
+        content = {"info": {}, "images": images, "categories": [{"id": 1, "name": "person"}]}
+        datasets_of_part.append(COCO({**content, "annotations": annotations}))
+    quiet = {"print_function": lambda *_: None}
+    evaluator = COCOeval_faster(*datasets_of_part, "keypoints", kpt_oks_sigmas=sigmas, **quiet)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    # precision (thresholds, recalls, categories, areas, 1), recall (thresholds, categories, areas, 1)
+    return {
+        name: _mean_of_valid(evaluator.eval[kind][threshold][..., areas, -1])
+        for name, (kind, threshold, areas) in KEYPOINT_SCORES.items()
+    }
+
+
+def suppress_similar_poses(
+    keypoints: np.ndarray, scores: np.ndarray, areas: np.ndarray, sigmas: Sequence[float], threshold: float = 0.9
+) -> np.ndarray:
+    """
+    Non-maximum suppression of persons by the similarity of their keypoints (OKS-NMS).
+
+    Args:
+        keypoints (`np.ndarray` of shape `(n, K, 2)`): In pixels.
+        scores, areas (`np.ndarray` of shape `(n,)`): Of the persons; areas in square pixels.
+        sigmas (`Sequence[float]` of length K): Of the keypoints.
+        threshold (`float`): Persons more similar than this to a better one are left out.
+
+    Returns:
+        `np.ndarray`: indices of those that are kept, the best first.
+    """
+    variances = (2 * np.asarray(sigmas)) ** 2
+    order, kept = list(np.argsort(-scores, kind="stable")), []
+    while order:
+        best, *others = order
+        kept.append(best)
+        area = (areas[others] + areas[best]) / 2 + np.spacing(1)
+        distances = ((keypoints[others] - keypoints[best]) ** 2).sum(axis=-1)
+        similarity = np.exp(-distances / variances / area[:, None] / 2).mean(axis=-1)
+        order = [index for index, value in zip(others, similarity) if value <= threshold]
+    return np.array(kept, dtype=np.int64)
+
+
 def _mean_of_valid(values: np.ndarray) -> float:
     """The evaluator's -1 is where there is nothing to find."""
     valid = values[values > -1]
@@ -356,9 +554,12 @@ def _mean_of_valid(values: np.ndarray) -> float:
 __all__ = [
     "Accuracy",
     "CocoAveragePrecision",
+    "KeypointAveragePrecision",
     "MeanIoU",
     "class_areas",
     "coco_average_precision",
     "compute_accuracy",
+    "keypoint_average_precision",
     "summarize_areas",
+    "suppress_similar_poses",
 ]

@@ -437,6 +437,9 @@ class ClusTRPreTrainedModel(PreTrainedModel):
         "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
     }
 
+    # The pipeline that a checkpoint carries: name of the task -> what `PreTrainedConfig.custom_pipelines` holds of it.
+    _custom_pipelines: dict[str, dict] = {}
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -456,6 +459,10 @@ class ClusTRPreTrainedModel(PreTrainedModel):
         `auto_map` of the classes that this checkpoint can be loaded as.
         """
         self.config.auto_map = dict(self._auto_map)
+        if self._custom_pipelines:
+            self.config.custom_pipelines = dict(self._custom_pipelines)
+        elif hasattr(self.config, "custom_pipelines"):  # of the checkpoint that this one was made of
+            del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from PIL import Image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision import utils
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -247,13 +247,15 @@ def draw_detections(
     if masks is not None:
         masks = masks.cpu()
         covered = masks.cumsum(dim=0) > 1  # by an earlier one; torchvision would paint overlaps black
-        picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
+        picture = utils.draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
     texts = None
     if with_text:
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
         texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
     sizes = {"width": max(1, round(min(image.size) / 250)), "font_size": max(10, round(min(image.size) / 28))}
-    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes)
+    drawn = utils.draw_bounding_boxes(
+        picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes
+    )
     return Image.fromarray(drawn.permute(1, 2, 0).numpy())
 
 
@@ -291,6 +293,95 @@ def plot_detections(
         for axis, (title, objects) in zip(axes[2 * row :], (("truth", reference), ("prediction", prediction))):
             # Where objects crowd, text would hide them.
             axis.imshow(draw_detections(image, names=names, with_text=len(objects["boxes"]) <= 30, **objects))
+            if row == 0:
+                axis.set_title(title)
+    return figure
+
+
+def draw_keypoints(
+    image: Image.Image,
+    keypoints: torch.Tensor,
+    names: Sequence[str],
+    edges: Sequence[tuple[int, int]],
+    scores: torch.Tensor | None = None,
+    threshold: float = 0.3,
+) -> Image.Image:
+    """
+    Draw skeletons over an image: what is on a person's left in blue, on the right in orange, the rest in green.
+
+    Args:
+        image (`PIL.Image.Image`):
+            The image.
+        keypoints (`torch.Tensor` of shape `(n, K, 2)`):
+            Those of n persons, (x, y) in pixels.
+        names (`Sequence[str]` of length K):
+            Their names, of which those of a side begin with `left_` or `right_`.
+        edges (`Sequence[tuple[int, int]]`):
+            Pairs of keypoints that lines connect.
+        scores (`torch.Tensor` of shape `(n, K)`, *optional*):
+            Scores, or visibilities, of the keypoints.
+        threshold (`float`, defaults to 0.3):
+            Only keypoints with a higher score are drawn.
+
+    Returns:
+        `PIL.Image.Image` of the size of `image`, RGB.
+
+    Raises:
+        ValueError: if the keypoints do not have as many names, or scores of another shape.
+    """
+    shape = (len(keypoints), len(names))
+    for name, values in (("keypoints", keypoints[..., 0]), ("scores", scores)):
+        if values is not None and len(keypoints) and tuple(values.shape) != shape:
+            raise ValueError(f"`{name}` must be {shape[1]} of each person, as `names`, got {tuple(values.shape)}.")
+    picture = image.convert("RGB")
+    if len(keypoints) == 0:
+        return picture
+    is_visible = torch.ones(shape, dtype=torch.bool) if scores is None else scores.cpu() > threshold
+    points = torch.nan_to_num(keypoints.detach().float().cpu())
+    sides = [next((side for side in ("left", "right") if name.startswith(f"{side}_")), "") for name in names]
+    ends = [{sides[first], sides[second]} - {""} for first, second in edges]
+    edge_sides = [next(iter(of_edge)) if len(of_edge) == 1 else "" for of_edge in ends]  # from side to side is neither
+    drawn = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    width = max(1, round(min(image.size) / 200))
+    for side, color in (("", GREEN), ("left", BLUE), ("right", ORANGE)):
+        lines = [tuple(edge) for edge, edge_side in zip(edges, edge_sides) if edge_side == side]
+        if lines:
+            drawn = utils.draw_keypoints(drawn, points, lines, color, radius=0, width=width, visibility=is_visible)
+        of_side = torch.tensor([value == side for value in sides])
+        drawn = utils.draw_keypoints(drawn, points, None, color, radius=width, visibility=is_visible & of_side)
+    return Image.fromarray(drawn.permute(1, 2, 0).numpy())
+
+
+def plot_keypoints(
+    images: Sequence[Image.Image],
+    references: Sequence[torch.Tensor],
+    predictions: Sequence[torch.Tensor],
+    names: Sequence[str],
+    edges: Sequence[tuple[int, int]],
+    threshold: float = 0.3,
+) -> Figure:
+    """
+    True and predicted skeletons side by side, one image a row.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): The images.
+        references, predictions (`Sequence[torch.Tensor]`): For each image keypoints `(n, K, 3)`: (x, y) in pixels, and
+            the visibility, of which positive ones are drawn, or the score.
+        names, edges: As in [`draw_keypoints`].
+        threshold (`float`, defaults to 0.3): Only predicted keypoints with a higher score are drawn.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    aspect = images[0].height / images[0].width if images else 1.0
+    figure, axes = _grid(2 * len(images), 2, (6.4, 6.4 * aspect))
+    for row, (image, reference, prediction) in enumerate(zip(images, references, predictions)):
+        sides = (("truth", reference, 0.0), ("prediction", prediction, threshold))
+        for axis, (title, persons, least) in zip(axes[2 * row :], sides):
+            axis.imshow(draw_keypoints(image, persons[..., :2], names, edges, persons[..., 2], least))
             if row == 0:
                 axis.set_title(title)
     return figure
@@ -349,9 +440,11 @@ __all__ = [
     "class_colors",
     "draw_clusters",
     "draw_detections",
+    "draw_keypoints",
     "draw_segmentation",
     "plot_clusters",
     "plot_detections",
+    "plot_keypoints",
     "plot_predictions",
     "plot_segmentation",
     "plot_training_curves",

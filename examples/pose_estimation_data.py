@@ -1,0 +1,185 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Data, model and image processor of the pose estimation script."""
+
+import json
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, read_coco
+from datasets import Dataset, DatasetDict, Image
+from training_sources import ModelArguments, choose_samples, load_model
+from transformers import AutoModelForPoseEstimation
+
+from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
+from clustr_hf.keypoints import COCO, CONVENTIONS, KeypointConvention
+
+
+# Where COCO-WholeBody's annotations have the keypoints of each part, in the order of the convention.
+KEYPOINT_KEYS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+PERSON_KEYS = ("bbox", "area", "iscrowd", *KEYPOINT_KEYS)
+
+
+@dataclass
+class DataArguments:
+    """Which persons to train and evaluate on: folders of images with annotations of COCO or COCO-WholeBody."""
+
+    train_dir: str = field(metadata={"help": "Folder with the training images."})
+    train_annotation_file: str = field(metadata={"help": "Annotations (JSON) of the images in --train_dir."})
+    validation_dir: str = field(metadata={"help": "Folder with the images to evaluate on."})
+    validation_annotation_file: str = field(metadata={"help": "The same for --validation_dir."})
+    validation_boxes_file: str | None = field(
+        default=None,
+        metadata={"help": "Boxes of a person detector (COCO's results, JSON); default: those of the annotations."},
+    )
+    keypoints: str = field(
+        default="coco_wholebody", metadata={"help": f"What is annotated, one of {tuple(CONVENTIONS)}."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
+
+    def __post_init__(self):
+        if self.keypoints not in CONVENTIONS:
+            raise ValueError(f"--keypoints must be one of {tuple(CONVENTIONS)}, got {self.keypoints!r}")
+
+    @property
+    def convention(self) -> KeypointConvention:
+        return CONVENTIONS[self.keypoints]
+
+
+@dataclass
+class Persons:
+    """
+    The persons of an image.
+
+    Args:
+        keypoints (`np.ndarray` of shape `(n, K, 3)`): (x, y, visibility) in pixels, annotated where that is positive.
+        boxes (`np.ndarray` of shape `(n, 4)`): (x, y, width, height) in pixels.
+        area (`np.ndarray` of shape `(n,)`): In square pixels.
+        iscrowd (`np.ndarray` of shape `(n,)`): 1 for crowds.
+    """
+
+    keypoints: np.ndarray
+    boxes: np.ndarray
+    area: np.ndarray
+    iscrowd: np.ndarray
+
+    @property
+    def can_be_cropped(self) -> np.ndarray:
+        """Which are persons with an annotated keypoint and a box: those to train on."""
+        is_annotated = (self.keypoints[..., 2] > 0).any(axis=1)
+        return is_annotated & (self.iscrowd == 0) & (self.boxes[:, 2:] > 0).all(axis=1)
+
+
+def load_data(args: DataArguments, seed: int) -> DatasetDict:
+    """
+    Training and validation images with the annotations of their persons.
+
+    Raises:
+        ValueError: if a file cannot be read or an image is missing.
+    """
+    folders = {"train": args.train_dir, "validation": args.validation_dir}
+    files = {"train": args.train_annotation_file, "validation": args.validation_annotation_file}
+    data = {split: read_coco(folders[split], files[split], PERSON_KEYS)[0] for split in folders}
+    data = choose_samples(DatasetDict(data), args, seed)
+    return data.cast_column(IMAGE, Image(decode=False))
+
+
+def parse_persons(row: dict[str, Any], convention: KeypointConvention) -> Persons:
+    """
+    The persons of a row of [`load_data`].
+
+    Raises:
+        ValueError: if an annotation has no box, or other keypoints than those of the convention.
+    """
+    annotations = json.loads(row[ANNOTATIONS])
+    keys = KEYPOINT_KEYS[:1] if convention is COCO else KEYPOINT_KEYS
+    keypoints, boxes = [], []
+    for annotation in annotations:
+        missing = [key for key in ("bbox", *keys) if key not in annotation]
+        if missing:
+            raise ValueError(f"image {row[IMAGE_ID]}: an annotation must have {missing}, got {sorted(annotation)}")
+        values = list(chain.from_iterable(annotation[key] for key in keys))
+        if len(values) != 3 * convention.num_keypoints or len(annotation["bbox"]) != 4:
+            raise ValueError(
+                f"image {row[IMAGE_ID]}: an annotation must have {convention.num_keypoints} keypoints (x, y, "
+                f"visibility) and a box of 4 numbers, got {len(values)} values and {annotation['bbox']}"
+            )
+        keypoints.append(values)
+        boxes.append(annotation["bbox"])
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    areas = [row.get("area", width * height) for row, (_, _, width, height) in zip(annotations, boxes)]
+    return Persons(
+        keypoints=np.asarray(keypoints, dtype=np.float64).reshape(-1, convention.num_keypoints, 3),
+        boxes=boxes,
+        area=np.asarray(areas, dtype=np.float64),
+        iscrowd=np.asarray([row.get("iscrowd", 0) for row in annotations], dtype=np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies: the row of its image; the person in it, or none for a box of a detector; box and score."""
+
+    row: int
+    person: int | None
+    box: tuple[float, float, float, float]
+    score: float = 1.0
+
+
+def annotated_places(rows: Dataset, convention: KeypointConvention) -> list[Place]:
+    """The persons to train on, and to evaluate with their true boxes: annotated, not crowds."""
+    places = []
+    for index, row in enumerate(rows):
+        persons = parse_persons(row, convention)
+        kept = np.nonzero(persons.can_be_cropped)[0].tolist()
+        places += [Place(index, person, tuple(persons.boxes[person].tolist())) for person in kept]
+    return places
+
+
+def detected_places(rows: Dataset, boxes_file: str) -> list[Place]:
+    """
+    The boxes of a detector in the images of the rows.
+
+    Raises:
+        ValueError: if the file cannot be read, or is no list of detections.
+    """
+    index = {image_id: row for row, image_id in enumerate(rows[IMAGE_ID])}
+    try:
+        content = json.loads(Path(boxes_file).read_text())
+        places = [
+            Place(index[found["image_id"]], None, tuple(map(float, found["bbox"])), float(found["score"]))
+            for found in content
+            if found["image_id"] in index and found.get("category_id", 1) == 1
+        ]
+    except OSError as error:
+        raise ValueError(f"{boxes_file} cannot be read: {error.strerror}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{boxes_file} must hold COCO's detections (image_id, bbox, score): {error!r}") from error
+    return [place for place in places if len(place.box) == 4 and min(place.box[2:]) > 0]
+
+
+def load_pose_estimator(
+    args: ModelArguments, convention: KeypointConvention, **fields: Any
+) -> tuple[ClusTRForPoseEstimation, ClusTRPoseImageProcessor]:
+    """
+    Model of the convention's keypoints, and its image processor; `fields` are those of the configuration.
+
+    `--image_size` is the height of the crops, which are three quarters as wide.
+    """
+    names = convention.config_fields()
+    fields = {"flip_pairs": names["flip_pairs"], "edges": names["edges"], **fields}
+    processor = ClusTRPoseImageProcessor()
+    model, loaded = load_model(
+        args, list(convention.names), ClusTRForPoseEstimation, AutoModelForPoseEstimation, processor, **fields
+    )
+    if not hasattr(loaded, "post_process_pose_estimation"):  # a classifier's
+        loaded = processor
+    changes = {"keypoint_heatmap_downscale_factor": max(1, round(model.heatmap_stride))}
+    if changes["keypoint_heatmap_downscale_factor"] != model.heatmap_stride:
+        raise ValueError(f"heat maps must be smaller than crops by a whole number, got {model.heatmap_stride}")
+    if args.image_size is not None:
+        changes["size"] = {"height": args.image_size, "width": round(0.75 * args.image_size)}
+    return model, type(loaded).from_dict({**loaded.to_dict(), **changes})

@@ -1,0 +1,154 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Train or fine-tune ClusTR for whole-body pose estimation with Accelerate: the recipe of section 4.4 of the paper.
+
+    accelerate launch --config_file examples/accelerate/ddp.yaml \
+        examples/run_pose_estimation_no_trainer.py --recipe examples/recipes/clustr_small_coco_wholebody.json \
+        --model_name_or_path out/clustr-small --output_dir out/clustr-small-pose --dataloader_num_workers 8 \
+        --train_dir coco/train2017 --train_annotation_file coco/annotations/coco_wholebody_train_v1.0.json \
+        --validation_dir coco/val2017 --validation_annotation_file coco/annotations/coco_wholebody_val_v1.0.json \
+        --validation_boxes_file coco/COCO_val2017_detections_AP_H_56_person.json
+
+`--dry_run` says what a command would do. What the loop does, and its arguments: training_loop.py,
+training_arguments.py; commands with their results: examples/README.md.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from model_card import trained_sections, write_pose_estimator_card
+from pose_estimation_data import (
+    DataArguments,
+    annotated_places,
+    detected_places,
+    load_data,
+    load_pose_estimator,
+)
+from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores
+from pose_estimation_samples import (
+    AugmentationArguments,
+    EvaluationTransform,
+    ReadPerson,
+    TrainingTransform,
+    collate,
+)
+from torch import nn
+from training_arguments import LoopArguments, parse_arguments
+from training_data import EvaluationSamples, TrainingData, TrainingSamples
+from training_loop import Task, freeze_stages, make_accelerator, train
+from training_report import format_table, write_picture, write_table
+from training_sources import ModelArguments
+
+from clustr_hf import ClusTRForPoseEstimation
+from clustr_hf.visualization import plot_keypoints
+
+
+@dataclass
+class RecipeArguments:
+    """Regularisation."""
+
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+
+
+def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return model(**{name: batch[name] for name in ("pixel_values", "labels", "label_weights")}).loss
+
+
+@dataclass
+class Report:
+    """Pictures, the table of the parts and the card of a trained model: the loop's `write_card`."""
+
+    eval_data: EvaluationSamples
+    predict: Predictor
+    scores: Scores
+    args: EvaluationArguments
+    output_dir: Path
+
+    def __call__(self, folder: Path, results: dict[str, Any]):
+        table = self.output_dir / "per_part_results.json"
+        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
+            write_table(self.scores.table, table)
+        if self.args.num_pictures > 0:
+            self.draw_predictions(ClusTRForPoseEstimation.from_pretrained(folder).eval(), folder / "predictions.png")
+        scored = "Not evaluated yet."
+        if "eval_samples" in results:
+            scored = f"COCO's metrics of keypoints on {results['eval_samples']} persons of the validation images."
+        write_pose_estimator_card(
+            folder,
+            summary=f"A ClusTR model for pose estimation, {self.scores.convention.num_keypoints} keypoints.",
+            results="\n\n".join([scored, *([format_table(table, "part")] if table.is_file() else [])]),
+            **trained_sections(self.output_dir.name, Path(__file__).name, results["step"], None),
+        )
+
+    def draw_predictions(self, model: nn.Module, path: Path):
+        """Truth and prediction of validation images that lie evenly in the split."""
+        places = self.eval_data.read.places
+        rows = sorted({place.row for place in places})
+        number = min(self.args.num_pictures, len(rows))
+        images, references, predictions = [], [], []
+        for row in (rows[index * len(rows) // number] for index in range(number)):
+            samples = [self.eval_data.read(index) for index, place in enumerate(places) if place.row == row]
+            records = self.predict(model, collate([self.eval_data.transform(sample) for sample in samples]))
+            images.append(samples[0].image)
+            references.append(torch.from_numpy(self.scores.references[row]["keypoints"]))
+            predictions.append(torch.stack([torch.from_numpy(keypoints) for _, keypoints in records]))
+        convention = self.scores.convention
+        drawn = (images, references, predictions, convention.names, convention.edges, self.args.picture_threshold)
+        write_picture(plot_keypoints(*drawn), path)
+
+
+def make_task(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    augmentation: AugmentationArguments,
+    recipe: RecipeArguments,
+    evaluation: EvaluationArguments,
+    args: LoopArguments,
+    accelerator,
+) -> Task:
+    convention = data_args.convention
+    with accelerator.main_process_first():
+        data = load_data(data_args, args.seed)
+    torch.manual_seed(args.seed)  # the weights of a new model or head
+    fields = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
+    model, processor = load_pose_estimator(model_args, convention, **fields)
+    if args.freeze_stages:
+        freeze_stages(model, args.freeze_stages)
+    read = {}
+    for split, rows in data.items():
+        places = annotated_places(rows, convention)
+        if split == "validation" and data_args.validation_boxes_file is not None:
+            places = detected_places(rows, data_args.validation_boxes_file)
+        if not places:
+            raise ValueError(f"the {split} images must have persons to look at, got none")
+        read[split] = ReadPerson(rows, places, processor, convention, split)
+    transform = TrainingTransform(processor, convention, augmentation)
+    eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(read["validation"]))
+    scores, predict = Scores(data["validation"], convention), Predictor(processor, convention, evaluation)
+    return Task(
+        model=model,
+        processor=processor,
+        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(read["train"]))),
+        eval_data=eval_data,
+        collate=collate,
+        compute_loss=compute_loss,
+        predict=predict,
+        compute_metrics=scores,
+        metric=scores.metric,
+        write_card=Report(eval_data, predict, scores, evaluation, Path(args.output_dir)),
+    )
+
+
+def main():
+    *task_args, args = parse_arguments(
+        DataArguments, ModelArguments, AugmentationArguments, RecipeArguments, EvaluationArguments, LoopArguments
+    )
+    accelerator = make_accelerator(args)
+    train(make_task(*task_args, args, accelerator), args, accelerator)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Top-down pose estimation with ClusTR (section 4.4 of the paper): a heat map for each keypoint of the person in a crop.
+
+B crops of H x W pixels, K keypoints (`num_labels`); heat maps (B, K, h, w), a quarter of H and W in the paper.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_clustr import ClusTRConfig
+from .modeling_clustr import ClusTRModel, ClusTRPreTrainedModel
+
+
+@dataclass
+class ClusTRPoseEstimatorOutput(ModelOutput):
+    """
+    Output of [`ClusTRForPoseEstimation`].
+
+    Args:
+        loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
+            Mean squared error of the heat maps.
+        heatmaps (`torch.Tensor` of shape `(B, num_labels, h, w)`):
+            For each keypoint how much each place looks like it, 1 at the best, about 0 where it is not. h and w are H
+            and W by the heat maps' stride (4 in the paper), rounded up.
+        hidden_states, attentions, cluster_indices (*optional*):
+            As in [`ClusTRModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    heatmaps: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
+
+
+class ClusTRPoseHead(nn.Sequential):
+    """
+    Simple Baselines (Xiao et al. 2018): deconvolutions (4x4, stride 2, batch norm, ReLU) and a 1x1 convolution.
+
+    (B, C, h, w) -> (B, K, h * 2^n, w * 2^n) for n deconvolutions.
+    """
+
+    def __init__(self, config: ClusTRConfig):
+        layers, channels = [], config.hidden_sizes[-1]
+        for hidden_size in config.deconv_hidden_sizes:
+            deconvolution = nn.ConvTranspose2d(channels, hidden_size, kernel_size=4, stride=2, padding=1, bias=False)
+            layers += [deconvolution, nn.BatchNorm2d(hidden_size), nn.ReLU()]
+            channels = hidden_size
+        super().__init__(*layers, nn.Conv2d(channels, config.num_labels, kernel_size=1))
+
+
+class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
+    """ClusTR with a heat map for each of `config.num_labels` keypoints."""
+
+    _auto_class = "AutoModelForPoseEstimation"
+    _auto_map = {
+        **ClusTRPreTrainedModel._auto_map,
+        "AutoModelForPoseEstimation": "modeling_clustr_pose.ClusTRForPoseEstimation",
+    }
+    _custom_pipelines = {
+        "keypoint-detection": {
+            "impl": "pipeline_clustr_pose.ClusTRKeypointDetectionPipeline",
+            "pt": ["AutoModelForPoseEstimation"],
+        }
+    }
+
+    def __init__(self, config: ClusTRConfig):
+        super().__init__(config)
+        for name in ("flip_pairs", "edges"):
+            _check_pairs(name, getattr(config, name) or (), config.num_labels)
+        self.clustr = ClusTRModel(config)
+        self.head = ClusTRPoseHead(config)
+        self.post_init()
+
+    @property
+    def heatmap_stride(self) -> float:
+        """Pixels of a crop from one pixel of its heat maps to the next."""
+        return math.prod(self.config.strides) / 2 ** len(self.config.deconv_hidden_sizes)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The head begins as in Simple Baselines: nearly without heat."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.ConvTranspose2d, nn.Conv2d)) and any(module is layer for layer in self.head):
+            init.normal_(module.weight, std=0.001)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        label_weights: torch.Tensor | None = None,
+        flip_pairs: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ClusTRPoseEstimatorOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
+                Normalised crops of one person each, from the product of the strides (32) up. Without crops (B = 0)
+                there are no heat maps, and no loss.
+            labels (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*):
+                Heat maps to learn, in [0, 1], of the size of those that the model gives.
+            label_weights (`torch.Tensor` of shape `(B, num_labels)` or one that broadcasts to that of `labels`,
+            *optional*):
+                By how much the error of each heat map is multiplied before it is squared: 1 for keypoints that are
+                annotated, 0 for others. The mean is over all heat maps, annotated or not (JointsMSE).
+            flip_pairs (`torch.LongTensor` of shape `(pairs, 2)` or a list of pairs, *optional*):
+                Says that `pixel_values` are mirrored, left to right, and which keypoints change places by that
+                (`config.flip_pairs`): the heat maps are mirrored back, so that they are those of the image as it was.
+                The mean of them and the heat maps of the image itself is the flip test.
+            kwargs:
+                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`].
+
+        Returns:
+            [`ClusTRPoseEstimatorOutput`].
+
+        Raises:
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, or a wrong shape of
+                `labels`, `label_weights`, or indices in `flip_pairs` that are no keypoints.
+        """
+        height, width = (math.ceil(extent / self.heatmap_stride) for extent in pixel_values.shape[-2:])
+        if len(pixel_values) == 0:  # of images without persons
+            return ClusTRPoseEstimatorOutput(
+                heatmaps=pixel_values.new_zeros((0, self.config.num_labels, height, width))
+            )
+        outputs = self.clustr(pixel_values, return_dict=True, **kwargs)
+        heatmaps = self.head(outputs.last_hidden_state)[..., :height, :width]
+        if flip_pairs is not None:
+            heatmaps = flip_back(heatmaps, flip_pairs)
+        return ClusTRPoseEstimatorOutput(
+            loss=None if labels is None else joints_mse(heatmaps, labels, label_weights),
+            heatmaps=heatmaps,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cluster_indices=outputs.cluster_indices,
+        )
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`ClusTRPreTrainedModel`]'s; its configuration names the pipeline for the task, which goes along."""
+        # transformers copies, and downloads, the files that a file imports: that is what this import is for.
+        from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline  # noqa: F401
+
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def joints_mse(
+    heatmaps: torch.Tensor, targets: torch.Tensor, target_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean squared error of heat maps (B, K, h, w), each keypoint's error times its weight, in float32 at least."""
+    if targets.shape != heatmaps.shape:
+        raise ValueError(
+            f"`labels` must have the shape of the heat maps, {tuple(heatmaps.shape)}, got {tuple(targets.shape)}."
+        )
+    error = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32)) - targets
+    if target_weights is not None:
+        if target_weights.ndim == 2:
+            target_weights = target_weights[..., None, None]
+        try:
+            error = error * target_weights.expand_as(error)
+        except RuntimeError as mismatch:
+            raise ValueError(
+                f"`label_weights` must have shape {tuple(heatmaps.shape[:2])} or one that broadcasts to that of the "
+                f"heat maps, {tuple(heatmaps.shape)}, got {tuple(target_weights.shape)}."
+            ) from mismatch
+    return error.square().mean()
+
+
+def flip_back(heatmaps: torch.Tensor, flip_pairs: torch.Tensor | list[list[int]]) -> torch.Tensor:
+    """Heat maps (B, K, h, w) of a mirrored image -> those of the image: mirrored, and sides exchanged."""
+    order = list(range(heatmaps.shape[1]))
+    pairs = flip_pairs.tolist() if isinstance(flip_pairs, torch.Tensor) else flip_pairs
+    _check_pairs("flip_pairs", pairs, len(order))
+    for first, second in pairs:
+        order[first], order[second] = second, first
+    return heatmaps[:, order].flip(-1)
+
+
+def _check_pairs(name: str, pairs: list[list[int]], num_keypoints: int):
+    for pair in pairs:
+        if len(pair) != 2 or not all(0 <= index < num_keypoints for index in pair):
+            raise ValueError(f"`{name}` must hold pairs of keypoints in [0, {num_keypoints}), got {pair}.")
+
+
+__all__ = ["ClusTRForPoseEstimation", "ClusTRPoseEstimatorOutput", "flip_back", "joints_mse"]

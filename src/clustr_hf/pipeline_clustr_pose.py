@@ -1,0 +1,148 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The `keypoint-detection` pipeline: an image and the boxes of persons, or a detector that finds them, to keypoints."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import Pipeline, pipeline
+from transformers.image_utils import load_image
+from transformers.modeling_outputs import ModelOutput
+
+
+# Persons that go through the model at once.
+PERSON_BATCH_SIZE = 16
+
+
+class ClusTRKeypointDetectionPipeline(Pipeline):
+    r"""
+    Keypoints of the persons in an image.
+
+    ```python
+    estimate = pipeline("keypoint-detection", model="...", trust_remote_code=True)
+    persons = estimate("people.jpg", boxes=[[412, 157, 53, 138], [384, 172, 15, 35]])
+
+    estimate = pipeline("keypoint-detection", model="...", detector="...", trust_remote_code=True)
+    persons = estimate("people.jpg")
+    ```
+
+    Args:
+        detector (`Pipeline`, `Callable` or `str`, *optional*): What finds persons where no boxes are given: an
+            `object-detection` pipeline, the name of a model for one, or a function from a PIL image to what such a
+            pipeline returns.
+        kwargs: As of any pipeline.
+
+    A call takes an image, or a list of images (PIL images, paths, URLs), and
+
+        boxes (*optional*): Those of the persons, (x, y, width, height) in pixels; for a list of images, a list of these
+            for each. Without boxes and detector the whole image is one person.
+        detector_label (`str`, *optional*, defaults to `"person"`): Which of the detector's objects are persons.
+        detector_threshold (`float`, *optional*, defaults to 0.5): The least score of the detector.
+        threshold (`float`, *optional*): Only keypoints with a higher score; default is all of them.
+        flip_test (`bool`, *optional*): Whether to average with the heat maps of the mirrored image; default is yes if
+            the configuration has `flip_pairs`.
+
+    It returns, for each image, a list of persons, each a dictionary: `score` (the mean of its keypoints' scores, times
+    the detector's if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), `keypoints`, a list of dictionaries with
+    `label`, `score`, `x`, `y`, in pixels of the image.
+
+    Raises:
+        ValueError: for boxes that do not fit to the images, or are malformed.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args, detector: Callable | str | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.detector = pipeline("object-detection", model=detector) if isinstance(detector, str) else detector
+
+    def _sanitize_parameters(
+        self,
+        detector_label: str | None = None,
+        detector_threshold: float | None = None,
+        threshold: float | None = None,
+        flip_test: bool | None = None,
+        timeout: float | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        if kwargs:
+            raise TypeError(f"the keypoint-detection pipeline takes no {sorted(kwargs)}.")
+        preprocess = {"label": detector_label, "least_score": detector_threshold, "timeout": timeout}
+        forward, postprocess = {"flip_test": flip_test}, {"threshold": threshold}
+        return tuple(
+            {name: value for name, value in parameters.items() if value is not None}
+            for parameters in (preprocess, forward, postprocess)
+        )
+
+    def __call__(self, images: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
+        """See the class."""
+        if kwargs.get("batch_size", self._batch_size or 1) != 1:
+            raise ValueError("`batch_size` must be 1: the persons of an image are a batch.")
+        if not isinstance(images, (list, tuple)):
+            return super().__call__({"image": images, "boxes": boxes}, **kwargs)
+        if boxes is not None and len(boxes) != len(images):
+            raise ValueError(f"`boxes` must have one list for each of the {len(images)} images, got {len(boxes)}.")
+        boxes = [None] * len(images) if boxes is None else boxes
+        inputs = [{"image": image, "boxes": of_image} for image, of_image in zip(images, boxes)]
+        return super().__call__(inputs, **kwargs)
+
+    def preprocess(
+        self, inputs: dict, label: str = "person", least_score: float = 0.5, timeout: float | None = None
+    ) -> dict[str, Any]:
+        image, boxes, scores = load_image(inputs["image"], timeout=timeout), inputs["boxes"], None
+        if boxes is None and self.detector is not None:
+            boxes, scores = _persons(self.detector(image), label, least_score)
+        elif boxes is None:
+            boxes = [[0, 0, image.width, image.height]]
+        crops = self.image_processor(image, boxes=[boxes], return_tensors="pt").to(self.dtype)
+        return {"crops": crops.pixel_values, "boxes": boxes, "scores": scores}
+
+    def _forward(self, inputs: dict, flip_test: bool | None = None) -> dict[str, Any]:
+        crops, flip_pairs = inputs.pop("crops"), self.model.config.flip_pairs
+        if flip_test and not flip_pairs:
+            raise ValueError("`flip_test` must be False: the configuration has no `flip_pairs`.")
+        flip_test = bool(flip_pairs) if flip_test is None else flip_test
+        heatmaps = []
+        for part in crops.split(PERSON_BATCH_SIZE) if len(crops) else ():
+            heat = self.model(part).heatmaps
+            if flip_test:
+                heat = (heat + self.model(part.flip(-1), flip_pairs=flip_pairs).heatmaps) / 2
+            heatmaps.append(heat)
+        return {**inputs, "heatmaps": torch.cat(heatmaps) if heatmaps else None}
+
+    def postprocess(self, outputs: dict, threshold: float | None = None) -> list[dict[str, Any]]:
+        if outputs["heatmaps"] is None:
+            return []
+        heat = ModelOutput(heatmaps=outputs["heatmaps"])
+        [persons] = self.image_processor.post_process_pose_estimation(heat, [outputs["boxes"]])
+        names, scores = self.model.config.id2label, outputs["scores"] or [1.0] * len(persons)
+        results = []
+        for person, box_score in zip(persons, scores):
+            columns = (person[key].tolist() for key in ("keypoints", "scores", "labels"))
+            keypoints = [
+                {"label": names[label], "score": score, "x": x, "y": y} for (x, y), score, label in zip(*columns)
+            ]
+            kept = [point for point in keypoints if threshold is None or point["score"] > threshold]
+            results.append(
+                {
+                    "score": box_score * person["scores"].mean().item(),
+                    "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), person["bbox"].tolist())),
+                    "keypoints": kept,
+                }
+            )
+        return results
+
+
+def _persons(detections: list[dict], label: str, least_score: float) -> tuple[list[list[float]], list[float]]:
+    """Boxes (x, y, width, height) and scores of what an object-detection pipeline calls persons."""
+    kept = [found for found in detections if found["label"] == label and found["score"] >= least_score]
+    corners = [[float(found["box"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for found in kept]
+    boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]
+    whole = [index for index, box in enumerate(boxes) if min(box[2:]) > 0]  # pipelines round boxes to whole pixels
+    return [boxes[index] for index in whole], [kept[index]["score"] for index in whole]
+
+
+__all__ = ["ClusTRKeypointDetectionPipeline"]
