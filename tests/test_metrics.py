@@ -1,5 +1,7 @@
 """Metrics against an independent implementation."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,18 @@ from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from transformers import EvalPrediction
 
 from clustr_hf.image_processing_clustr_detection import encode_mask
+from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
 from clustr_hf.metrics import (
     Accuracy,
     CocoAveragePrecision,
+    KeypointAveragePrecision,
     MeanIoU,
     class_areas,
     coco_average_precision,
     compute_accuracy,
+    keypoint_average_precision,
     summarize_areas,
+    suppress_similar_poses,
 )
 
 
@@ -277,3 +283,192 @@ def test_average_precision_image_by_image_and_of_compressed_masks():
         metric.add(prediction={**prediction, "masks": masks}, reference=reference)
     expected = coco_average_precision(predictions, references, 3, "segm")["ap"]
     assert metric.compute(num_labels=3, iou_type="segm")["ap"] == pytest.approx(expected)
+
+
+PARTS = {**COCO_WHOLEBODY.parts, "wholebody": range(133)}
+
+
+def random_persons(seed, num_images=12):
+    """
+    Annotated persons of several sizes, with parts that are missing, crowds, and persons without keypoints; and what
+    a pose estimator may find: most of them, some well and some badly, some twice, some that are none.
+    """
+    generator = np.random.default_rng(seed)
+    predictions, references = [], []
+    for _ in range(num_images):
+        number = generator.integers(0, 4)
+        boxes = generator.uniform(0, 300, (number, 4))
+        boxes[:, 2:] = boxes[:, :2] + generator.uniform(30, 250, (number, 2))
+        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) * generator.uniform(0.3, 0.8, number)
+        keypoints = np.ones((number, 133, 3))
+        for person, box in zip(keypoints, boxes):
+            person[:, :2] = generator.uniform(box[:2], box[2:], (133, 2))
+            person[:, 2] = generator.choice([0, 1, 2], 133)
+            for part in COCO_WHOLEBODY.parts.values():
+                if generator.random() < 0.3:
+                    person[list(part)] = 0
+        references.append(
+            {"keypoints": keypoints, "boxes": boxes, "area": area, "iscrowd": generator.random(number) < 0.1}
+        )
+        found, persons = [], [*zip(keypoints, area)]
+        for person, size in persons + persons[: generator.integers(0, 2)]:
+            spread = np.array(COCO_WHOLEBODY.sigmas)[:, None] * np.sqrt(size) * generator.choice([0.2, 1, 1.5, 4])
+            found.append(np.column_stack([person[:, :2] + spread * generator.normal(size=(133, 2)), np.ones(133)]))
+        found += [np.column_stack([generator.uniform(0, 400, (133, 2)), np.ones(133)])] * int(generator.random() < 0.3)
+        found = np.array(found).reshape(-1, 133, 3)
+        found[generator.random(len(found)) < 0.1, 17:23, 2] = 0  # without feet
+        scores = np.round(generator.random(len(found)), 1)  # with ties
+        predictions.append({"keypoints": found, "scores": scores})
+    return predictions, references
+
+
+def similarity_by_hand(predicted, annotated, box, area, sigmas):
+    """Object keypoint similarity; of a person without keypoints, how far predicted ones are from twice its box."""
+    total, count = 0.0, 0
+    x0, y0, x1, y1 = box
+    for (px, py, _), (x, y, visible), sigma in zip(predicted, annotated, sigmas):
+        if visible > 0:
+            squared = (px - x) ** 2 + (py - y) ** 2
+        elif not (annotated[:, 2] > 0).any():
+            width, height = x1 - x0, y1 - y0
+            dx = max(0, x0 - width - px) + max(0, px - x1 - width)
+            dy = max(0, y0 - height - py) + max(0, py - y1 - height)
+            squared = dx**2 + dy**2
+        else:
+            continue
+        total, count = total + np.exp(-squared / (2 * area * (2 * sigma) ** 2)), count + 1
+    return total / count
+
+
+def keypoint_precision_by_hand(predictions, references, part, threshold):
+    """Average precision of a part as COCO describes it, person by person, and the greatest recall."""
+    part, hits, number = list(part), [], 0
+    for prediction, reference in zip(predictions, references):
+        persons = [
+            (points[part], box, area, bool(crowd) or not (points[part, 2] > 0).any())
+            for points, box, area, crowd in zip(*(reference[key] for key in ("keypoints", "boxes", "area", "iscrowd")))
+        ]
+        number += sum(not ignored for *_, ignored in persons)
+        found = [
+            (score, points[part])
+            for points, score in zip(prediction["keypoints"], prediction["scores"])
+            if (points[part, 2] > 0).any()
+        ]
+        taken = set()
+        for score, points in sorted(found, key=lambda pair: -pair[0]):
+            best, most = None, threshold
+            for index, (annotated, box, area, ignored) in sorted(enumerate(persons), key=lambda pair: pair[1][3]):
+                if index in taken and not reference["iscrowd"][index]:
+                    continue
+                if best is not None and not persons[best][3] and ignored:
+                    break
+                value = similarity_by_hand(points, annotated, box, area, np.array(COCO_WHOLEBODY.sigmas)[part])
+                if value >= most:
+                    best, most = index, value
+            taken.add(best)
+            if best is None or not persons[best][3]:
+                hits.append((score, best is not None))
+    hits = np.array([hit for _, hit in sorted(hits, key=lambda pair: -pair[0])], dtype=float)
+    true = np.cumsum(hits)
+    recall, precision = true / number, true / np.arange(1, len(hits) + 1)
+    precision = [max(precision[i:]) for i in range(len(precision))]
+    reached = [next((p for p, r in zip(precision, recall) if r >= least), 0.0) for least in np.linspace(0, 1, 101)]
+    return np.mean(reached), recall[-1]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_keypoint_precision_agrees_with_an_evaluation_by_hand(seed):
+    predictions, references = random_persons(seed)
+    found = keypoint_average_precision(predictions, references, COCO_WHOLEBODY)
+    for name, part in PARTS.items():
+        by_hand = np.array(
+            [keypoint_precision_by_hand(predictions, references, part, t) for t in np.linspace(0.5, 0.95, 10)]
+        )
+        assert 0.1 < found[f"{name}_ap"] < 0.9
+        for key, expected in (("ap", by_hand[:, 0].mean()), ("ap50", by_hand[0, 0]), ("ap75", by_hand[5, 0])):
+            assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6)
+        for key, expected in (("ar", by_hand[:, 1].mean()), ("ar50", by_hand[0, 1]), ("ar75", by_hand[5, 1])):
+            assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6)
+    for key in ("ap", "ar75"):
+        assert found[f"hand_{key}"] == pytest.approx((found[f"lefthand_{key}"] + found[f"righthand_{key}"]) / 2)
+
+
+def truth_as_prediction(references):
+    return [{"keypoints": r["keypoints"], "scores": np.ones(len(r["keypoints"]))} for r in references]
+
+
+def test_the_truth_is_worth_all_there_is():
+    _, references = random_persons(3)
+    found = keypoint_average_precision(truth_as_prediction(references), references, COCO_WHOLEBODY)
+    assert [found[f"{name}_{key}"] for name in PARTS for key in ("ap", "ar", "ap_large")] == [1.0] * 18
+
+
+def test_a_part_that_nobody_has_is_worth_nothing_known_and_its_predictions_do_no_harm():
+    _, references = random_persons(4)
+    for reference in references:
+        reference["keypoints"][:, 23:91] = 0
+    found = keypoint_average_precision(truth_as_prediction(references), references, COCO_WHOLEBODY)
+    assert found["face_ap"] != found["face_ap"] and found["face_ar"] != found["face_ar"]  # NaN
+    assert found["body_ap"] == found["wholebody_ap"] == 1.0
+    nobody = [{"keypoints": np.zeros((0, 133, 3)), "scores": []}] * len(references)
+    found = keypoint_average_precision(nobody, references, COCO_WHOLEBODY)
+    assert found["body_ap"] == found["wholebody_ar"] == 0.0 and found["face_ap"] != found["face_ap"]
+    empty = keypoint_average_precision([], [], COCO)
+    assert set(empty) == {f"body_{k}" for k in ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75")}
+    assert all(value != value for value in empty.values())
+
+
+def test_keypoint_precision_as_a_metric_batch_by_batch():
+    predictions, references = random_persons(5)
+    metric = KeypointAveragePrecision()
+    for start in (0, 6):
+        part = slice(start, start + 6)
+        metric.add_batch(predictions=predictions[part], references=references[part])
+    expected = keypoint_average_precision(predictions, references, COCO_WHOLEBODY)
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+    for record in references:
+        del record["iscrowd"]
+    for prediction, reference in zip(predictions, references):
+        metric.add(prediction=prediction, reference=reference)
+    without_crowds = keypoint_average_precision(predictions, references, COCO_WHOLEBODY)
+    assert metric.compute(convention="coco_wholebody") == pytest.approx(without_crowds, nan_ok=True)
+
+
+def test_ground_truth_of_the_sample_is_worth_all_there_is(shared):
+    content = json.loads((shared / "data" / "coco-wholebody-sample" / "test_coco_wholebody.json").read_text())
+    keys = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+    references = []
+    for image in content["images"]:
+        rows = [row for row in content["annotations"] if row["image_id"] == image["id"]]
+        boxes = np.array([row["bbox"] for row in rows])
+        boxes[:, 2:] += boxes[:, :2]
+        keypoints = np.array([sum((row[key] for key in keys), []) for row in rows]).reshape(-1, 133, 3)  # noqa: RUF017
+        references.append({"keypoints": keypoints, "boxes": boxes, "area": [row["area"] for row in rows]})
+    found = keypoint_average_precision(truth_as_prediction(references), references, COCO_WHOLEBODY)
+    assert [found[f"{name}_ap"] for name in (*PARTS, "hand")] == [1.0] * 7
+
+
+def test_persons_that_do_not_fit_are_named():
+    person = {"keypoints": np.ones((1, 17, 3)), "boxes": [[0, 0, 5, 5]], "area": [25]}
+    found = {"keypoints": np.ones((1, 17, 3)), "scores": [1.0]}
+    for predictions, references, message in (
+        ([], [person], "`predictions` must be as many as `references`, 1 images, got 0"),
+        ([{**found, "keypoints": np.ones((1, 17, 2))}], [person], r"`predictions\[0\]` must have shape \(n, 17, 3\)"),
+        ([found], [{**person, "keypoints": np.ones((1, 16, 3))}], r"`references\[0\]` must have shape \(n, 17, 3\)"),
+        ([{**found, "scores": []}], [person], r"`predictions\[0\]` must have 1 of 'scores', .* got 0"),
+        ([found], [{**person, "area": [1, 2]}], r"`references\[0\]` must have 1 of 'area', .* got 2"),
+        ([found], [{**person, "iscrowd": [1, 2]}], r"`references\[0\]` must have 1 of 'iscrowd', .* got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keypoint_average_precision(predictions, references, COCO)
+
+
+def test_similar_poses_are_suppressed():
+    generator = np.random.default_rng(0)
+    keypoints = generator.uniform(0, 100, (6, 17, 2))
+    keypoints[3] = keypoints[1] + 0.1
+    keypoints[4] = keypoints[1] + 0.2
+    scores, areas = np.array([0.5, 0.6, 0.4, 0.9, 0.7, 0.6]), np.full(6, 5000.0)
+    assert suppress_similar_poses(keypoints, scores, areas, COCO.sigmas).tolist() == [3, 5, 0, 2]
+    assert sorted(suppress_similar_poses(keypoints, scores, areas, COCO.sigmas, threshold=1.0)) == [0, 1, 2, 3, 4, 5]
+    assert suppress_similar_poses(keypoints[:0], scores[:0], areas[:0], COCO.sigmas).tolist() == []

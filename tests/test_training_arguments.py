@@ -8,7 +8,11 @@ import detection_data
 import detection_evaluation
 import detection_samples
 import detection_training
+import pose_estimation_data
+import pose_estimation_evaluation
+import pose_estimation_samples
 import pytest
+import run_pose_estimation_no_trainer
 import run_semantic_segmentation_no_trainer
 import semantic_segmentation_data
 from conftest import REPOSITORY
@@ -28,7 +32,8 @@ from training_loop import make_optimizer
 from training_plan import TrainingPlan
 from training_sources import ModelArguments as DetectorArguments
 
-from clustr_hf import ClusTRConfig, ClusTRImageProcessor
+from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcessor
+from clustr_hf.keypoints import CONVENTIONS
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
@@ -49,8 +54,17 @@ DETECTION_CLASSES = (
     detection_evaluation.EvaluationArguments,
     LoopArguments,
 )
-# By the data set in a recipe's name; the others are for classification.
+POSE_CLASSES = (
+    pose_estimation_data.DataArguments,
+    DetectorArguments,
+    pose_estimation_samples.AugmentationArguments,
+    run_pose_estimation_no_trainer.RecipeArguments,
+    pose_estimation_evaluation.EvaluationArguments,
+    LoopArguments,
+)
+# By words in a recipe's name, the first that is there; the others are for classification.
 CLASSES_BY_DATA = {
+    **dict.fromkeys(("wholebody", "keypoints"), POSE_CLASSES),
     **dict.fromkeys(("ade20k", "camvid"), SEGMENTATION_CLASSES),
     **dict.fromkeys(("coco", "bccd", "nuclei"), DETECTION_CLASSES),
 }
@@ -183,10 +197,11 @@ def test_values_at_the_border_are_taken(name, value):
 
 def parse_recipe(file):
     """Arguments by name, and those of the loop, for a recipe of the repository."""
-    classes = CLASSES_BY_DATA.get(file.removesuffix(".json").split("_")[2], ARGUMENT_CLASSES)
-    parts = parse_arguments(
-        *classes, arguments=["--recipe", str(RECIPES / file), "--train_file", "x", "--output_dir", "y"]
-    )
+    words = file.removesuffix(".json").split("_")
+    classes = next((kinds for word, kinds in CLASSES_BY_DATA.items() if word in words), ARGUMENT_CLASSES)
+    data = ["--train_dir=x", "--validation_dir=x", "--train_annotation_file=x", "--validation_annotation_file=x"]
+    data = data if classes is POSE_CLASSES else ["--train_file=x"]
+    parts = parse_arguments(*classes, arguments=["--recipe", str(RECIPES / file), *data, "--output_dir", "y"])
     return {name: value for part in parts for name, value in vars(part).items()}, parts[-1]
 
 
@@ -397,3 +412,44 @@ def test_values_that_only_look_like_numbers_are_refused(arguments, message):
 def test_a_recipe_names_no_recipe(recipe):
     with pytest.raises(ValueError, match="unknown key 'recipe'"):
         parse("--recipe", recipe({"recipe": "other.json"}))
+
+
+def test_whole_body_recipe_is_section_4_4_as_the_paper_prints_it(shared):
+    text = (shared / "paper.txt").read_text().split("4.4 2D Whole-body Pose Estimation")[1].split("Results:")[0]
+    settings, args = parse_recipe("clustr_small_coco_wholebody.json")
+    for phrase, value in (
+        (r"learning rate of ([\d.]+) ", args.learning_rate),
+        (r"momentum of ([\d.]+)", args.adam_beta1),
+        (r"weight decay of ([\d.]+)\.", args.weight_decay),
+        (r"batch size to (\d+)", args.train_batch_size),
+        (r"number of epochs to (\d+)", args.num_train_epochs),
+    ):
+        assert float(re.search(phrase, text)[1]) == value
+    assert "AdamW" in text and type(make_optimizer(nn.Linear(2, 2), args)).__name__ == "AdamW"
+    numbers = [int(number) for number in re.findall(r"(\d+) (?:keypoints|for)", text)]
+    parts = {name: len(part) for name, part in CONVENTIONS[settings["keypoints"]].parts.items()}
+    assert numbers == [133, parts["body"], parts["foot"], parts["face"], parts["lefthand"] + parts["righthand"]]
+
+
+def test_whole_body_recipe_has_the_settings_of_tcformer():
+    """Zeng et al. (2022a), which the section follows: 256 x 192, steps at 170 and 200, the augmentation."""
+    settings, args = parse_recipe("clustr_small_coco_wholebody.json")
+    augmentation = dict(
+        flip_probability=0.5,
+        shift_factor=0.16,
+        shift_probability=0.3,
+        half_body_keypoints=8,
+        half_body_probability=0.3,
+        rotation_factor=40,
+        rotation_probability=0.6,
+        scale_factor=0.5,
+    )
+    assert {name: settings[name] for name in augmentation} == augmentation
+    assert settings["image_size"] == 256 and settings["flip_test"]
+    processor = ClusTRPoseImageProcessor()
+    assert dict(processor.size) == {"height": 256, "width": 192} and processor.padding_factor == 1.25
+    assert (processor.keypoint_heatmap_downscale_factor, processor.keypoint_heatmap_sigma) == (4, 2)
+    plan = TrainingPlan.make(args, num_samples=149_813, num_processes=8)
+    assert plan.steps_per_epoch == 292 and plan.warmup_steps == 500
+    rates = [plan.learning_rate(step) for step in (0, 499, 170 * 292 - 1, 170 * 292, 200 * 292 - 1, 200 * 292)]
+    assert rates == pytest.approx([5e-7, 5e-4, 5e-4, 5e-5, 5e-5, 5e-6], rel=0.003)

@@ -6,12 +6,17 @@ import torch
 from PIL import Image
 
 from clustr_hf.visualization import (
+    BLUE,
+    GREEN,
+    ORANGE,
     class_colors,
     draw_clusters,
     draw_detections,
+    draw_keypoints,
     draw_segmentation,
     plot_clusters,
     plot_detections,
+    plot_keypoints,
     plot_predictions,
     plot_segmentation,
     plot_training_curves,
@@ -171,3 +176,55 @@ def test_truth_and_prediction_of_detections_stand_side_by_side(halves):
     assert np.array_equal(figure.axes[1].images[0].get_array(), np.asarray(expected))
     with pytest.raises(ValueError, match="`images` must hold at least one image"):
         plot_detections([], [], [], ["a"])
+
+
+NAMES, EDGES = ["nose", "left_eye", "right_eye"], [(0, 1), (0, 2), (1, 2)]
+
+
+def test_skeletons_are_drawn_in_the_colours_of_their_sides(halves):
+    image, _ = halves
+    # x, y of the nose, the left and the right eye of two persons
+    keypoints = torch.tensor([[[15.0, 30.0], [25.0, 10.0], [5.0, 10.0]], [[45.0, 30.0], [55.0, 10.0], [35.0, 10.0]]])
+    scores = torch.tensor([[0.9, 0.9, 0.9], [0.9, 0.1, 0.9]])
+    drawn = np.asarray(draw_keypoints(image, keypoints, NAMES, EDGES, scores))
+    blue, orange, green = (to_rgb_of(color) for color in (BLUE, ORANGE, GREEN))
+    for (x, y), color in (
+        ((15, 30), green), ((25, 10), blue), ((5, 10), orange), ((20, 20), blue), ((10, 20), orange), ((15, 10), green),
+        ((45, 30), green), ((35, 10), orange), ((40, 20), orange),
+    ):  # fmt: skip
+        assert (drawn[y, x] == color).all()
+    assert (drawn[10, 55] == (0, 0, 100)).all() and (drawn[20, 50] == (0, 0, 100)).all()  # below the threshold
+    everything = np.asarray(draw_keypoints(image, keypoints, NAMES, EDGES))
+    assert (everything[10, 55] == blue).all()
+    lost = keypoints.clone()
+    lost[1, 1] = float("nan")
+    assert np.array_equal(np.asarray(draw_keypoints(image, lost, NAMES, EDGES)), drawn)
+    nobody = draw_keypoints(image, torch.zeros(0, 3, 2), NAMES, EDGES)
+    assert np.array_equal(np.asarray(nobody), np.asarray(image)) and nobody is not image
+    with pytest.raises(ValueError, match=r"`keypoints` must be 2 of each person, as `names`, got \(2, 3\)"):
+        draw_keypoints(image, keypoints, NAMES[:2], [])
+    with pytest.raises(ValueError, match=r"`scores` must be 3 of each person, as `names`, got \(1, 3\)"):
+        draw_keypoints(image, keypoints, NAMES, EDGES, scores[:1])
+
+
+def to_rgb_of(color):
+    return tuple(int(color[start : start + 2], 16) for start in (1, 3, 5))
+
+
+def test_true_and_predicted_skeletons_stand_side_by_side(halves):
+    image, _ = halves
+    truth = torch.tensor([[[15.0, 30.0, 2.0], [25.0, 10.0, 1.0], [0.0, 0.0, 0.0]]])
+    found = torch.tensor([[[15.0, 30.0, 0.9], [25.0, 10.0, 0.2], [5.0, 10.0, 0.4]]])
+    nobody = torch.zeros(0, 3, 3)
+    figure = plot_keypoints([image, image], [truth, nobody], [found, nobody], NAMES, EDGES)
+    assert [axis.get_title() for axis in figure.axes] == ["truth", "prediction", "", ""]
+    expected = [
+        draw_keypoints(image, truth[..., :2], NAMES, EDGES, truth[..., 2], 0.0),
+        draw_keypoints(image, found[..., :2], NAMES, EDGES, found[..., 2], 0.3),
+        image,
+        image,
+    ]
+    for axis, picture in zip(figure.axes, expected):
+        assert np.array_equal(axis.images[0].get_array(), np.asarray(picture))
+    with pytest.raises(ValueError, match="`images` must hold at least one image"):
+        plot_keypoints([], [], [], NAMES, EDGES)

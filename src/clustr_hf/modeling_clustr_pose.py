@@ -42,20 +42,18 @@ class ClusTRPoseEstimatorOutput(ModelOutput):
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
-class ClusTRPoseHead(nn.Sequential):
+def make_pose_head(config: ClusTRConfig) -> nn.Sequential:
     """
     Simple Baselines (Xiao et al. 2018): deconvolutions (4x4, stride 2, batch norm, ReLU) and a 1x1 convolution.
 
     (B, C, h, w) -> (B, K, h * 2^n, w * 2^n) for n deconvolutions.
     """
-
-    def __init__(self, config: ClusTRConfig):
-        layers, channels = [], config.hidden_sizes[-1]
-        for hidden_size in config.deconv_hidden_sizes:
-            deconvolution = nn.ConvTranspose2d(channels, hidden_size, kernel_size=4, stride=2, padding=1, bias=False)
-            layers += [deconvolution, nn.BatchNorm2d(hidden_size), nn.ReLU()]
-            channels = hidden_size
-        super().__init__(*layers, nn.Conv2d(channels, config.num_labels, kernel_size=1))
+    layers, channels = [], config.hidden_sizes[-1]
+    for hidden_size in config.deconv_hidden_sizes:
+        deconvolution = nn.ConvTranspose2d(channels, hidden_size, kernel_size=4, stride=2, padding=1, bias=False)
+        layers += [deconvolution, nn.BatchNorm2d(hidden_size), nn.ReLU()]
+        channels = hidden_size
+    return nn.Sequential(*layers, nn.Conv2d(channels, config.num_labels, kernel_size=1))
 
 
 class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
@@ -78,7 +76,7 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
         for name in ("flip_pairs", "edges"):
             _check_pairs(name, getattr(config, name) or (), config.num_labels)
         self.clustr = ClusTRModel(config)
-        self.head = ClusTRPoseHead(config)
+        self.head = make_pose_head(config)
         self.post_init()
 
     @property

@@ -2,7 +2,7 @@
 """Pictures: clusters over an image, predictions, training curves. All return a matplotlib `Figure` or a PIL image."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
-from PIL import Image
-from torchvision import utils
+from PIL import Image, ImageDraw
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -247,15 +247,13 @@ def draw_detections(
     if masks is not None:
         masks = masks.cpu()
         covered = masks.cumsum(dim=0) > 1  # by an earlier one; torchvision would paint overlaps black
-        picture = utils.draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
+        picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
     texts = None
     if with_text:
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
         texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
     sizes = {"width": max(1, round(min(image.size) / 250)), "font_size": max(10, round(min(image.size) / 28))}
-    drawn = utils.draw_bounding_boxes(
-        picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes
-    )
+    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes)
     return Image.fromarray(drawn.permute(1, 2, 0).numpy())
 
 
@@ -334,22 +332,35 @@ def draw_keypoints(
         if values is not None and len(keypoints) and tuple(values.shape) != shape:
             raise ValueError(f"`{name}` must be {shape[1]} of each person, as `names`, got {tuple(values.shape)}.")
     picture = image.convert("RGB")
-    if len(keypoints) == 0:
-        return picture
-    is_visible = torch.ones(shape, dtype=torch.bool) if scores is None else scores.cpu() > threshold
-    points = torch.nan_to_num(keypoints.detach().float().cpu())
-    sides = [next((side for side in ("left", "right") if name.startswith(f"{side}_")), "") for name in names]
-    ends = [{sides[first], sides[second]} - {""} for first, second in edges]
-    edge_sides = [next(iter(of_edge)) if len(of_edge) == 1 else "" for of_edge in ends]  # from side to side is neither
-    drawn = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    width = max(1, round(min(image.size) / 200))
-    for side, color in (("", GREEN), ("left", BLUE), ("right", ORANGE)):
-        lines = [tuple(edge) for edge, edge_side in zip(edges, edge_sides) if edge_side == side]
-        if lines:
-            drawn = utils.draw_keypoints(drawn, points, lines, color, radius=0, width=width, visibility=is_visible)
-        of_side = torch.tensor([value == side for value in sides])
-        drawn = utils.draw_keypoints(drawn, points, None, color, radius=width, visibility=is_visible & of_side)
-    return Image.fromarray(drawn.permute(1, 2, 0).numpy())
+    canvas = ImageDraw.Draw(picture)
+    colors = [_side_color((name,)) for name in names]
+    for person, is_visible in zip(keypoints.tolist(), _visible(keypoints, scores, threshold)):
+        seen = [point for point, visible in zip(person, is_visible) if visible]
+        if not seen:
+            continue
+        extent = max(max(values) - min(values) for values in zip(*seen))
+        width = max(1, round(extent / 120))
+        for first, second in edges:
+            if is_visible[first] and is_visible[second]:
+                ends = [tuple(person[first]), tuple(person[second])]
+                thickness = min(width, max(1, round(math.dist(*ends) / 8)))  # or the lines of a face run together
+                canvas.line(ends, fill=_side_color((names[first], names[second])), width=thickness)
+        radius = width * (1.5 if len(names) < 30 else 0.5)  # or many points do
+        for (x, y), color, visible in zip(person, colors, is_visible):
+            if visible:
+                canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    return picture
+
+
+def _visible(keypoints: torch.Tensor, scores: torch.Tensor | None, threshold: float) -> list[list[bool]]:
+    is_finite = keypoints.isfinite().all(dim=-1)
+    return (is_finite if scores is None else is_finite & (scores > threshold).to(is_finite.device)).tolist()
+
+
+def _side_color(names: Iterable[str]) -> str:
+    """Of a keypoint, or of the line between two of them; what goes from side to side is of neither."""
+    sides = {name.split("_")[0] for name in names} & {"left", "right"}
+    return {"left": BLUE, "right": ORANGE}[sides.pop()] if len(sides) == 1 else GREEN
 
 
 def plot_keypoints(
