@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from clustr_hf.image_processing_clustr_detection import encode_mask
@@ -165,4 +165,49 @@ def coco_folders(segmentation_folders, tmp_path_factory):
         }
         (folder / f"{split}.json").write_text(json.dumps(content))
         (folder / split).symlink_to(segmentation_folders / split / "images")
+    return folder
+
+
+def draw_persons(image_id: int, size: tuple[int, int], first_id: int) -> tuple[Image.Image, list[dict]]:
+    """
+    An image (height, width) of persons whose 17 keypoints are dots of colours of their own, and their annotations: two
+    persons, a crowd, and one without keypoints.
+    """
+    generator = np.random.default_rng(image_id)
+    image = Image.fromarray(generator.integers(0, 40, (*size, 3), dtype=np.uint8))
+    canvas, annotations = ImageDraw.Draw(image), []
+    for x in (5, size[1] // 2):
+        width, height = generator.uniform(36, 44), generator.uniform(52, 68)
+        box = np.array([x, generator.uniform(2, size[0] - height - 2), width, height])
+        grid = np.array([[column / 4 + 0.12, row / 5 + 0.1] for row in range(5) for column in range(4)][:17])
+        points = box[:2] + (grid + generator.uniform(-0.06, 0.06, (17, 2))) * box[2:]
+        visible = generator.choice([0, 1, 2], 17, p=[0.1, 0.2, 0.7])
+        for index, (x0, y0) in enumerate(points):
+            color = (255 - 80 * (index % 3), 80 * (index // 3 % 3) + 60, 100 * (index // 9) + 50)
+            canvas.ellipse((x0 - 3, y0 - 3, x0 + 3, y0 + 3), fill=color)
+        keypoints = np.column_stack([points, visible]) * (visible > 0)[:, None]
+        area = {"bbox": box.tolist(), "area": 0.6 * width * height}
+        annotations.append({**area, "keypoints": keypoints.ravel().tolist(), "iscrowd": 0})
+    annotations.append({**annotations[0], "iscrowd": 1})
+    annotations.append({**annotations[1], "keypoints": [0] * 51, "bbox": [0, 0, 9, 9], "area": 50})
+    place = {"image_id": image_id, "category_id": 1}
+    return image, [{**row, **place, "id": first_id + index} for index, row in enumerate(annotations)]
+
+
+@pytest.fixture(scope="session")
+def person_folders(tmp_path_factory):
+    """Those persons as COCO files: `train.json`, `validation.json`, images in the folders of that name."""
+    folder = tmp_path_factory.mktemp("persons")
+    for split, first, number in (("train", 10, 12), ("validation", 50, 4)):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for image_id in range(first, first + number):
+            size = (80, 110) if image_id % 2 else (96, 100)
+            image, persons = draw_persons(image_id, size, len(annotations) + 1)
+            image.save(folder / split / f"{image_id}.png")
+            images.append({"id": image_id, "file_name": f"{image_id}.png", "height": size[0], "width": size[1]})
+            annotations += persons
+        images.append({**images[0], "id": 99})  # the first image again, as one without persons
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+        (folder / f"{split}.json").write_text(json.dumps(content))
     return folder

@@ -20,11 +20,14 @@ from clustr_hf import (
     ClusTRForImageClassification,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
+    ClusTRForPoseEstimation,
     ClusTRForSemanticSegmentation,
     ClusTRImageProcessor,
     ClusTRModel,
+    ClusTRPoseImageProcessor,
     clustering_kernel_clustr,
 )
+from clustr_hf.keypoints import COCO_WHOLEBODY
 
 
 CODE_FILES = {
@@ -283,6 +286,87 @@ def test_detection_pipelines_run_without_the_package(detection_folder, tmp_path,
     assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
 
 
+POSE_CODE = {"modeling_clustr_pose.py", "image_processing_clustr_pose.py", "pipeline_clustr_pose.py"}
+BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]
+
+
+@pytest.fixture(scope="module")
+def pose_folder(folder, tmp_path_factory):
+    """A pose estimator as `save_pretrained` writes it; larger weights than fresh ones tell places apart."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("pose")
+    model = ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", **COCO_WHOLEBODY.config_fields()))
+    with torch.no_grad():
+        for weight in model.head.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.1)
+    model.save_pretrained(path)
+    size = {"height": 64, "width": 48}
+    ClusTRPoseImageProcessor(size=size, keypoint_heatmap_downscale_factor=2).save_pretrained(path)
+    shutil.copy(folder / "image.png", path)
+    return path
+
+
+def test_pose_folder_is_complete(pose_folder):
+    config = json.loads((pose_folder / "config.json").read_text())
+    assert config["auto_map"] == {
+        **AUTO_MAP,
+        "AutoModelForPoseEstimation": "modeling_clustr_pose.ClusTRForPoseEstimation",
+    }
+    implementation = "pipeline_clustr_pose.ClusTRKeypointDetectionPipeline"
+    custom_pipelines = {"keypoint-detection": {"impl": implementation, "pt": ["AutoModelForPoseEstimation"]}}
+    assert config["custom_pipelines"] == custom_pipelines
+    assert {path.name for path in pose_folder.glob("*.py")} == {*CODE_FILES, *POSE_CODE}
+    processor = json.loads((pose_folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_clustr_pose.ClusTRPoseImageProcessor"}
+
+
+ESTIMATE = """
+import json, sys
+from transformers import AutoModelForPoseEstimation, pipeline
+folder, again, boxes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+def detect(image):
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    corners = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+    found = [{"label": "person", "score": 0.5 + 0.25 * i, "box": dict(zip(sides, c))} for i, c in enumerate(corners)]
+    return [*found, {**found[0], "label": "dog"}, {**found[0], "score": 0.3}]
+estimate = pipeline("keypoint-detection", model=folder, trust_remote_code=True, detector=detect)
+for part in (estimate, estimate.model, estimate.image_processor):
+    assert type(part).__module__.startswith("transformers_modules.")
+image = folder + "/image.png"
+by_boxes, by_detector = estimate(image, boxes=boxes), estimate(image)
+assert [p["keypoints"] for p in by_boxes] == [p["keypoints"] for p in by_detector]
+assert [d["score"] / b["score"] for b, d in zip(by_boxes, by_detector)] == [0.5, 0.75]
+model = AutoModelForPoseEstimation.from_pretrained(folder, trust_remote_code=True)
+model.save_pretrained(again)
+estimate.image_processor.save_pretrained(again)
+reloaded = pipeline(model=again, trust_remote_code=True)  # the task is the only one of the checkpoint
+assert reloaded(image, boxes=boxes, flip_test=False) != by_boxes
+print(json.dumps(by_boxes))
+"""
+
+
+def test_keypoint_pipeline_runs_without_the_package(pose_folder, tmp_path, run_without_package):
+    again = tmp_path / "again"
+    output = run_without_package(ESTIMATE, pose_folder, again, json.dumps(BOXES))
+    assert {path.name for path in again.glob("*.py")} == {*CODE_FILES, *POSE_CODE}
+    model = ClusTRForPoseEstimation.from_pretrained(pose_folder).eval()
+    processor = ClusTRPoseImageProcessor.from_pretrained(pose_folder)
+    with Image.open(pose_folder / "image.png") as image, torch.no_grad():
+        crops = processor(image, boxes=[BOXES], return_tensors="pt").pixel_values
+        outputs = model(crops), model(crops.flip(-1), flip_pairs=COCO_WHOLEBODY.flip_pairs)
+    [expected] = processor.post_process_pose_estimation(outputs[0], [BOXES], outputs[1])
+    found = json.loads(output.strip().splitlines()[-1])
+    for person, reference in zip(found, expected, strict=True):
+        assert [point["label"] for point in person["keypoints"]] == list(COCO_WHOLEBODY.names)
+        points = [[point["x"], point["y"]] for point in person["keypoints"]]
+        torch.testing.assert_close(torch.tensor(points), reference["keypoints"], atol=1e-3, rtol=0)
+        scores = torch.tensor([point["score"] for point in person["keypoints"]])
+        torch.testing.assert_close(scores, reference["scores"])
+        assert person["score"] == pytest.approx(scores.mean().item())
+        assert list(person["box"].values()) == reference["bbox"].tolist()
+
+
 RESAVE = """
 import sys
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -362,6 +446,7 @@ def test_importing_the_package_registers_every_auto_class(folder):
         AutoModelForImageClassification,
         AutoModelForInstanceSegmentation,
         AutoModelForObjectDetection,
+        AutoModelForPoseEstimation,
         AutoModelForSemanticSegmentation,
     )
 
@@ -372,5 +457,6 @@ def test_importing_the_package_registers_every_auto_class(folder):
     assert type(AutoModelForSemanticSegmentation.from_config(config)) is ClusTRForSemanticSegmentation
     assert type(AutoModelForObjectDetection.from_config(config)) is ClusTRForObjectDetection
     assert type(AutoModelForInstanceSegmentation.from_config(config)) is ClusTRForInstanceSegmentation
+    assert type(AutoModelForPoseEstimation.from_config(config)) is ClusTRForPoseEstimation
     assert type(AutoBackbone.from_config(config)) is ClusTRBackbone
     assert type(AutoImageProcessor.from_pretrained(folder)) is ClusTRImageProcessor

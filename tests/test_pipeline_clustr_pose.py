@@ -1,0 +1,155 @@
+"""The keypoint-detection pipeline: what it takes, what it gives, what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from clustr_hf import (
+    ClusTRConfig,
+    ClusTRForPoseEstimation,
+    ClusTRKeypointDetectionPipeline,
+    ClusTRPoseImageProcessor,
+    pipeline_clustr_pose,
+)
+from clustr_hf.keypoints import COCO
+
+
+BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0], [5.0, 5.0, 70.0, 30.0]]
+
+
+def make_model(**fields):
+    model = ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", **{**COCO.config_fields(), **fields})).eval()
+    with torch.no_grad():
+        for weight in model.head.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return ClusTRPoseImageProcessor(size={"height": 64, "width": 48}, keypoint_heatmap_downscale_factor=2)
+
+
+@pytest.fixture
+def image():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((120, 90))
+
+
+@pytest.fixture
+def estimate(model, processor):
+    return ClusTRKeypointDetectionPipeline(model=model, image_processor=processor)
+
+
+def points_of(person):
+    return torch.tensor([[point["x"], point["y"], point["score"]] for point in person["keypoints"]])
+
+
+@pytest.mark.parametrize("flip_test", [True, False, None])
+def test_persons_are_what_model_and_processor_find(estimate, model, processor, image, flip_test):
+    found = estimate(image, boxes=BOXES, **({} if flip_test is None else {"flip_test": flip_test}))
+    crops = processor(image, boxes=[BOXES], return_tensors="pt").pixel_values
+    with torch.no_grad():
+        outputs = model(crops)
+        flipped = model(crops.flip(-1), flip_pairs=COCO.flip_pairs) if flip_test is not False else None
+    [expected] = processor.post_process_pose_estimation(outputs, [BOXES], flipped)
+    for person, reference in zip(found, expected, strict=True):
+        reference_points = torch.cat([reference["keypoints"], reference["scores"][:, None]], dim=1)
+        torch.testing.assert_close(points_of(person), reference_points, atol=1e-3, rtol=1e-4)
+        assert person["box"] == dict(zip(("xmin", "ymin", "xmax", "ymax"), reference["bbox"].tolist()))
+
+
+def test_many_persons_go_through_the_model_in_parts(estimate, image, monkeypatch):
+    together = estimate(image, boxes=BOXES)
+    monkeypatch.setattr(pipeline_clustr_pose, "PERSON_BATCH_SIZE", 2)
+    for first, second in zip(together, estimate(image, boxes=BOXES), strict=True):
+        torch.testing.assert_close(points_of(first), points_of(second), atol=1e-3, rtol=1e-4)
+
+
+def test_images_in_a_list_by_path_and_without_persons(estimate, image, tmp_path):
+    image.save(tmp_path / "it.png")
+    several = estimate([image, str(tmp_path / "it.png"), image], boxes=[BOXES[:1], BOXES[:1], []])
+    assert several[0] == several[1] and several[2] == []
+    assert several[0] == estimate(image, boxes=BOXES[:1])
+    assert estimate(image, boxes=[]) == []
+    [whole], [[same]] = estimate(image), estimate([image])
+    assert whole == same == estimate(image, boxes=[[0, 0, 120, 90]])[0]
+
+
+def test_a_detector_finds_the_persons(model, processor, image):
+    detections = [
+        {"label": "man", "score": score, "box": {"xmin": x, "ymin": y, "xmax": x + w, "ymax": y + h}}
+        for score, (x, y, w, h) in zip((0.9, 0.2, 0.7), BOXES)
+    ]
+    detections.append({"label": "man", "score": 0.8, "box": {"xmin": 3, "ymin": 3, "xmax": 3, "ymax": 9}})
+    estimate = ClusTRKeypointDetectionPipeline(model=model, image_processor=processor, detector=lambda _: detections)
+    by_boxes = estimate(image, boxes=[BOXES[0], BOXES[2]])
+    found = estimate(image, detector_label="man")
+    assert [person["keypoints"] for person in found] == [person["keypoints"] for person in by_boxes]
+    assert [p["score"] for p in found] == [pytest.approx(b["score"] * s) for b, s in zip(by_boxes, (0.9, 0.7))]
+    assert len(estimate(image, detector_label="man", detector_threshold=0.1)) == 3
+    assert estimate(image) == []  # none of them is a "person"
+
+
+def test_a_threshold_drops_keypoints_but_no_persons(estimate, image):
+    everything = estimate(image, boxes=BOXES[:1])[0]
+    least = sorted(point["score"] for point in everything["keypoints"])[8]
+    [person] = estimate(image, boxes=BOXES[:1], threshold=least)
+    assert person["score"] == everything["score"]
+    assert person["keypoints"] == [point for point in everything["keypoints"] if point["score"] > least]
+    assert len(person["keypoints"]) == 8
+
+
+def test_the_package_has_the_pipeline_without_remote_code(processor, image, tmp_path):
+    """transformers takes a checkpoint's pipeline from its repository, unless it is told which one to take."""
+    model = make_model()
+    estimates = [pipeline("keypoint-detection", model=model, image_processor=processor)]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    estimates.append(pipeline("keypoint-detection", str(tmp_path), pipeline_class=ClusTRKeypointDetectionPipeline))
+    for estimate in estimates:
+        assert type(estimate) is ClusTRKeypointDetectionPipeline and type(estimate.model) is ClusTRForPoseEstimation
+    first, second = (estimate(image, boxes=BOXES) for estimate in estimates)
+    assert first == second and len(first) == 3
+
+
+def test_half_precision(model, processor, image):
+    exact = ClusTRKeypointDetectionPipeline(model=model, image_processor=processor)(image, boxes=BOXES)
+    half = make_model()
+    half.load_state_dict(model.state_dict())
+    estimate = ClusTRKeypointDetectionPipeline(model=half.bfloat16(), image_processor=processor)
+    for first, second in zip(exact, estimate(image, boxes=BOXES), strict=True):
+        torch.testing.assert_close(points_of(first)[:, 2], points_of(second)[:, 2], atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"boxes": [[1, 2, 3]]}, ValueError, r"`boxes\[0\]` must have shape \(n, 4\)"),
+        ({"boxes": [[1, 2, 3, 0]]}, ValueError, r"`boxes\[0\]` must be finite, with a positive width and height"),
+        ({"boxes": BOXES, "batch_size": 2}, ValueError, "`batch_size` must be 1: the persons of an image are a batch"),
+        ({"boxes": BOXES, "top_k": 2}, TypeError, r"the keypoint-detection pipeline takes no \['top_k'\]"),
+    ],
+)
+def test_wrong_calls_are_named(estimate, image, arguments, error, message):
+    with pytest.raises(error, match=message):
+        estimate(image, **arguments)
+    assert len(estimate(image, boxes=BOXES)) == 3
+
+
+def test_other_wrong_calls_are_named(estimate, processor, image):
+    with pytest.raises(ValueError, match="`boxes` must have one list for each of the 2 images, got 3"):
+        estimate([image, image], boxes=BOXES)
+    without_pairs = ClusTRKeypointDetectionPipeline(model=make_model(flip_pairs=None), image_processor=processor)
+    assert len(without_pairs(image, boxes=BOXES)) == 3
+    with pytest.raises(ValueError, match="`flip_test` must be False: the configuration has no `flip_pairs`"):
+        without_pairs(image, boxes=BOXES, flip_test=True)
