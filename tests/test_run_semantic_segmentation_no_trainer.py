@@ -181,9 +181,9 @@ def test_dry_run_says_what_the_papers_recipe_would_do(train, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
 def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path, kind):
-    """Three images of one size and two of another: batches of the processes differ in what they hold."""
+    """Three images of one size and two of another: batches of the processes differ in what they hold. FSDP in bf16."""
     settings = arguments_for(segmentation_folders, tmp_path / "two") | {"--max_train_steps": 2}
-    settings |= {"--per_device_eval_batch_size": 2}
+    settings |= {"--per_device_eval_batch_size": 2, "--mixed_precision": "bf16" if kind == "fsdp2_cpu" else "no"}
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
     command = [*launch, script.__file__, *(part for pair in settings.items() for part in pair)]

@@ -31,9 +31,11 @@ from clustr_hf import (
     ClusTRForImageClassification,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
+    ClusTRForPoseEstimation,
     ClusTRForSemanticSegmentation,
     ClusTRImageProcessor,
     ClusTRModel,
+    ClusTRPoseImageProcessor,
 )
 
 
@@ -73,6 +75,7 @@ class ClusTRModelTester:
             auxiliary_hidden_size=16,
             box_head_hidden_size=16,
             mask_head_hidden_size=16,
+            deconv_hidden_sizes=[16, 16, 16],
             detections_per_image=5,
         )
 
@@ -92,11 +95,12 @@ class ClusTRModelTest(ModelTesterMixin, unittest.TestCase):
         ClusTRForSemanticSegmentation,
         ClusTRForObjectDetection,
         ClusTRForInstanceSegmentation,
+        ClusTRForPoseEstimation,
     )
     test_resize_embeddings = False
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
-        # Override as in DETR's tests: the labels of detectors are dictionaries.
+        # Override as in DETR's tests: the labels of detectors are dictionaries, those of pose estimators heat maps.
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         if return_labels and model_class in (ClusTRForObjectDetection, ClusTRForInstanceSegmentation):
             side = self.model_tester.image_size
@@ -106,6 +110,10 @@ class ClusTRModelTest(ModelTesterMixin, unittest.TestCase):
                 "masks": torch.ones(2, side, side, device=torch_device),
             }
             inputs["labels"] = [label] * self.model_tester.batch_size
+        if return_labels and model_class is ClusTRForPoseEstimation:  # heat maps, at a quarter of the image
+            side = self.model_tester.image_size // 4
+            shape = (self.model_tester.batch_size, self.model_tester.num_labels, side, side)
+            inputs["labels"] = torch.full(shape, 0.5, device=torch_device)
         return inputs
 
     def setUp(self):
@@ -202,3 +210,17 @@ class ClusTRDetectionImageProcessingTest(ImageProcessingTestMixin, unittest.Test
     @unittest.skip(reason="Its keyword arguments are those of Deformable DETR's processor; the mixin wants a new class")
     def test_valid_kwargs_set(self):
         pass
+
+
+class ClusTRPoseImageProcessingTester(ImageProcessingTester):
+    def __init__(self, parent, **kwargs):
+        kwargs.setdefault("size", {"height": 32, "width": 24})
+        super().__init__(parent, **kwargs)
+
+    def _get_image_processing_classes(self):
+        # Override: the mixin looks classes up in transformers' static table.
+        return {"torchvision": ClusTRPoseImageProcessor}
+
+
+class ClusTRPoseImageProcessingTest(ImageProcessingTestMixin, unittest.TestCase):
+    image_processor_tester_class = ClusTRPoseImageProcessingTester
