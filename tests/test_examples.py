@@ -127,6 +127,7 @@ def test_readme_has_only_blocks_that_these_tests_run():
         "python",
         "python",
         "python",
+        "python",
         "bash",
         "bash",
         "bash",
@@ -170,6 +171,12 @@ def test_readme_detects(demo):
     assert printed == f"{keys} {keys} (360, 480) (120, 90) 3\n"
 
 
+def test_readme_estimates_poses(demo):
+    shapes = "\nprint(len(persons), *persons[0], len(persons[0]['keypoints']), *persons[1]['keypoints'][0])"
+    printed = run_process([sys.executable, "-c", code_blocks("python")[4] + shapes], demo)
+    assert printed == "2 score box keypoints 133 label score x y\n"
+
+
 def test_readme_fine_tunes(demo, image_folders):
     command = shlex.split(code_blocks("bash")[1].replace("\\\n", " "))
     assert command[0] == "python"
@@ -211,7 +218,7 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
     name = "your-name/clustr-nano-digits"
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        run_process([sys.executable, "-c", code_blocks("python")[4]], demo, **environment)
+        run_process([sys.executable, "-c", code_blocks("python")[5]], demo, **environment)
         revision, files = hub.repositories[name][-1]
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
         assert "# clustr-nano-digits" in files["README.md"].decode()
