@@ -2,7 +2,7 @@
 """What the scripts for object detection and for instance segmentation share: all but the model and its name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,10 @@ from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
-from training_sources import ModelArguments
+from training_sources import ModelArguments, RecipeArguments
 
 from clustr_hf.image_processing_clustr_detection import decode_segmentation
 from clustr_hf.visualization import plot_detections
-
-
-@dataclass
-class RecipeArguments:
-    """Regularisation."""
-
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
 
 
 @dataclass(frozen=True)
@@ -133,8 +126,7 @@ def make_task(
     with accelerator.main_process_first():
         data, labels = load_data(data_args, model_args, args.seed)
     torch.manual_seed(args.seed)  # the weights of a new model or head
-    fields = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **fields)
+    model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     parse = ParseObjects(data_args, labels)

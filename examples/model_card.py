@@ -42,7 +42,7 @@ def trained_sections(model_name: str, script: str, num_steps: int, dataset_name:
         "model_name": model_name,
         "model_id": model_name,
         "training": f"{num_steps} steps by `{script}` of clustr_hf.",
-        "limitations": "It knows the classes that it was trained on, and images like those.",
+        "limitations": "It knows what it was trained on, and images like those.",
     }
 
 

@@ -37,6 +37,7 @@ from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
+from training_sources import RecipeArguments
 
 from clustr_hf.metrics import Accuracy
 
@@ -46,11 +47,10 @@ ATTENTION_PROJECTIONS = r".*\.attention\.(q_proj|kv_projs\.\d+|o_proj)"
 
 
 @dataclass
-class RecipeArguments:
+class ClassificationRecipe(RecipeArguments):
     """Augmentation, regularisation and fine-tuning of a classifier; defaults switch all of it off."""
 
     streaming: bool = field(default=False, metadata={"help": "Read the training data while training, keep none of it."})
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
     min_crop_scale: float = field(default=0.08, metadata={"help": "Least share of an image's area in a crop."})
     rand_augment: str | None = field(default=None, metadata={"help": "timm's, such as rand-m9-mstd0.5-inc1."})
     repeated_augmentation: int = field(default=1, metadata={"help": "How often an image is drawn in a row."})
@@ -76,7 +76,7 @@ class RecipeArguments:
                 raise ValueError(f"--{name} must be 1 or more, got {getattr(self, name)}")
 
 
-def check_mixing(args: RecipeArguments, per_device_batch_size: int):
+def check_mixing(args: ClassificationRecipe, per_device_batch_size: int):
     """Raise a `ValueError` if mixup or cutmix is on and cannot pair the images of a batch."""
     if (args.mixup > 0 or args.cutmix > 0) and per_device_batch_size % 2:
         raise ValueError(
@@ -85,7 +85,7 @@ def check_mixing(args: RecipeArguments, per_device_batch_size: int):
         )
 
 
-def make_loss(args: RecipeArguments, num_labels: int):
+def make_loss(args: ClassificationRecipe, num_labels: int):
     """Cross-entropy with label smoothing, of batches that mixup and cutmix have mixed."""
     mix = None
     if args.mixup > 0 or args.cutmix > 0:
@@ -148,7 +148,7 @@ def write_card(folder: Path, results: dict[str, Any], name: str, data_args: Data
 
 
 def make_task(
-    data_args: DataArguments, model_args: ModelArguments, recipe: RecipeArguments, args: LoopArguments, accelerator
+    data_args: DataArguments, model_args: ModelArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator
 ) -> Task:
     check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
     if args.dry_run and data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
@@ -162,8 +162,7 @@ def make_task(
     columns = data_args.image_column_name, data_args.label_column_name
     labels = label_names(eval_rows, data_args.label_column_name)
     torch.manual_seed(args.seed)  # the weights of a new model or head
-    overrides = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    model, processor = load_classifier(model_args, labels, **overrides)
+    model, processor = load_classifier(model_args, labels, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
@@ -192,7 +191,9 @@ def make_task(
 
 
 def main():
-    data_args, model_args, recipe, args = parse_arguments(DataArguments, ModelArguments, RecipeArguments, LoopArguments)
+    data_args, model_args, recipe, args = parse_arguments(
+        DataArguments, ModelArguments, ClassificationRecipe, LoopArguments
+    )
     accelerator = make_accelerator(args)
     train(make_task(data_args, model_args, recipe, args, accelerator), args, accelerator)
 

@@ -14,7 +14,7 @@ Train or fine-tune ClusTR for whole-body pose estimation with Accelerate: the re
 training_arguments.py; commands with their results: examples/README.md.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,10 @@ from training_arguments import LoopArguments, parse_arguments
 from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
-from training_sources import ModelArguments
+from training_sources import ModelArguments, RecipeArguments
 
 from clustr_hf import ClusTRForPoseEstimation
 from clustr_hf.visualization import plot_keypoints
-
-
-@dataclass
-class RecipeArguments:
-    """Regularisation."""
-
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
 
 
 def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -78,7 +71,10 @@ class Report:
             scored = f"COCO's metrics of keypoints on {results['eval_samples']} persons of the validation images."
         write_pose_estimator_card(
             folder,
-            summary=f"A ClusTR model for pose estimation, {self.scores.convention.num_keypoints} keypoints.",
+            summary=(
+                f"A ClusTR model for pose estimation: {self.scores.convention.num_keypoints} keypoints of each person, "
+                "`predict(image, boxes=[[x, y, width, height], ...])`."
+            ),
             results="\n\n".join([scored, *([format_table(table, "part")] if table.is_file() else [])]),
             **trained_sections(self.output_dir.name, Path(__file__).name, results["step"], None),
         )
@@ -113,8 +109,7 @@ def make_task(
     with accelerator.main_process_first():
         data = load_data(data_args, args.seed)
     torch.manual_seed(args.seed)  # the weights of a new model or head
-    fields = {} if recipe.drop_path_rate is None else {"drop_path_rate": recipe.drop_path_rate}
-    model, processor = load_pose_estimator(model_args, convention, **fields)
+    model, processor = load_pose_estimator(model_args, convention, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     read = {}

@@ -48,15 +48,15 @@ from training_data import EvaluationSamples, TrainingData, TrainingSamples, spre
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import format_table, write_picture, write_table
+from training_sources import RecipeArguments
 
 from clustr_hf.visualization import plot_segmentation
 
 
 @dataclass
-class RecipeArguments:
+class SegmentationRecipe(RecipeArguments):
     """Regularisation and balance of the loss."""
 
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
     class_weight_exponent: float = field(
         default=0.0,
         metadata={"help": "Weigh classes by (median frequency / frequency) to this power: 0 is off, 1 balances them."},
@@ -129,11 +129,9 @@ def check_fit(
         raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")
 
 
-def config_fields(recipe: RecipeArguments, args: LoopArguments, maps: ReadLabelMap, show_progress: bool) -> dict:
+def config_fields(recipe: SegmentationRecipe, args: LoopArguments, maps: ReadLabelMap, show_progress: bool) -> dict:
     """Fields of the configuration that the recipe sets; `None` clears a checkpoint's class weights."""
-    fields = {"semantic_loss_ignore_index": IGNORE_INDEX, "semantic_class_weights": None}
-    if recipe.drop_path_rate is not None:
-        fields["drop_path_rate"] = recipe.drop_path_rate
+    fields = {"semantic_loss_ignore_index": IGNORE_INDEX, "semantic_class_weights": None, **recipe.config_fields()}
     if recipe.class_weight_exponent > 0 and not args.dry_run:
         weights = class_weights(maps, maps.num_labels, recipe.class_weight_exponent, show_progress)
         fields["semantic_class_weights"] = weights
@@ -144,7 +142,7 @@ def make_task(
     data_args: DataArguments,
     model_args: SegmenterArguments,
     augmentation: AugmentationArguments,
-    recipe: RecipeArguments,
+    recipe: SegmentationRecipe,
     evaluation: EvaluationArguments,
     args: LoopArguments,
     accelerator,
@@ -184,7 +182,7 @@ def make_task(
 
 def main():
     *task_args, args = parse_arguments(
-        DataArguments, SegmenterArguments, AugmentationArguments, RecipeArguments, EvaluationArguments, LoopArguments
+        DataArguments, SegmenterArguments, AugmentationArguments, SegmentationRecipe, EvaluationArguments, LoopArguments
     )
     accelerator = make_accelerator(args)
     train(make_task(*task_args, args, accelerator), args, accelerator)

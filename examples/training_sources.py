@@ -82,6 +82,17 @@ class ModelArguments:
         return type(config).from_dict({**config.to_dict(), **fields, **overrides})
 
 
+@dataclass
+class RecipeArguments:
+    """Regularisation."""
+
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the configuration that the recipe sets."""
+        return {} if self.drop_path_rate is None else {"drop_path_rate": self.drop_path_rate}
+
+
 def load_splits(
     args: SourceArguments, model_args: ModelArguments, seed: int, load_folders: Callable[[dict[str, str]], DatasetDict]
 ) -> DatasetDict:

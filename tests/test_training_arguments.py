@@ -7,18 +7,16 @@ import re
 import detection_data
 import detection_evaluation
 import detection_samples
-import detection_training
 import pose_estimation_data
 import pose_estimation_evaluation
 import pose_estimation_samples
 import pytest
-import run_pose_estimation_no_trainer
 import run_semantic_segmentation_no_trainer
 import semantic_segmentation_data
 from conftest import REPOSITORY
 from image_classification_data import DataArguments, ModelArguments
 from image_classification_samples import training_transform
-from run_image_classification_no_trainer import RecipeArguments
+from run_image_classification_no_trainer import ClassificationRecipe
 from semantic_segmentation_data import LONGEST_RATIO, SegmenterArguments
 from semantic_segmentation_evaluation import EvaluationArguments
 from semantic_segmentation_samples import AugmentationArguments
@@ -31,18 +29,19 @@ from training_arguments import LoopArguments, parse_arguments
 from training_loop import make_optimizer
 from training_plan import TrainingPlan
 from training_sources import ModelArguments as DetectorArguments
+from training_sources import RecipeArguments
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcessor
 from clustr_hf.keypoints import CONVENTIONS
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
-ARGUMENT_CLASSES = (DataArguments, ModelArguments, RecipeArguments, LoopArguments)
+ARGUMENT_CLASSES = (DataArguments, ModelArguments, ClassificationRecipe, LoopArguments)
 SEGMENTATION_CLASSES = (
     semantic_segmentation_data.DataArguments,
     SegmenterArguments,
     AugmentationArguments,
-    run_semantic_segmentation_no_trainer.RecipeArguments,
+    run_semantic_segmentation_no_trainer.SegmentationRecipe,
     EvaluationArguments,
     LoopArguments,
 )
@@ -50,7 +49,7 @@ DETECTION_CLASSES = (
     detection_data.DataArguments,
     DetectorArguments,
     detection_samples.AugmentationArguments,
-    detection_training.RecipeArguments,
+    RecipeArguments,
     detection_evaluation.EvaluationArguments,
     LoopArguments,
 )
@@ -58,7 +57,7 @@ POSE_CLASSES = (
     pose_estimation_data.DataArguments,
     DetectorArguments,
     pose_estimation_samples.AugmentationArguments,
-    run_pose_estimation_no_trainer.RecipeArguments,
+    RecipeArguments,
     pose_estimation_evaluation.EvaluationArguments,
     LoopArguments,
 )

@@ -285,15 +285,12 @@ def plot_detections(
     Raises:
         ValueError: if there are no images.
     """
-    aspect = images[0].height / images[0].width if images else 1.0
-    figure, axes = _grid(2 * len(images), 2, (6.4, 6.4 * aspect))
-    for row, (image, reference, prediction) in enumerate(zip(images, references, predictions)):
-        for axis, (title, objects) in zip(axes[2 * row :], (("truth", reference), ("prediction", prediction))):
-            # Where objects crowd, text would hide them.
-            axis.imshow(draw_detections(image, names=names, with_text=len(objects["boxes"]) <= 30, **objects))
-            if row == 0:
-                axis.set_title(title)
-    return figure
+    # Where objects crowd, text would hide them.
+    pairs = [
+        [draw_detections(image, names=names, with_text=len(objects["boxes"]) <= 30, **objects) for objects in both]
+        for image, *both in zip(images, references, predictions)
+    ]
+    return _plot_pairs(pairs)
 
 
 def draw_keypoints(
@@ -387,14 +384,24 @@ def plot_keypoints(
     Raises:
         ValueError: if there are no images.
     """
-    aspect = images[0].height / images[0].width if images else 1.0
-    figure, axes = _grid(2 * len(images), 2, (6.4, 6.4 * aspect))
-    for row, (image, reference, prediction) in enumerate(zip(images, references, predictions)):
-        sides = (("truth", reference, 0.0), ("prediction", prediction, threshold))
-        for axis, (title, persons, least) in zip(axes[2 * row :], sides):
-            axis.imshow(draw_keypoints(image, persons[..., :2], names, edges, persons[..., 2], least))
-            if row == 0:
-                axis.set_title(title)
+    pairs = [
+        [
+            draw_keypoints(image, persons[..., :2], names, edges, persons[..., 2], least)
+            for persons, least in ((reference, 0.0), (prediction, threshold))
+        ]
+        for image, reference, prediction in zip(images, references, predictions)
+    ]
+    return _plot_pairs(pairs)
+
+
+def _plot_pairs(pairs: Sequence[Sequence[Image.Image]]) -> Figure:
+    """Pictures of the truth and of what was predicted side by side, one pair a row."""
+    aspect = pairs[0][0].height / pairs[0][0].width if pairs else 1.0
+    figure, axes = _grid(2 * len(pairs), 2, (6.4, 6.4 * aspect))
+    for axis, picture in zip(axes, (picture for pair in pairs for picture in pair)):
+        axis.imshow(picture)
+    for axis, title in zip(axes, ("truth", "prediction")):
+        axis.set_title(title)
     return figure
 
 
