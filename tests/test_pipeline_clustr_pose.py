@@ -81,8 +81,11 @@ def test_images_in_a_list_by_path_and_without_persons(estimate, image, tmp_path)
     assert several[0] == several[1] and several[2] == []
     assert several[0] == estimate(image, boxes=BOXES[:1])
     assert estimate(image, boxes=[]) == []
+    inputs = {"image": image, "boxes": BOXES[:1]}
+    assert estimate(inputs) == several[0]
+    [first, [generated]] = estimate(each for each in (inputs, image))
     [whole], [[same]] = estimate(image), estimate([image])
-    assert whole == same == estimate(image, boxes=[[0, 0, 120, 90]])[0]
+    assert first == several[0] and generated == whole == same == estimate(image, boxes=[[0, 0, 120, 90]])[0]
 
 
 def test_a_detector_finds_the_persons(model, processor, image):

@@ -374,15 +374,26 @@ def decode_heatmaps(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     is_inside = ((places >= 0) & (places < places.new_tensor([width, height]))).all(dim=-1)
     places = places.clamp(min=places.new_zeros(2), max=places.new_tensor([width - 1, height - 1]))
     heat = flat.gather(2, places[..., 1] * width + places[..., 0])
-    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(1e-4, 1).double()
+    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(1e-4, 1)
+    shift = _fit_centers(heat, offsets, is_inside)
+    return peak + shift.clamp(-1, 1), scores
+
+
+def _fit_centers(heat: torch.Tensor, offsets: torch.Tensor, is_inside: torch.Tensor) -> torch.Tensor:
+    """
+    Centres (n, K, 2) of the Gaussians that fit best to heat (n, K, P) at offsets (P, 2), where that is inside the map.
+    """
+    device, dtype = heat.device, heat.dtype
+    if device.type == "mps":  # has no float64
+        heat, offsets, is_inside = heat.cpu(), offsets.cpu(), is_inside.cpu()
+    heat = heat.double()
     weights = heat.square() * is_inside
     # log heat = c0 + c1 x + c2 y + c3 (x^2 + y^2)
     x, y = offsets.double().unbind(dim=1)
     terms = torch.stack([torch.ones_like(x), x, y, x.square() + y.square()], dim=1)
-    normal = torch.einsum("nkp,pi,pj->nkij", weights, terms, terms) + 1e-9 * torch.eye(4, device=flat.device).double()
+    normal = torch.einsum("nkp,pi,pj->nkij", weights, terms, terms) + 1e-9 * torch.eye(4).to(terms)
     solution = torch.linalg.solve(normal, torch.einsum("nkp,pi,nkp->nki", weights, terms, heat.log()))
-    shift = -solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-1e-3)
-    return peak + shift.clamp(-1, 1).float(), scores
+    return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-1e-3)).to(device, dtype)
 
 
 __all__ = ["ClusTRPoseImageProcessor"]

@@ -32,10 +32,11 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
             pipeline returns.
         kwargs: As of any pipeline.
 
-    A call takes an image, or a list of images (PIL images, paths, URLs), and
+    A call takes an image (PIL image, path, URL), a dictionary with `image` and `boxes`, or a list, generator or data
+    set of these, and
 
-        boxes (*optional*): Those of the persons, (x, y, width, height) in pixels; for a list of images, a list of these
-            for each. Without boxes and detector the whole image is one person.
+        boxes (*optional*): Those of the persons in an image, (x, y, width, height) in pixels; for a list of images, a
+            list of these for each. Without boxes and detector the whole image is one person.
         detector_label (`str`, *optional*, defaults to `"person"`): Which of the detector's objects are persons.
         detector_threshold (`float`, *optional*, defaults to 0.5): The least score of the detector.
         threshold (`float`, *optional*): Only keypoints with a higher score; default is all of them.
@@ -57,7 +58,9 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
     def __init__(self, *args, detector: Callable | str | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.detector = pipeline("object-detection", model=detector) if isinstance(detector, str) else detector
+        if isinstance(detector, str):
+            detector = pipeline("object-detection", model=detector, device=self.device)
+        self.detector = detector
 
     def _sanitize_parameters(
         self,
@@ -81,18 +84,20 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         """See the class."""
         if kwargs.get("batch_size", self._batch_size or 1) != 1:
             raise ValueError("`batch_size` must be 1: the persons of an image are a batch.")
+        if boxes is None:
+            return super().__call__(images, **kwargs)
         if not isinstance(images, (list, tuple)):
             return super().__call__({"image": images, "boxes": boxes}, **kwargs)
-        if boxes is not None and len(boxes) != len(images):
+        if len(boxes) != len(images):
             raise ValueError(f"`boxes` must have one list for each of the {len(images)} images, got {len(boxes)}.")
-        boxes = [None] * len(images) if boxes is None else boxes
         inputs = [{"image": image, "boxes": of_image} for image, of_image in zip(images, boxes)]
         return super().__call__(inputs, **kwargs)
 
     def preprocess(
-        self, inputs: dict, label: str = "person", least_score: float = 0.5, timeout: float | None = None
+        self, inputs: Any, label: str = "person", least_score: float = 0.5, timeout: float | None = None
     ) -> dict[str, Any]:
-        image, boxes, scores = load_image(inputs["image"], timeout=timeout), inputs["boxes"], None
+        inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
+        image, boxes, scores = load_image(inputs["image"], timeout=timeout), inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
             boxes, scores = _persons(self.detector(image), label, least_score)
         elif boxes is None:
