@@ -13,12 +13,11 @@ from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
 from clustr_hf import ClusTRPoseImageProcessor
+from clustr_hf.image_processing_clustr_pose import box_regions
 from clustr_hf.keypoints import KeypointConvention
 from clustr_hf.metrics import keypoint_average_precision, suppress_similar_poses
 
 
-# Keypoints of lower scores do not count in the score of a person.
-LEAST_KEYPOINT_SCORE = 0.2
 # Persons more similar than this to a better one are taken for the same.
 NMS_THRESHOLD = 0.9
 # What the tables of results show of each part.
@@ -47,8 +46,11 @@ def estimate(
     pixel_values: torch.Tensor,
     boxes: Sequence[Sequence[float]],
     flip_pairs: Sequence[Sequence[int]] | None,
-) -> np.ndarray:
-    """Keypoints (n, K, 3), (x, y, score) in the images, of crops (n, 3, H, W); with `flip_pairs` by the flip test."""
+) -> list[dict[str, Any]]:
+    """
+    Of crops (n, 3, H, W) of persons: `keypoints` (K, 3), (x, y, score) in the image, the person's `score`, and the
+    `area` of its crop; with `flip_pairs` by the flip test.
+    """
     # Only what is decoded: outputs of a wrapped model have forms of their own.
     outputs = ModelOutput(heatmaps=model(pixel_values=pixel_values).heatmaps.float())
     flipped = None
@@ -56,21 +58,29 @@ def estimate(
         heatmaps = model(pixel_values=pixel_values.flip(-1), flip_pairs=flip_pairs).heatmaps
         flipped = ModelOutput(heatmaps=heatmaps.float())
     found = processor.post_process_pose_estimation(outputs, [[box] for box in boxes], flipped)
-    parts = [torch.cat([person["keypoints"], person["scores"][:, None]], dim=1) for [person] in found]
-    return torch.stack(parts).cpu().numpy()
+    size = processor.size["height"], processor.size["width"]
+    _, extents = box_regions(torch.tensor(boxes, dtype=torch.float32), size, processor.padding_factor)
+    return [
+        {
+            "keypoints": torch.cat([person["keypoints"], person["scores"][:, None]], dim=1).cpu().numpy(),
+            "score": person["score"].item(),
+            "area": area,
+        }
+        for [person], area in zip(found, extents.prod(dim=1).tolist())
+    ]
 
 
 class Predictor:
-    """The loop's `predict`: for each person its place and keypoints."""
+    """The loop's `predict`: for each person its place and what [`estimate`] finds."""
 
     def __init__(self, processor: ClusTRPoseImageProcessor, convention: KeypointConvention, args: EvaluationArguments):
         self.processor = processor
         self.flip_pairs = convention.flip_pairs if args.flip_test else None
 
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> list[tuple[Place, np.ndarray]]:
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> list[tuple[Place, dict[str, Any]]]:
         boxes = [place.box for place in batch["places"]]
-        keypoints = estimate(model, self.processor, batch["pixel_values"], boxes, self.flip_pairs)
-        return list(zip(batch["places"], keypoints))
+        found = estimate(model, self.processor, batch["pixel_values"], boxes, self.flip_pairs)
+        return list(zip(batch["places"], found))
 
 
 class Scores:
@@ -99,39 +109,36 @@ class Scores:
         """The one that chooses the best weights: the AP of all keypoints."""
         return f"eval_{'wholebody' if len(self.convention.parts) > 1 else 'body'}_ap"
 
-    def __call__(self, records: list[tuple[Place, np.ndarray]]) -> dict[str, float]:
+    def __call__(self, records: list[tuple[Place, dict[str, Any]]]) -> dict[str, float]:
         predictions = group_by_image(records, len(self.references), self.convention.sigmas)
         results = keypoint_average_precision(predictions, self.references, self.convention)
-        parts = {**self.convention.parts, "wholebody": range(self.convention.num_keypoints)}
+        parts = {name: list(part) for name, part in self.convention.parts.items()}
+        if "lefthand" in parts:
+            parts["hand"] = parts["lefthand"] + parts["righthand"]
+        parts["wholebody"] = list(range(self.convention.num_keypoints))
         self.table = {}
         for name, part in parts.items():
             if f"{name}_ap" in results:
-                persons = int(self.is_annotated[:, list(part)].any(axis=1).sum())
+                persons = int(self.is_annotated[:, part].any(axis=1).sum())
                 self.table[name] = {**{key: results[f"{name}_{key}"] for key in COLUMNS}, "persons": persons}
         return {f"eval_{name}": value for name, value in results.items() if value == value}  # no NaN
 
 
 def group_by_image(
-    records: list[tuple[Place, np.ndarray]], num_images: int, sigmas: Sequence[float]
+    records: list[tuple[Place, dict[str, Any]]], num_images: int, sigmas: Sequence[float]
 ) -> list[dict[str, np.ndarray]]:
     """
-    What the metric takes of each image: `keypoints` and `scores`, the box's score times the mean of those of the
-    keypoints that are seen, without persons that are found twice.
+    What the metric takes of each image: `keypoints` and `scores`, the box's score times the person's, without persons
+    that are found twice.
     """
     found = [[] for _ in range(num_images)]
-    for place, keypoints in records:
-        found[place.row].append((place, keypoints))
+    for place, person in records:
+        found[place.row].append((place.score * person["score"], person))
     predictions = []
     for of_image in found:
-        keypoints = np.stack([points for _, points in of_image]) if of_image else np.zeros((0, len(sigmas), 3))
-        areas = np.array([place.box[2] * place.box[3] for place, _ in of_image])
-        scores = np.array([place.score for place, _ in of_image]) * _person_scores(keypoints[..., 2])
+        keypoints = np.array([person["keypoints"] for _, person in of_image]).reshape(-1, len(sigmas), 3)
+        areas = np.array([person["area"] for _, person in of_image])
+        scores = np.array([score for score, _ in of_image])
         kept = suppress_similar_poses(keypoints[..., :2], scores, areas, sigmas, NMS_THRESHOLD)
         predictions.append({"keypoints": keypoints[kept], "scores": scores[kept]})
     return predictions
-
-
-def _person_scores(scores: np.ndarray) -> np.ndarray:
-    """Means (n,) of the scores (n, K) of keypoints that are seen; 0 where none is."""
-    is_seen = scores > LEAST_KEYPOINT_SCORE
-    return (scores * is_seen).sum(axis=1) / np.maximum(1, is_seen.sum(axis=1))

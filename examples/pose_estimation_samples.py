@@ -15,19 +15,23 @@ from training_data import decode_image, to_rgb
 
 from clustr_hf import ClusTRPoseImageProcessor
 from clustr_hf.image_processing_clustr_pose import (
+    PIXEL_SETTINGS,
     box_regions,
     crop_matrices,
     crop_persons,
+    heatmap_size,
     heatmap_targets,
     image_to_crop,
 )
 from clustr_hf.keypoints import KeypointConvention
+from clustr_hf.modeling_clustr_pose import mirror_order
 
 
-# The crop around half a body is so much larger than the box of its keypoints.
+# As in mmpose: the crop around half a body is so much larger than the box of its keypoints, it is the upper half with
+# this probability, and the upper and the lower one have at least so many keypoints.
 HALF_BODY_PADDING = 1.5
-# Half of a body has at least so many keypoints.
-LEAST_IN_HALF = 3
+UPPER_PROBABILITY = 0.7
+LEAST_IN_HALF = (2, 3)
 
 
 @dataclass
@@ -110,14 +114,10 @@ class TrainingTransform:
     def __init__(
         self, processor: ClusTRPoseImageProcessor, convention: KeypointConvention, args: AugmentationArguments
     ):
-        if not (processor.do_rescale and processor.do_normalize):
-            raise ValueError("the image processor must rescale and normalise")
         self.processor, self.args = processor, args
         self.size = processor.size["height"], processor.size["width"]
-        self.heatmap_size = tuple(-(-extent // processor.keypoint_heatmap_downscale_factor) for extent in self.size)
-        self.mirrored = list(range(convention.num_keypoints))
-        for first, second in convention.flip_pairs:
-            self.mirrored[first], self.mirrored[second] = second, first
+        self.heatmap_size = heatmap_size(self.size, processor.keypoint_heatmap_downscale_factor)
+        self.mirrored = mirror_order(convention.flip_pairs, convention.num_keypoints)
         self.is_lower = torch.tensor([index in convention.lower_body for index in range(convention.num_keypoints)])
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
@@ -126,8 +126,9 @@ class TrainingTransform:
         if torch.rand(()) < self.args.flip_probability:
             extent, keypoints = extent * torch.tensor([-1.0, 1.0]), keypoints[self.mirrored]
         region = (center[None], extent[None])
-        [crop] = crop_persons(F.pil_to_tensor(sample.image), *region, self.size, rotation[None])
-        pixels = F.normalize(crop * processor.rescale_factor, processor.image_mean, processor.image_std)
+        crops = crop_persons(F.pil_to_tensor(sample.image), *region, self.size, rotation[None])
+        settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
+        [pixels] = processor.rescale_and_normalize(crops, **settings)
         points = image_to_crop(keypoints[None, :, :2], crop_matrices(*region, self.heatmap_size, rotation[None]))
         heatmaps, weights = heatmap_targets(
             points, keypoints[None, :, 2] > 0, self.heatmap_size, processor.keypoint_heatmap_sigma
@@ -152,10 +153,10 @@ class TrainingTransform:
 
     def _choose_half(self, points: torch.Tensor, is_lower: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Region around the upper or the lower half of a body; None if there is none."""
-        halves = [points[~is_lower], points[is_lower]]
-        if torch.rand(()) < 0.5:
+        halves = list(zip((points[~is_lower], points[is_lower]), LEAST_IN_HALF))
+        if torch.rand(()) >= UPPER_PROBABILITY:
             halves.reverse()
-        half = next((half for half in halves if len(half) >= LEAST_IN_HALF), None)
+        half = next((half for half, least in halves if len(half) >= least), None)
         if half is None:
             return None
         lowest, extent = half.amin(dim=0), half.amax(dim=0) - half.amin(dim=0)

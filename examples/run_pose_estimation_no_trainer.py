@@ -27,17 +27,18 @@ from pose_estimation_data import (
     load_data,
     load_pose_estimator,
 )
-from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores
+from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores, group_by_image
 from pose_estimation_samples import (
     AugmentationArguments,
     EvaluationTransform,
     ReadPerson,
+    Sample,
     TrainingTransform,
     collate,
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_data import EvaluationSamples, TrainingData, TrainingSamples
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
 from training_sources import ModelArguments, RecipeArguments
@@ -80,20 +81,26 @@ class Report:
         )
 
     def draw_predictions(self, model: nn.Module, path: Path):
-        """Truth and prediction of validation images that lie evenly in the split."""
-        places = self.eval_data.read.places
-        rows = sorted({place.row for place in places})
-        number = min(self.args.num_pictures, len(rows))
+        """True and predicted persons of validation images that lie evenly in the split; those found twice once."""
+        rows = sorted({place.row for place in self.eval_data.read.places})
+        convention, threshold = self.scores.convention, self.args.picture_threshold
         images, references, predictions = [], [], []
-        for row in (rows[index * len(rows) // number] for index in range(number)):
-            samples = [self.eval_data.read(index) for index, place in enumerate(places) if place.row == row]
+        number = min(self.args.num_pictures, len(rows))
+        for first in range(0, number * len(rows), len(rows)):
+            candidates = (rows[(first // number + offset) % len(rows)] for offset in range(len(rows)))
+            samples, row, _ = read_first(self._read_persons, candidates)
             records = self.predict(model, collate([self.eval_data.transform(sample) for sample in samples]))
+            found = group_by_image(records, row + 1, convention.sigmas)[row]
             images.append(samples[0].image)
             references.append(torch.from_numpy(self.scores.references[row]["keypoints"]))
-            predictions.append(torch.stack([torch.from_numpy(keypoints) for _, keypoints in records]))
-        convention = self.scores.convention
-        drawn = (images, references, predictions, convention.names, convention.edges, self.args.picture_threshold)
+            predictions.append(torch.from_numpy(found["keypoints"][found["scores"] > threshold]))
+        drawn = (images, references, predictions, convention.names, convention.edges, threshold)
         write_picture(plot_keypoints(*drawn), path)
+
+    def _read_persons(self, row: int) -> list[Sample]:
+        """The persons of a validation image."""
+        read = self.eval_data.read
+        return [read(index) for index, place in enumerate(read.places) if place.row == row]
 
 
 def make_task(
@@ -114,9 +121,8 @@ def make_task(
         freeze_stages(model, args.freeze_stages)
     read = {}
     for split, rows in data.items():
-        places = annotated_places(rows, convention)
-        if split == "validation" and data_args.validation_boxes_file is not None:
-            places = detected_places(rows, data_args.validation_boxes_file)
+        boxes_file = data_args.validation_boxes_file if split == "validation" else None
+        places = annotated_places(rows, convention) if boxes_file is None else detected_places(rows, boxes_file)
         if not places:
             raise ValueError(f"the {split} images must have persons to look at, got none")
         read[split] = ReadPerson(rows, places, processor, convention, split)

@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,15 +41,17 @@ def format_table(path: Path, kind: str = "class") -> str:
     """The table that [`write_table`] wrote, in Markdown: shares in percent, and how many there are."""
     rows = json.loads(path.read_text())
     names = list(next(iter(rows.values())))
-    lines = [f"| {kind} | {' | '.join(map(_title, names))} |", "| --- " * (len(names) + 1) + "|"]
+    titles = [_title(name, is_share=not isinstance(next(iter(rows.values()))[name], int)) for name in names]
+    lines = [f"| {kind} | {' | '.join(titles)} |", "| --- " * (len(names) + 1) + "|"]
     for label, row in rows.items():
         lines.append(f"| {label} | {' | '.join(_cell(row[name]) for name in names)} |")
     return "\n".join(lines)
 
 
-def _title(name: str) -> str:
-    words = name.split("_")
-    return " ".join("IoU" if word == "iou" else word.upper() if word[:2] in ("ap", "ar") else word for word in words)
+def _title(name: str, is_share: bool) -> str:
+    words = ["IoU" if word == "iou" else word for word in name.split("_")]
+    words = [word.upper() if re.fullmatch(r"a[pr]\d*", word) else word for word in words]
+    return " ".join([*words, *(["(%)"] if is_share else [])])
 
 
 def _cell(value: float | int | None) -> str:

@@ -149,11 +149,11 @@ def test_noise_moves_keypoints_by_less_than_half_a_pixel():
     assert ((scores - 0.8).abs() < 0.1).all()
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.0, float("nan")])
 def test_heat_without_a_peak_gives_a_finite_point_in_the_map(value):
     points, scores = decode_heatmaps(torch.full((1, 2, 8, 6), value))
     assert points.isfinite().all() and ((points >= -1) & (points <= torch.tensor([6.0, 8.0]))).all()
-    assert scores.eq(value).all()
+    assert scores.eq(0.0 if value != value else value).all()
 
 
 def test_a_threshold_drops_keypoints_and_the_flip_test_averages():
@@ -246,7 +246,21 @@ def test_settings_are_saved_and_can_be_changed_in_a_call(tmp_path, images):
         ({"keypoints": [np.ones((2, 3, 4)), np.ones((1, 3, 4))]}, r"`keypoints\[0\]` must have shape"),
         ({"keypoints": [np.ones((2, 3, 3)), np.ones((1, 4, 3))]}, r"`keypoints` must be equally many .* got \[3, 4\]"),
         ({"keypoints": [np.full((2, 3, 3), np.nan), np.ones((1, 3, 3))]}, r"`keypoints\[0\]` must be finite"),
-        ({"size": {"shortest_edge": 64}}, "`size` must have height and width, got"),
+        ({"boxes": 5}, "`boxes` must have one list for each image, got 5"),
+        ({"keypoints": 5}, "`keypoints` must have one list for each of the 2 images, got 5"),
+        ({"keypoints": [None, np.ones((1, 3, 3))]}, r"`keypoints\[0\]` must have shape \(2, K, 3\)"),
+        ({"padding_factor": 0.0}, "`padding_factor` must be positive, got 0.0"),
+        ({"padding_factor": -1.0}, "`padding_factor` must be positive, got -1.0"),
+        (
+            {"keypoint_heatmap_downscale_factor": 0, "keypoints": [np.ones((2, 3, 3)), np.ones((1, 3, 3))]},
+            "`keypoint_heatmap_downscale_factor` must be positive, got 0",
+        ),
+        (
+            {"keypoint_heatmap_sigma": 0.0, "keypoints": [np.ones((2, 3, 3)), np.ones((1, 3, 3))]},
+            "`keypoint_heatmap_sigma` must be positive, got 0.0",
+        ),
+        ({"size": {"height": -4, "width": 8}}, "`size` must have a positive height and width, got"),
+        ({"size": {"shortest_edge": 64}}, "`size` must have a positive height and width, got"),
     ],
 )
 def test_wrong_inputs_are_named(images, changes, message):
@@ -254,10 +268,61 @@ def test_wrong_inputs_are_named(images, changes, message):
         ClusTRPoseImageProcessor()(images, **{"boxes": BOXES, **changes})
 
 
-def test_heat_maps_must_be_as_many_as_boxes():
-    output = ClusTRPoseEstimatorOutput(heatmaps=torch.zeros(2, 5, 64, 48))
-    with pytest.raises(ValueError, match="`boxes` must be as many as heat maps, 2, got 3"):
-        ClusTRPoseImageProcessor().post_process_pose_estimation(output, BOXES)
+@pytest.mark.parametrize(
+    "heatmaps, flipped, boxes, message",
+    [
+        ((2, 5, 64, 48), None, BOXES, "`boxes` must be as many as heat maps, 2, got 3"),
+        ((5, 64, 48), None, BOXES, r"`outputs.heatmaps` must have shape \(B, K, h, w\), got \(5, 64, 48\)"),
+        ((3, 5, 64, 48), (3, 4, 64, 48), BOXES, r"`outputs_flipped` .* \(3, 5, 64, 48\).* got \(3, 4, 64, 48\)"),
+        ((3, 5, 64, 48), None, None, "`boxes` must have one list for each image, got None"),
+    ],
+)
+def test_wrong_heat_maps_are_named(heatmaps, flipped, boxes, message):
+    output = ClusTRPoseEstimatorOutput(heatmaps=torch.zeros(heatmaps))
+    other = None if flipped is None else ClusTRPoseEstimatorOutput(heatmaps=torch.zeros(flipped))
+    with pytest.raises(ValueError, match=message):
+        ClusTRPoseImageProcessor().post_process_pose_estimation(output, boxes, other)
+
+
+def test_other_settings_of_a_call_go_both_ways():
+    keypoints = np.array([[[3050.0, 2100.0, 1.0]]])
+    box, settings = [[[3000.0, 2000.0, 100.0, 300.0]]], {"padding_factor": 2.0, "size": {"height": 96, "width": 96}}
+    processor, image = ClusTRPoseImageProcessor(), np.zeros((8, 8, 3), dtype=np.uint8)
+    labels = processor(image, boxes=box, keypoints=[keypoints], return_tensors="pt", **settings)["labels"]
+    output = ClusTRPoseEstimatorOutput(heatmaps=labels)
+    [[person]] = processor.post_process_pose_estimation(output, box, **settings)
+    assert person["keypoints"].tolist() == [pytest.approx([3050, 2100], abs=0.01)]
+
+
+def test_a_persons_score_is_that_of_the_keypoints_that_are_seen():
+    heatmaps = torch.zeros(2, 3, 64, 48)
+    heatmaps[0, :, 5, 5] = torch.tensor([0.9, 0.1, 0.5])
+    output = ClusTRPoseEstimatorOutput(heatmaps=heatmaps)
+    [persons] = ClusTRPoseImageProcessor().post_process_pose_estimation(output, BOXES[:1], threshold=0.6)
+    assert [person["score"].item() for person in persons] == pytest.approx([0.7, 0.0])
+
+
+def test_autocast_moves_nothing():
+    processor, image = ClusTRPoseImageProcessor(), torch.rand(3, 40, 60)
+    keypoints, boxes = [np.array([[[3050.0, 20.0, 1.0]]])], [[[3000.0, 5.0, 100.0, 30.0]]]
+    inside = [[[5.0, 5.0, 40.0, 30.0]]]
+    expected = processor(image, boxes=inside, do_rescale=False, return_tensors="pt")["pixel_values"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = processor(image, boxes=inside, do_rescale=False, return_tensors="pt")["pixel_values"]
+        labels = processor(image, boxes=boxes, keypoints=keypoints, do_rescale=False, return_tensors="pt")["labels"]
+        output = ClusTRPoseEstimatorOutput(heatmaps=labels)
+        [[person]] = processor.post_process_pose_estimation(output, boxes)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert person["keypoints"].tolist() == [pytest.approx([3050, 20], abs=0.01)]
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 3.0, 8.0, 15.0])
+def test_gaussians_of_any_width_are_decoded(sigma):
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
+    centers = torch.rand(100, 2) * torch.tensor([47.0, 63.0])
+    squares = (columns - centers[:, 0, None, None]) ** 2 + (rows - centers[:, 1, None, None]) ** 2
+    points, _ = decode_heatmaps(torch.exp(-squares / (2 * sigma**2))[None])
+    assert (points[0] - centers).norm(dim=1).max() < 0.01
 
 
 def test_half_precision_heat_maps_are_decoded():

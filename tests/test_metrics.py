@@ -340,22 +340,30 @@ def similarity_by_hand(predicted, annotated, box, area, sigmas):
     return total / count
 
 
-def keypoint_precision_by_hand(predictions, references, part, threshold):
-    """Average precision of a part as COCO describes it, person by person, and the greatest recall."""
+def keypoint_precision_by_hand(predictions, references, part, threshold, areas=(0, 1e10)):
+    """
+    Average precision of a part as COCO describes it, person by person, and the greatest recall; only of persons of some
+    areas, as far as they are annotated, and predictions whose body is, as far as they find nobody.
+    """
     part, hits, number = list(part), [], 0
     for prediction, reference in zip(predictions, references):
         persons = [
-            (points[part], box, area, bool(crowd) or not (points[part, 2] > 0).any())
+            (
+                points[part],
+                box,
+                area,
+                bool(crowd) or not (points[part, 2] > 0).any() or not areas[0] <= area <= areas[1],
+            )
             for points, box, area, crowd in zip(*(reference[key] for key in ("keypoints", "boxes", "area", "iscrowd")))
         ]
         number += sum(not ignored for *_, ignored in persons)
         found = [
-            (score, points[part])
+            (score, points[part], areas[0] <= np.prod(np.ptp(points[:17, :2], axis=0)) <= areas[1])
             for points, score in zip(prediction["keypoints"], prediction["scores"])
             if (points[part, 2] > 0).any()
         ]
         taken = set()
-        for score, points in sorted(found, key=lambda pair: -pair[0]):
+        for score, points, counts in sorted(found, key=lambda pair: -pair[0]):
             best, most = None, threshold
             for index, (annotated, box, area, ignored) in sorted(enumerate(persons), key=lambda pair: pair[1][3]):
                 if index in taken and not reference["iscrowd"][index]:
@@ -366,7 +374,7 @@ def keypoint_precision_by_hand(predictions, references, part, threshold):
                 if value >= most:
                     best, most = index, value
             taken.add(best)
-            if best is None or not persons[best][3]:
+            if counts if best is None else not persons[best][3]:
                 hits.append((score, best is not None))
     hits = np.array([hit for _, hit in sorted(hits, key=lambda pair: -pair[0])], dtype=float)
     true = np.cumsum(hits)
@@ -387,6 +395,12 @@ def test_keypoint_precision_agrees_with_an_evaluation_by_hand(seed):
         assert 0.1 < found[f"{name}_ap"] < 0.9
         for key, expected in (("ap", by_hand[:, 0].mean()), ("ap50", by_hand[0, 0]), ("ap75", by_hand[5, 0])):
             assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6)
+        for size, areas in (("medium", (32**2, 96**2)), ("large", (96**2, 1e10))):
+            by_size = [
+                keypoint_precision_by_hand(predictions, references, part, t, areas)[0]
+                for t in np.linspace(0.5, 0.95, 10)
+            ]
+            assert found[f"{name}_ap_{size}"] == pytest.approx(np.mean(by_size), abs=1e-6)
         for key, expected in (("ar", by_hand[:, 1].mean()), ("ar50", by_hand[0, 1]), ("ar75", by_hand[5, 1])):
             assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6)
     for key in ("ap", "ar75"):
@@ -452,6 +466,9 @@ def test_persons_that_do_not_fit_are_named():
     person = {"keypoints": np.ones((1, 17, 3)), "boxes": [[0, 0, 5, 5]], "area": [25]}
     found = {"keypoints": np.ones((1, 17, 3)), "scores": [1.0]}
     for predictions, references, message in (
+        ([{"keypoints": []}], [person], r"`predictions\[0\]` must have \['keypoints', 'scores'\], got \['keypoints'\]"),
+        ([found], [found], r"`references\[0\]` must have \['keypoints', 'boxes', 'area'\], got"),
+        ([{"scores": []}], [person], r"`predictions\[0\]` must have \['keypoints', 'scores'\], got \['scores'\]"),
         ([], [person], "`predictions` must be as many as `references`, 1 images, got 0"),
         ([{**found, "keypoints": np.ones((1, 17, 2))}], [person], r"`predictions\[0\]` must have shape \(n, 17, 3\)"),
         ([found], [{**person, "keypoints": np.ones((1, 16, 3))}], r"`references\[0\]` must have shape \(n, 17, 3\)"),
@@ -461,6 +478,27 @@ def test_persons_that_do_not_fit_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             keypoint_average_precision(predictions, references, COCO)
+
+
+def test_what_a_prediction_has_beside_keypoints_and_scores_does_not_matter():
+    _, references = random_persons(3)
+    found = [{**reference, "scores": np.ones(len(reference["keypoints"]))} for reference in references]
+    assert keypoint_average_precision(found, references, COCO_WHOLEBODY)["wholebody_ap"] == 1.0
+    whole = KeypointAveragePrecision().compute(predictions=found, references=references)
+    assert whole["wholebody_ap"] == 1.0
+    with pytest.raises(ValueError, match=r"`convention` must be one of \['coco', 'coco_wholebody'\], got 'mpii'"):
+        KeypointAveragePrecision().compute(predictions=found[:1], references=references[:1], convention="mpii")
+
+
+def test_only_the_twenty_best_persons_of_an_image_count():
+    keypoints = np.concatenate(
+        [100 * np.arange(25)[:, None, None] + np.zeros((25, 17, 2)), np.ones((25, 17, 1))], axis=2
+    )
+    keypoints[:, :, :2] += np.arange(17)[:, None]
+    boxes = np.concatenate([keypoints[:, 0, :2], keypoints[:, -1, :2]], axis=1)
+    reference = {"keypoints": keypoints, "boxes": boxes, "area": np.full(25, 150.0)}
+    prediction = {"keypoints": keypoints, "scores": np.linspace(1, 0.5, 25)}
+    assert keypoint_average_precision([prediction], [reference], COCO)["body_ar"] == pytest.approx(20 / 25)
 
 
 def test_similar_poses_are_suppressed():

@@ -163,6 +163,25 @@ def test_a_model_takes_mirrored_crops_with_flip_pairs():
     torch.testing.assert_close(flip_back(averaged, COCO.flip_pairs), averaged)
 
 
+def test_a_mirror_without_pairs_and_one_that_is_compiled():
+    model, crops = make_model(), torch.randn(2, 3, 64, 64)
+    pairs = model.config.flip_pairs
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(model(crops, flip_pairs=[]).heatmaps, model(crops).heatmaps.flip(-1))
+        found, expected = (each(crops, flip_pairs=pairs).heatmaps for each in (compiled, model))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_exports_with_any_number_of_persons():
+    model = make_model()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(model, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"pixel_values": {0: batch}})
+    crops = torch.randn(5, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(crops).heatmaps, model(crops).heatmaps, atol=1e-5, rtol=1e-4)
+
+
 def test_no_persons_no_heat_maps():
     model, processor = make_model(), ClusTRPoseImageProcessor()
     images = [np.zeros((60, 80, 3), dtype=np.uint8)] * 2
@@ -179,6 +198,11 @@ def test_no_persons_no_heat_maps():
         ({"labels": torch.zeros(2, 17, 8, 8)}, r"`labels` must have the shape .* \(2, 17, 16, 16\), got \(2, 17, 8, 8"),
         ({"label_weights": torch.zeros(2, 16)}, r"`label_weights` must have shape \(2, 17\) .* got \(2, 16, 1, 1\)"),
         ({"flip_pairs": [[0, 17]]}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got \[0, 17\]"),
+        ({"flip_pairs": [1, 2]}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got 1"),
+        ({"flip_pairs": torch.tensor([1, 2])}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got 1"),
+        ({"flip_pairs": [[0, 1], [1, 2]]}, r"`flip_pairs` must name no keypoint twice, got \(1, 2\)"),
+        ({"pixel_values": torch.zeros(0, 7, 64, 64)}, "`pixel_values` must have 3 channels"),
+        ({"pixel_values": torch.zeros(0)}, r"`pixel_values` must be a tensor of shape \(B, 3, H, W\), got \(0,\)"),
         ({"pixel_values": torch.zeros(2, 3, 16, 64)}, "`pixel_values` must be at least 32 pixels high and wide"),
         ({"pixel_values": torch.zeros(2, 1, 64, 64)}, "`pixel_values` must have 3 channels"),
     ],
@@ -195,6 +219,8 @@ def test_wrong_configurations_are_named():
     for pairs in ([[1]], [[1, 1]], [[0, -1]], [["a", "b"]], [3]):
         with pytest.raises(ValueError, match="`flip_pairs` must hold pairs of two indices"):
             ClusTRConfig(flip_pairs=pairs)
+    with pytest.raises(ValueError, match="`flip_pairs` must name no keypoint twice"):
+        ClusTRConfig(flip_pairs=[[0, 1], [1, 2]])
     with pytest.raises(ValueError, match="`deconv_hidden_sizes` must be positive"):
         ClusTRConfig(deconv_hidden_sizes=[256, 0])
 

@@ -201,10 +201,16 @@ def test_skeletons_are_drawn_in_the_colours_of_their_sides(halves):
     assert np.array_equal(np.asarray(draw_keypoints(image, lost, NAMES, EDGES)), drawn)
     nobody = draw_keypoints(image, torch.zeros(0, 3, 2), NAMES, EDGES)
     assert np.array_equal(np.asarray(nobody), np.asarray(image)) and nobody is not image
-    with pytest.raises(ValueError, match=r"`keypoints` must be 2 of each person, as `names`, got \(2, 3\)"):
-        draw_keypoints(image, keypoints, NAMES[:2], [])
-    with pytest.raises(ValueError, match=r"`scores` must be 3 of each person, as `names`, got \(1, 3\)"):
-        draw_keypoints(image, keypoints, NAMES, EDGES, scores[:1])
+    arrays = draw_keypoints(image, keypoints.numpy(), NAMES, EDGES, scores.numpy())
+    assert np.array_equal(np.asarray(arrays), drawn)
+    for wrong, message in (
+        ({"names": NAMES[:2], "edges": []}, r"`keypoints` must have shape \(2, 2, 2\), as `names`, got \(2, 3, 2\)"),
+        ({"keypoints": torch.zeros(2, 3, 3)}, r"`keypoints` must have shape \(2, 3, 2\), as `names`, got \(2, 3, 3\)"),
+        ({"scores": scores[:1]}, r"`scores` must have shape \(2, 3\), as `keypoints`, got \(1, 3\)"),
+        ({"edges": [(0, 3)]}, r"`edges` must hold pairs of keypoints in \[0, 3\), got \[\(0, 3\)\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw_keypoints(image, **{"keypoints": keypoints, "names": NAMES, "edges": EDGES, **wrong})
 
 
 def to_rgb_of(color):

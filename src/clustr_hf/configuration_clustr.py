@@ -189,7 +189,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         deconv_hidden_sizes (`list[int]`, defaults to `[256, 256, 256]`):
             Channels of the deconvolutions of the pose estimator, each of which doubles the resolution of the last map.
         flip_pairs (`list[list[int]]`, *optional*):
-            Pairs of keypoints that change places in a mirror, of `num_labels` keypoints that `id2label` names.
+            Pairs of keypoints that change places in a mirror, of `num_labels` keypoints that `id2label` names; no
+            keypoint occurs twice.
         edges (`list[list[int]]`, *optional*):
             Pairs of keypoints between which a drawn skeleton has a line.
         out_features (`list[str]`, *optional*):
@@ -266,6 +267,9 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             self.semantic_class_weights = list(self.semantic_class_weights)
         for name in ("flip_pairs", "edges"):
             setattr(self, name, _as_pairs(name, getattr(self, name)))
+        swapped = [index for pair in self.flip_pairs or () for index in pair]
+        if len(set(swapped)) < len(swapped):
+            raise ValueError(f"`flip_pairs` must name no keypoint twice, got {self.flip_pairs}.")
         self.reduction_ratios = [
             list(ratios) if isinstance(ratios, (list, tuple)) else [ratios] for ratios in self.reduction_ratios
         ]

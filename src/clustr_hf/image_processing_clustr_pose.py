@@ -8,7 +8,7 @@ and so for heat maps ("unbiased data processing", Huang et al. 2020): mirroring 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,18 @@ from transformers.processing_utils import ImagesKwargs
 from .image_processing_clustr import ReadsImagesMixin
 
 
+# What makes pixels of a crop those that the model takes.
+PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 # Heat beyond so many sigmas of a target is 0.
 TARGET_RADIUS = 3.0
-# Keypoints are fitted to the heat in a square of 2r + 1 pixels around the hottest one.
+# Keypoints are fitted to the heat in a square of 2r + 1 pixels around the hottest one, ...
 FIT_RADIUS = 2
+# ... in which it counts as at least this share of the greatest: the logarithm of less is noise.
+LEAST_SHARE = 1e-4
+# The fitted curve bends down at least so much (-1 / 2 sigma^2), for heat that is flat.
+LEAST_CURVATURE = 1e-3
+# Keypoints of lower scores do not count in the score of a person, as in mmpose.
+LEAST_KEYPOINT_SCORE = 0.2
 
 
 class ClusTRPoseImageProcessorKwargs(ImagesKwargs, total=False):
@@ -112,22 +120,25 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
         )
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none.")
         crop_size = _crop_size(size)
+        _check_positive("padding_factor", padding_factor)
         if boxes is None:
             boxes = [[[0, 0, image.shape[-1], image.shape[-2]]] for image in images]
         boxes = check_boxes(boxes, len(images))
         regions = [box_regions(of_image, crop_size, padding_factor) for of_image in boxes]
         crops = [crop_persons(image, *of_image, crop_size) for image, of_image in zip(images, regions)]
-        kept = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        pixel_values = self.rescale_and_normalize(torch.cat(crops), **{name: kwargs[name] for name in kept})
+        pixel_values = self.rescale_and_normalize(torch.cat(crops), **{name: kwargs[name] for name in PIXEL_SETTINGS})
         data = {"pixel_values": pixel_values}
         if keypoints is not None:
             keypoints = check_keypoints(keypoints, [len(of_image) for of_image in boxes])
             centers, extents = (torch.cat(parts) for parts in zip(*regions))
-            heatmap_size = tuple(math.ceil(extent / keypoint_heatmap_downscale_factor) for extent in crop_size)
-            points = image_to_crop(keypoints[..., :2], crop_matrices(centers, extents, heatmap_size))
+            _check_positive("keypoint_heatmap_sigma", keypoint_heatmap_sigma)
+            target_size = heatmap_size(crop_size, keypoint_heatmap_downscale_factor)
+            points = image_to_crop(keypoints[..., :2], crop_matrices(centers, extents, target_size))
             data["labels"], data["label_weights"] = heatmap_targets(
-                points, keypoints[..., 2] > 0, heatmap_size, keypoint_heatmap_sigma
+                points, keypoints[..., 2] > 0, target_size, keypoint_heatmap_sigma
             )
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -137,6 +148,8 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         boxes: Sequence[Any],
         outputs_flipped=None,
         threshold: float | None = None,
+        size: Mapping[str, int] | None = None,
+        padding_factor: float | None = None,
     ) -> list[list[dict[str, torch.Tensor]]]:
         """
         Heat maps to keypoints, to fractions of a heat map's pixel.
@@ -151,30 +164,43 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
                 both is decoded (flip test).
             threshold (`float`, *optional*):
                 Only keypoints with a higher score; default is all of them.
+            size, padding_factor (*optional*):
+                Those that were given with the images; default is the processor's own.
 
         Returns:
             `list[list[dict]]`: for each image and person `keypoints` `(K', 2)` in pixels of the image, `scores`
             `(K',)`, the greatest heat, about in [0, 1], `labels` `(K',)`, indices of the keypoints, all K of them
-            without a threshold, and `bbox` `(4,)`, the corners of the person's box.
+            without a threshold, `bbox` `(4,)`, the corners of the person's box, and `score` `()`, the mean of those of
+            all K keypoints' scores that are above 0.2, else 0.
 
         Raises:
-            ValueError: if there are not as many heat maps as boxes.
+            ValueError: for heat maps of another rank, or not as many as boxes, or flipped ones of another shape.
         """
         heatmaps = outputs.heatmaps
+        if heatmaps.ndim != 4:
+            raise ValueError(f"`outputs.heatmaps` must have shape (B, K, h, w), got {tuple(heatmaps.shape)}.")
         if outputs_flipped is not None:
+            if outputs_flipped.heatmaps.shape != heatmaps.shape:
+                raise ValueError(
+                    f"`outputs_flipped` must have heat maps of shape {tuple(heatmaps.shape)}, as `outputs`, got "
+                    f"{tuple(outputs_flipped.heatmaps.shape)}."
+                )
             heatmaps = (heatmaps + outputs_flipped.heatmaps) / 2
-        boxes = check_boxes(boxes, len(boxes))
+        boxes = check_boxes(boxes)
         number = sum(map(len, boxes))
         if number != len(heatmaps):
             raise ValueError(f"`boxes` must be as many as heat maps, {len(heatmaps)}, got {number}.")
         points, scores = decode_heatmaps(heatmaps)
         all_boxes = torch.cat([*boxes, torch.zeros((0, 4))]).to(points)
-        regions = box_regions(all_boxes, _crop_size(self.size), self.padding_factor)
+        size = self.size if size is None else SizeDict(**size)
+        padding_factor = self.padding_factor if padding_factor is None else padding_factor
+        regions = box_regions(all_boxes, _crop_size(size), padding_factor)
         points = crop_to_image(points, crop_matrices(*regions, tuple(heatmaps.shape[-2:])))
         corners = torch.cat([all_boxes[:, :2], all_boxes[:, :2] + all_boxes[:, 2:]], dim=1)
         persons = []
         for person_points, person_scores, person_corners in zip(points, scores, corners):
             labels = torch.arange(len(person_scores), device=points.device)
+            is_seen = person_scores > LEAST_KEYPOINT_SCORE
             kept = slice(None) if threshold is None else person_scores > threshold
             persons.append(
                 {
@@ -182,6 +208,7 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
                     "scores": person_scores[kept],
                     "labels": labels[kept],
                     "bbox": person_corners,
+                    "score": (person_scores * is_seen).sum() / is_seen.sum().clamp(min=1),
                 }
             )
         remaining = iter(persons)
@@ -189,19 +216,32 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
 
 
 def _crop_size(size: SizeDict) -> tuple[int, int]:
-    if not size.height or not size.width:
-        raise ValueError(f"`size` must have height and width, got {dict(size)}.")
+    if not size.height or not size.width or min(size.height, size.width) < 1:
+        raise ValueError(f"`size` must have a positive height and width, got {dict(size)}.")
     return size.height, size.width
 
 
-def check_boxes(boxes: Sequence[Any], num_images: int) -> list[torch.Tensor]:
+def heatmap_size(crop_size: tuple[int, int], downscale_factor: int) -> tuple[int, int]:
+    """Size of the heat maps of crops of a size, rounded up."""
+    _check_positive("keypoint_heatmap_downscale_factor", downscale_factor)
+    return tuple(math.ceil(extent / downscale_factor) for extent in crop_size)
+
+
+def _check_positive(name: str, value: float):
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
+def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[torch.Tensor]:
     """
-    The boxes of each image as a tensor `(n, 4)`, float32.
+    The boxes of each image as a tensor `(n, 4)`, float32, on the CPU.
 
     Raises:
         ValueError: unless there is one entry for each image, and a box is four finite numbers, its sides positive.
     """
-    if len(boxes) != num_images:
+    if not isinstance(boxes, (Sequence, np.ndarray, torch.Tensor)):
+        raise ValueError(f"`boxes` must have one list for each image, got {boxes!r:.200}.")
+    if num_images is not None and len(boxes) != num_images:
         raise ValueError(f"`boxes` must have one list for each of the {num_images} images, got {len(boxes)}.")
     checked = []
     for index, of_image in enumerate(boxes):
@@ -222,19 +262,20 @@ def check_boxes(boxes: Sequence[Any], num_images: int) -> list[torch.Tensor]:
 
 def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.Tensor:
     """
-    The keypoints of all persons `(B, K, 3)`, float32; those that come without a visibility have 1.
+    The keypoints of all persons `(B, K, 3)`, float32, on the CPU; those that come without a visibility have 1.
 
     Raises:
         ValueError: unless there are those of as many persons in each image as `numbers` says, equally many of each, and
             all that are visible are finite.
     """
-    if len(keypoints) != len(numbers):
-        raise ValueError(f"`keypoints` must have one list for each of the {len(numbers)} images, got {len(keypoints)}.")
+    if not isinstance(keypoints, (Sequence, np.ndarray, torch.Tensor)) or len(keypoints) != len(numbers):
+        got = len(keypoints) if hasattr(keypoints, "__len__") else repr(keypoints)
+        raise ValueError(f"`keypoints` must have one list for each of the {len(numbers)} images, got {got}.")
     checked = []
     for index, (of_image, number) in enumerate(zip(keypoints, numbers)):
+        of_image = _as_tensor(f"keypoints[{index}]", of_image)
         if number == 0 and len(of_image) == 0:
             continue
-        of_image = _as_tensor(f"keypoints[{index}]", of_image)
         if of_image.ndim != 3 or len(of_image) != number or of_image.shape[2] not in (2, 3):
             raise ValueError(
                 f"`keypoints[{index}]` must have shape ({number}, K, 3) for as many boxes, (x, y, visibility), got "
@@ -254,7 +295,7 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
 def _as_tensor(name: str, values: Any) -> torch.Tensor:
     try:
         values = values if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float32)
-        return torch.as_tensor(values, dtype=torch.float32)
+        return torch.atleast_1d(torch.as_tensor(values, dtype=torch.float32, device="cpu"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`{name}` must be an array of numbers, got {values!r:.200}.") from error
 
@@ -288,18 +329,19 @@ def crop_matrices(
     turn = torch.stack([torch.stack([cos, -sin], dim=1), torch.stack([sin, cos], dim=1)], dim=1)
     linear = turn * (extents / last)[:, None]
     middle = extents.new_tensor([size[1] - 1, size[0] - 1]) / 2
-    return torch.cat([linear, (centers - linear @ middle)[..., None]], dim=2)
+    return torch.cat([linear, (centers - (linear * middle).sum(dim=-1))[..., None]], dim=2)
 
 
+# Products are written out: autocast, and TF32, would round those of matrices to pixels.
 def crop_to_image(points: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Points (n, ..., 2) of crops -> of the image, by the matrices (n, 2, 3) of [`crop_matrices`]."""
-    return torch.einsum("nij,nkj->nki", matrices[..., :2], points) + matrices[:, None, :, 2]
+    """Points (n, K, 2) of crops -> of the image, by the matrices (n, 2, 3) of [`crop_matrices`]."""
+    return (matrices[:, None, :, :2] * points[..., None, :]).sum(dim=-1) + matrices[:, None, :, 2]
 
 
 def image_to_crop(points: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Points (n, K, 2) of the image -> of crops, the inverse of [`crop_to_image`]."""
     inverse = torch.linalg.inv(matrices[..., :2])
-    return torch.einsum("nij,nkj->nki", inverse, points - matrices[:, None, :, 2])
+    return (inverse[:, None] * (points - matrices[:, None, :, 2])[..., None, :]).sum(dim=-1)
 
 
 def crop_persons(
@@ -353,7 +395,7 @@ def decode_heatmaps(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     """
     Keypoints of heat maps, to fractions of a pixel: the centre of the Gaussian that fits best to the heat around the
     hottest pixel, by least squares of the logarithms, each weighted with its squared heat (Guo 2011). It is exact for
-    Gaussians of any width, also where the border cuts them.
+    Gaussians whose sigma is between 0.6 and 15 pixels, also where the border cuts them. Heat that is NaN counts as 0.
 
     Args:
         heatmaps (`torch.Tensor` of shape `(n, K, h, w)`).
@@ -363,7 +405,7 @@ def decode_heatmaps(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
         `(n, K)`: the greatest heat. float32.
     """
     n, k, height, width = heatmaps.shape
-    flat = heatmaps.float().flatten(2)
+    flat = heatmaps.float().flatten(2).nan_to_num()
     if n * k == 0:
         return flat.new_zeros((n, k, 2)), flat.new_zeros((n, k))
     scores, hottest = flat.max(dim=2)
@@ -374,7 +416,7 @@ def decode_heatmaps(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     is_inside = ((places >= 0) & (places < places.new_tensor([width, height]))).all(dim=-1)
     places = places.clamp(min=places.new_zeros(2), max=places.new_tensor([width - 1, height - 1]))
     heat = flat.gather(2, places[..., 1] * width + places[..., 0])
-    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(1e-4, 1)
+    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(LEAST_SHARE, 1)
     shift = _fit_centers(heat, offsets, is_inside)
     return peak + shift.clamp(-1, 1), scores
 
@@ -393,7 +435,7 @@ def _fit_centers(heat: torch.Tensor, offsets: torch.Tensor, is_inside: torch.Ten
     terms = torch.stack([torch.ones_like(x), x, y, x.square() + y.square()], dim=1)
     normal = torch.einsum("nkp,pi,pj->nkij", weights, terms, terms) + 1e-9 * torch.eye(4).to(terms)
     solution = torch.linalg.solve(normal, torch.einsum("nkp,pi,nkp->nki", weights, terms, heat.log()))
-    return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-1e-3)).to(device, dtype)
+    return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-LEAST_CURVATURE)).to(device, dtype)
 
 
 __all__ = ["ClusTRPoseImageProcessor"]

@@ -22,7 +22,7 @@ class KeypointConvention:
             of the area): the object keypoint similarity of COCO measures distances in twice these.
         edges (`tuple[tuple[int, int], ...]`): Pairs of keypoints between which a skeleton has a line.
         parts (`dict[str, range]`): Keypoints of the parts that are evaluated on their own.
-        face_mirror (`tuple[tuple[int, int], ...]`): Pairs that a mirror swaps beyond those with names of sides.
+        other_flip_pairs (`tuple[tuple[int, int], ...]`): Pairs that a mirror swaps beyond those with names of sides.
         lower_body (`frozenset[int]`): Keypoints from the hips down; half-body augmentation tells them from the others.
     """
 
@@ -30,7 +30,7 @@ class KeypointConvention:
     sigmas: tuple[float, ...]
     edges: tuple[tuple[int, int], ...]
     parts: dict[str, range]
-    face_mirror: tuple[tuple[int, int], ...] = ()
+    other_flip_pairs: tuple[tuple[int, int], ...] = ()
     lower_body: frozenset[int] = field(default_factory=frozenset)
 
     @property
@@ -46,7 +46,7 @@ class KeypointConvention:
             for name, index in places.items()
             if name.startswith("left_")
         ]
-        return (*sides, *self.face_mirror)
+        return (*sides, *self.other_flip_pairs)
 
     def config_fields(self) -> dict[str, Any]:
         """Fields of a configuration for a model of these keypoints: names, `flip_pairs`, `edges`."""
@@ -138,7 +138,7 @@ _LIP_MIRRORS = ((48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61,
 _FACE_START = 23
 
 
-def _face_mirror() -> tuple[tuple[int, int], ...]:
+def _face_flip_pairs() -> tuple[tuple[int, int], ...]:
     runs = [(first + step, last - step) for first, last in _FACE_MIRRORS[:3] for step in range((last - first + 1) // 2)]
     pairs = (*runs, *_FACE_MIRRORS[3:], *_LIP_MIRRORS)
     return tuple((_FACE_START + first, _FACE_START + second) for first, second in pairs)
@@ -171,7 +171,7 @@ COCO_WHOLEBODY = KeypointConvention(
         "lefthand": range(91, 112),
         "righthand": range(112, 133),
     },
-    face_mirror=_face_mirror(),
+    other_flip_pairs=_face_flip_pairs(),
     lower_body=_HIPS_TO_ANKLES | frozenset(range(17, 23)),
 )
 

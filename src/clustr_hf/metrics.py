@@ -383,17 +383,25 @@ class KeypointAveragePrecision(evaluate.Metric):
         )
 
     def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
-        """As upstream; what an image's dictionary does not have is empty."""
-        super().add(prediction=prediction, reference={"iscrowd": [], **reference})
+        """As upstream; a missing `iscrowd` is empty, and what the metric does not need is left out."""
+        super().add(prediction=self._fit("predictions", prediction), reference=self._fit("references", reference))
 
     def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
-        """As upstream; what an image's dictionary does not have is empty."""
-        references = [{"iscrowd": [], **record} for record in references]
-        super().add_batch(predictions=predictions, references=references, **kwargs)
+        """As upstream; a missing `iscrowd` is empty, and what the metric does not need is left out."""
+        predictions = [self._fit("predictions", record) for record in predictions]
+        super().add_batch(
+            predictions=predictions, references=[self._fit("references", record) for record in references], **kwargs
+        )
+
+    def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
+        record = {"iscrowd": [], **record}
+        return {key: record[key] for key in self.features[name] if key in record}
 
     def _compute(
         self, predictions: Sequence[Mapping], references: Sequence[Mapping], convention: str = "coco_wholebody"
     ) -> dict[str, float]:
+        if convention not in CONVENTIONS:
+            raise ValueError(f"`convention` must be one of {list(CONVENTIONS)}, got {convention!r}.")
         return keypoint_average_precision(predictions, references, CONVENTIONS[convention])
 
 
@@ -428,8 +436,10 @@ def keypoint_average_precision(
         raise ValueError(
             f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
         )
-    predicted = [_as_persons(record, f"`predictions[{i}]`", convention) for i, record in enumerate(predictions)]
-    annotated = [_as_persons(record, f"`references[{i}]`", convention) for i, record in enumerate(references)]
+    predicted, annotated = (
+        [_as_persons(record, name, index, convention) for index, record in enumerate(records)]
+        for name, records in (("predictions", predictions), ("references", references))
+    )
     parts = {name: list(part) for name, part in convention.parts.items()}
     if len(parts) > 1:
         parts["wholebody"] = list(range(convention.num_keypoints))
@@ -457,34 +467,34 @@ KEYPOINT_SCORES = {
 }
 
 
-def _as_persons(record: Mapping, name: str, convention: KeypointConvention) -> list[dict[str, Any]]:
-    """The persons of an image as COCO's dictionaries, without ids; keypoints (K, 3)."""
-    columns = [key for key in ("keypoints", "scores", "boxes", "area", "iscrowd") if len(record.get(key, ())) > 0]
+def _as_persons(record: Mapping, kind: str, index: int, convention: KeypointConvention) -> list[dict[str, Any]]:
+    """The persons of an image of predictions or references as COCO's dictionaries, without ids; keypoints (K, 3)."""
+    name, needed = f"`{kind}[{index}]`", {"predictions": ["scores"], "references": ["boxes", "area"]}[kind]
+    missing = [key for key in ("keypoints", *needed) if key not in record]
+    if missing:
+        raise ValueError(f"{name} must have {['keypoints', *needed]}, got {list(record)}.")
     number = len(record["keypoints"])
     keypoints = np.asarray(record["keypoints"], dtype=np.float64)
     if number and keypoints.shape != (number, convention.num_keypoints, 3):
         raise ValueError(
             f"'keypoints' of {name} must have shape (n, {convention.num_keypoints}, 3), got {keypoints.shape}."
         )
-    needed = ("boxes", "area") if "boxes" in record else ("scores",)
-    for key in {*columns, *needed}:
-        if len(record.get(key, ())) != number:
-            raise ValueError(
-                f"{name} must have {number} of {key!r}, as of 'keypoints', got {len(record.get(key, ()))}."
-            )
+    if kind == "references" and len(record.get("iscrowd", ())) > 0:
+        needed = [*needed, "iscrowd"]
+    for key in needed:
+        if len(record[key]) != number:
+            raise ValueError(f"{name} must have {number} of {key!r}, as of 'keypoints', got {len(record[key])}.")
     persons = []
-    for index, points in enumerate(keypoints):
-        person = {"keypoints": points, "category_id": 1, "iscrowd": 0}
-        if "boxes" in record:
-            x0, y0, x1, y1 = map(float, record["boxes"][index])
-            person |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(record["area"][index])}
-            if "iscrowd" in columns:
-                person["iscrowd"] = int(record["iscrowd"][index])
+    for place, points in enumerate(keypoints):
+        values = {key: record[key][place] for key in needed}
+        person = {"keypoints": points, "category_id": 1, "iscrowd": int(values.get("iscrowd", 0))}
+        if kind == "references":
+            x0, y0, x1, y1 = map(float, values["boxes"])
+            person |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(values["area"])}
         else:  # as COCO has it, the box of the body's keypoints
             body = points[list(convention.parts["body"]), :2]
             (x0, y0), (width, height) = body.min(axis=0).tolist(), np.ptp(body, axis=0).tolist()
-            person |= {"bbox": [x0, y0, width, height], "area": width * height}
-            person["score"] = float(record["scores"][index])
+            person |= {"bbox": [x0, y0, width, height], "area": width * height, "score": float(values["scores"])}
         persons.append(person)
     return persons
 

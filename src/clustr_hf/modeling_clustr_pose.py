@@ -6,6 +6,7 @@ B crops of H x W pixels, K keypoints (`num_labels`); heat maps (B, K, h, w), a q
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +98,7 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         label_weights: torch.Tensor | None = None,
-        flip_pairs: torch.Tensor | None = None,
+        flip_pairs: torch.Tensor | Sequence[Sequence[int]] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ClusTRPoseEstimatorOutput:
         r"""
@@ -111,10 +112,11 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
             *optional*):
                 By how much the error of each heat map is multiplied before it is squared: 1 for keypoints that are
                 annotated, 0 for others. The mean is over all heat maps, annotated or not (JointsMSE).
-            flip_pairs (`torch.LongTensor` of shape `(pairs, 2)` or a list of pairs, *optional*):
+            flip_pairs (`list[list[int]]` or `torch.LongTensor` of shape `(pairs, 2)`, *optional*):
                 Says that `pixel_values` are mirrored, left to right, and which keypoints change places by that
-                (`config.flip_pairs`): the heat maps are mirrored back, so that they are those of the image as it was.
-                The mean of them and the heat maps of the image itself is the flip test.
+                (`config.flip_pairs`; none with an empty list): the heat maps are mirrored back, so that they are those
+                of the image as it was. None says that nothing is mirrored. The mean of them and the heat maps of the
+                image itself is the flip test. (`torch.compile` without graph breaks needs a list.)
             kwargs:
                 `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`].
 
@@ -125,8 +127,9 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, or a wrong shape of
                 `labels`, `label_weights`, or indices in `flip_pairs` that are no keypoints.
         """
+        self.clustr._check_pixel_values(pixel_values)
         height, width = (math.ceil(extent / self.heatmap_stride) for extent in pixel_values.shape[-2:])
-        if len(pixel_values) == 0:  # of images without persons
+        if pixel_values.shape[0] == 0:  # of images without persons
             return ClusTRPoseEstimatorOutput(
                 heatmaps=pixel_values.new_zeros((0, self.config.num_labels, height, width))
             )
@@ -172,20 +175,28 @@ def joints_mse(
     return error.square().mean()
 
 
-def flip_back(heatmaps: torch.Tensor, flip_pairs: torch.Tensor | list[list[int]]) -> torch.Tensor:
+def flip_back(heatmaps: torch.Tensor, flip_pairs: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
     """Heat maps (B, K, h, w) of a mirrored image -> those of the image: mirrored, and sides exchanged."""
-    order = list(range(heatmaps.shape[1]))
     pairs = flip_pairs.tolist() if isinstance(flip_pairs, torch.Tensor) else flip_pairs
-    _check_pairs("flip_pairs", pairs, len(order))
-    for first, second in pairs:
+    return heatmaps[:, mirror_order(pairs, heatmaps.shape[1])].flip(-1)
+
+
+def mirror_order(flip_pairs: Sequence[Sequence[int]], num_keypoints: int) -> list[int]:
+    """Which keypoint each one becomes in a mirror, by the pairs that change places."""
+    _check_pairs("flip_pairs", flip_pairs, num_keypoints)
+    order = list(range(num_keypoints))
+    for first, second in flip_pairs:
+        if order[first] != first or order[second] != second:
+            raise ValueError(f"`flip_pairs` must name no keypoint twice, got {first, second} after another pair.")
         order[first], order[second] = second, first
-    return heatmaps[:, order].flip(-1)
+    return order
 
 
-def _check_pairs(name: str, pairs: list[list[int]], num_keypoints: int):
+def _check_pairs(name: str, pairs: Sequence[Sequence[int]], num_keypoints: int):
     for pair in pairs:
-        if len(pair) != 2 or not all(0 <= index < num_keypoints for index in pair):
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not all(isinstance(index, int) and 0 <= index < num_keypoints for index in pair):
             raise ValueError(f"`{name}` must hold pairs of keypoints in [0, {num_keypoints}), got {pair}.")
 
 
-__all__ = ["ClusTRForPoseEstimation", "ClusTRPoseEstimatorOutput", "flip_back", "joints_mse"]
+__all__ = ["ClusTRForPoseEstimation", "ClusTRPoseEstimatorOutput", "flip_back", "joints_mse", "mirror_order"]

@@ -1,10 +1,12 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The `keypoint-detection` pipeline: an image and the boxes of persons, or a detector that finds them, to keypoints."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import Pipeline, pipeline
 from transformers.image_utils import load_image
 from transformers.modeling_outputs import ModelOutput
@@ -22,14 +24,15 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
     estimate = pipeline("keypoint-detection", model="...", trust_remote_code=True)
     persons = estimate("people.jpg", boxes=[[412, 157, 53, 138], [384, 172, 15, 35]])
 
-    estimate = pipeline("keypoint-detection", model="...", detector="...", trust_remote_code=True)
+    detector = pipeline("object-detection", model="...")
+    estimate = pipeline("keypoint-detection", model="...", detector=detector, trust_remote_code=True)
     persons = estimate("people.jpg")
     ```
 
     Args:
         detector (`Pipeline`, `Callable` or `str`, *optional*): What finds persons where no boxes are given: an
-            `object-detection` pipeline, the name of a model for one, or a function from a PIL image to what such a
-            pipeline returns.
+            `object-detection` pipeline, the name of a model for one that needs no remote code, or a function from a PIL
+            image to what such a pipeline returns.
         kwargs: As of any pipeline.
 
     A call takes an image (PIL image, path, URL), a dictionary with `image` and `boxes`, or a list, generator or data
@@ -43,12 +46,12 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         flip_test (`bool`, *optional*): Whether to average with the heat maps of the mirrored image; default is yes if
             the configuration has `flip_pairs`.
 
-    It returns, for each image, a list of persons, each a dictionary: `score` (the mean of its keypoints' scores, times
-    the detector's if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), `keypoints`, a list of dictionaries with
-    `label`, `score`, `x`, `y`, in pixels of the image.
+    It returns, for each image, a list of persons, each a dictionary: `score` (the mean of its keypoints' scores above
+    0.2, times the detector's if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), `keypoints`, a list of
+    dictionaries with `label`, `score`, `x`, `y`, in pixels of the image.
 
     Raises:
-        ValueError: for boxes that do not fit to the images, or are malformed.
+        ValueError: for boxes that do not fit to the images, or are malformed, and dictionaries with other keys.
     """
 
     _load_processor = False
@@ -80,26 +83,28 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
             for parameters in (preprocess, forward, postprocess)
         )
 
-    def __call__(self, images: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
+    def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
         """See the class."""
-        if kwargs.get("batch_size", self._batch_size or 1) != 1:
+        if (kwargs.get("batch_size") or self._batch_size or 1) != 1:
             raise ValueError("`batch_size` must be 1: the persons of an image are a batch.")
-        if boxes is None:
-            return super().__call__(images, **kwargs)
-        if not isinstance(images, (list, tuple)):
-            return super().__call__({"image": images, "boxes": boxes}, **kwargs)
-        if len(boxes) != len(images):
-            raise ValueError(f"`boxes` must have one list for each of the {len(images)} images, got {len(boxes)}.")
-        inputs = [{"image": image, "boxes": of_image} for image, of_image in zip(images, boxes)]
+        inputs = list(inputs) if isinstance(inputs, (list, tuple)) else inputs
+        if isinstance(inputs, list) and not inputs:
+            return []
+        if boxes is not None:
+            inputs = _with_boxes(inputs, boxes)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(
         self, inputs: Any, label: str = "person", least_score: float = 0.5, timeout: float | None = None
     ) -> dict[str, Any]:
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
+        if not {"image"} <= set(inputs) <= {"image", "boxes"}:
+            raise ValueError(f"`inputs` must have the keys 'image' and perhaps 'boxes', got {sorted(inputs)}.")
         image, boxes, scores = load_image(inputs["image"], timeout=timeout), inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
-            boxes, scores = _persons(self.detector(image), label, least_score)
+            # Pipelines drop what scores below 0.5 if they are not told otherwise.
+            settings = {"threshold": least_score} if isinstance(self.detector, Pipeline) else {}
+            boxes, scores = _persons(self.detector(image, **settings), label, least_score)
         elif boxes is None:
             boxes = [[0, 0, image.width, image.height]]
         crops = self.image_processor(image, boxes=[boxes], return_tensors="pt").to(self.dtype)
@@ -107,9 +112,9 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
     def _forward(self, inputs: dict, flip_test: bool | None = None) -> dict[str, Any]:
         crops, flip_pairs = inputs.pop("crops"), self.model.config.flip_pairs
-        if flip_test and not flip_pairs:
+        if flip_test and flip_pairs is None:
             raise ValueError("`flip_test` must be False: the configuration has no `flip_pairs`.")
-        flip_test = bool(flip_pairs) if flip_test is None else flip_test
+        flip_test = flip_pairs is not None if flip_test is None else flip_test
         heatmaps = []
         for part in crops.split(PERSON_BATCH_SIZE) if len(crops) else ():
             heat = self.model(part).heatmaps
@@ -133,12 +138,23 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
             kept = [point for point in keypoints if threshold is None or point["score"] > threshold]
             results.append(
                 {
-                    "score": box_score * person["scores"].mean().item(),
+                    "score": box_score * person["score"].item(),
                     "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), person["bbox"].tolist())),
                     "keypoints": kept,
                 }
             )
         return results
+
+
+def _with_boxes(inputs: Any, boxes: Sequence[Any]) -> Any:
+    """Images with their boxes as dictionaries."""
+    if not isinstance(inputs, list):
+        if isinstance(inputs, dict) or not isinstance(inputs, (str, os.PathLike, Image.Image)):
+            raise ValueError(f"`boxes` go with images or a list of them, not with a {type(inputs).__name__}.")
+        return {"image": inputs, "boxes": boxes}
+    if len(boxes) != len(inputs):
+        raise ValueError(f"`boxes` must have one list for each of the {len(inputs)} images, got {len(boxes)}.")
+    return [{"image": image, "boxes": of_image} for image, of_image in zip(inputs, boxes)]
 
 
 def _persons(detections: list[dict], label: str, least_score: float) -> tuple[list[list[float]], list[float]]:

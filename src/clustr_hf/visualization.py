@@ -322,12 +322,18 @@ def draw_keypoints(
         `PIL.Image.Image` of the size of `image`, RGB.
 
     Raises:
-        ValueError: if the keypoints do not have as many names, or scores of another shape.
+        ValueError: for keypoints or scores of another shape, or edges that are no keypoints.
     """
+    keypoints = torch.as_tensor(keypoints)
     shape = (len(keypoints), len(names))
-    for name, values in (("keypoints", keypoints[..., 0]), ("scores", scores)):
-        if values is not None and len(keypoints) and tuple(values.shape) != shape:
-            raise ValueError(f"`{name}` must be {shape[1]} of each person, as `names`, got {tuple(values.shape)}.")
+    if len(keypoints) and tuple(keypoints.shape) != (*shape, 2):
+        raise ValueError(f"`keypoints` must have shape {(*shape, 2)}, as `names`, got {tuple(keypoints.shape)}.")
+    if scores is not None:
+        scores = torch.as_tensor(scores)
+        if len(keypoints) and tuple(scores.shape) != shape:
+            raise ValueError(f"`scores` must have shape {shape}, as `keypoints`, got {tuple(scores.shape)}.")
+    if any(not 0 <= index < len(names) for edge in edges for index in edge):
+        raise ValueError(f"`edges` must hold pairs of keypoints in [0, {len(names)}), got {list(edges)}.")
     picture = image.convert("RGB")
     canvas = ImageDraw.Draw(picture)
     colors = [_side_color((name,)) for name in names]
