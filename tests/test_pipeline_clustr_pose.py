@@ -80,7 +80,7 @@ def test_many_persons_go_through_the_model_in_parts(estimate, image, monkeypatch
 def test_images_in_a_list_by_path_and_without_persons(estimate, image, tmp_path):
     image.save(tmp_path / "it.png")
     several = estimate([image, str(tmp_path / "it.png"), image], boxes=[BOXES[:1], BOXES[:1], []])
-    assert several[0] == several[1] and several[2] == []
+    assert several[0] == several[1] == estimate(tmp_path / "it.png", boxes=BOXES[:1]) and several[2] == []
     assert several[0] == estimate(image, boxes=BOXES[:1])
     assert estimate(image, boxes=[]) == [] and estimate([]) == []
     assert estimate((image, image), boxes=(BOXES[:1], [])) == [several[0], []]

@@ -123,7 +123,6 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
         crop_size = _crop_size(size)
-        _check_positive("padding_factor", padding_factor)
         if boxes is None:
             boxes = [[[0, 0, image.shape[-1], image.shape[-2]]] for image in images]
         boxes = check_boxes(boxes, len(images))
@@ -305,6 +304,7 @@ def box_regions(boxes: torch.Tensor, size: tuple[int, int], padding_factor: floa
     Centres (n, 2) and extents (n, 2), (width, height), of the regions of an image that become crops of the given size:
     boxes (n, 4), (x, y, width, height), widened to the shape of the crops and by the factor.
     """
+    _check_positive("padding_factor", padding_factor)
     aspect = size[1] / size[0]
     width, height = boxes[:, 2], boxes[:, 3]
     extents = torch.stack([torch.maximum(width, aspect * height), torch.maximum(height, width / aspect)], dim=1)

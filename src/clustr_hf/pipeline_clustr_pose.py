@@ -100,7 +100,9 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
         if not {"image"} <= set(inputs) <= {"image", "boxes"}:
             raise ValueError(f"`inputs` must have the keys 'image' and perhaps 'boxes', got {sorted(inputs)}.")
-        image, boxes, scores = load_image(inputs["image"], timeout=timeout), inputs.get("boxes"), None
+        image = inputs["image"]
+        image = load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+        boxes, scores = inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
             # Pipelines drop what scores below 0.5 if they are not told otherwise.
             settings = {"threshold": least_score} if isinstance(self.detector, Pipeline) else {}
@@ -111,7 +113,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         return {"crops": crops.pixel_values, "boxes": boxes, "scores": scores}
 
     def _forward(self, inputs: dict, flip_test: bool | None = None) -> dict[str, Any]:
-        crops, flip_pairs = inputs.pop("crops"), self.model.config.flip_pairs
+        crops, flip_pairs = inputs.pop("crops"), getattr(self.model.config, "flip_pairs", None)
         if flip_test and flip_pairs is None:
             raise ValueError("`flip_test` must be False: the configuration has no `flip_pairs`.")
         flip_test = flip_pairs is not None if flip_test is None else flip_test
