@@ -117,6 +117,7 @@ class TrainingTransform:
         self.processor, self.args = processor, args
         self.size = processor.size["height"], processor.size["width"]
         self.heatmap_size = heatmap_size(self.size, processor.keypoint_heatmap_downscale_factor)
+        self.pixel_settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
         self.mirrored = mirror_order(convention.flip_pairs, convention.num_keypoints)
         self.is_lower = torch.tensor([index in convention.lower_body for index in range(convention.num_keypoints)])
 
@@ -127,8 +128,7 @@ class TrainingTransform:
             extent, keypoints = extent * torch.tensor([-1.0, 1.0]), keypoints[self.mirrored]
         region = (center[None], extent[None])
         crops = crop_persons(F.pil_to_tensor(sample.image), *region, self.size, rotation[None])
-        settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
-        [pixels] = processor.rescale_and_normalize(crops, **settings)
+        [pixels] = processor.rescale_and_normalize(crops, **self.pixel_settings)
         points = image_to_crop(keypoints[None, :, :2], crop_matrices(*region, self.heatmap_size, rotation[None]))
         heatmaps, weights = heatmap_targets(
             points, keypoints[None, :, 2] > 0, self.heatmap_size, processor.keypoint_heatmap_sigma

@@ -38,7 +38,7 @@ from pose_estimation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_data import EvaluationSamples, TrainingData, TrainingSamples, read_first
+from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
 from training_sources import ModelArguments, RecipeArguments
@@ -85,10 +85,11 @@ class Report:
         rows = sorted({place.row for place in self.eval_data.read.places})
         convention, threshold = self.scores.convention, self.args.picture_threshold
         images, references, predictions = [], [], []
-        number = min(self.args.num_pictures, len(rows))
-        for first in range(0, number * len(rows), len(rows)):
-            candidates = (rows[(first // number + offset) % len(rows)] for offset in range(len(rows)))
-            samples, row, _ = read_first(self._read_persons, candidates)
+        whole_images = EvaluationSamples(
+            lambda place: self._read_persons(rows[place]), self.eval_data.transform, len(rows)
+        )
+        for samples in spread_evenly(whole_images, self.args.num_pictures):
+            row = samples[0].place.row
             records = self.predict(model, collate([self.eval_data.transform(sample) for sample in samples]))
             found = group_by_image(records, row + 1, convention.sigmas)[row]
             images.append(samples[0].image)

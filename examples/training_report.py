@@ -40,11 +40,10 @@ def write_table(table: Mapping[str, Mapping[str, float]], path: Path):
 def format_table(path: Path, kind: str = "class") -> str:
     """The table that [`write_table`] wrote, in Markdown: shares in percent, and how many there are."""
     rows = json.loads(path.read_text())
-    names = list(next(iter(rows.values())))
-    titles = [_title(name, is_share=not isinstance(next(iter(rows.values()))[name], int)) for name in names]
-    lines = [f"| {kind} | {' | '.join(titles)} |", "| --- " * (len(names) + 1) + "|"]
+    titles = [_title(name, is_share=not isinstance(value, int)) for name, value in next(iter(rows.values())).items()]
+    lines = [f"| {kind} | {' | '.join(titles)} |", "| --- " * (len(titles) + 1) + "|"]
     for label, row in rows.items():
-        lines.append(f"| {label} | {' | '.join(_cell(row[name]) for name in names)} |")
+        lines.append(f"| {label} | {' | '.join(map(_cell, row.values()))} |")
     return "\n".join(lines)
 
 

@@ -132,15 +132,20 @@ _HAND_SIGMAS = (
 # The 68 points of a face (300-W, Sagonas et al. 2013): lines of points, of which the closed ones return to the first.
 _FACE_LINES = (range(17), range(17, 22), range(22, 27), range(27, 31), range(31, 36))
 _FACE_LOOPS = (range(36, 42), range(42, 48), range(48, 60), range(60, 68))
-# Which of them change places in a mirror: runs that are swapped from their outer ends inwards.
-_FACE_MIRRORS = ((0, 16), (17, 26), (31, 35), (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46))
-_LIP_MIRRORS = ((48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61, 63), (65, 67))
+# Which of them change places in a mirror: runs, from their outer ends inwards (jaw, brows, nose), and pairs.
+_FACE_MIRRORED_RUNS = ((0, 16), (17, 26), (31, 35))
+_FACE_MIRRORED_PAIRS = (
+    *((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46)),  # eyes
+    *((48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61, 63), (65, 67)),  # lips
+)
 _FACE_START = 23
 
 
 def _face_flip_pairs() -> tuple[tuple[int, int], ...]:
-    runs = [(first + step, last - step) for first, last in _FACE_MIRRORS[:3] for step in range((last - first + 1) // 2)]
-    pairs = (*runs, *_FACE_MIRRORS[3:], *_LIP_MIRRORS)
+    in_runs = [
+        (first + step, last - step) for first, last in _FACE_MIRRORED_RUNS for step in range((last - first + 1) // 2)
+    ]
+    pairs = (*in_runs, *_FACE_MIRRORED_PAIRS)
     return tuple((_FACE_START + first, _FACE_START + second) for first, second in pairs)
 
 

@@ -3,7 +3,7 @@
 
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -174,7 +174,26 @@ def _mean_of_present(values: np.ndarray) -> float:
     return float(present.mean()) if len(present) else float("nan")
 
 
-class CocoAveragePrecision(evaluate.Metric):
+class _ImageMetric(evaluate.Metric):
+    """A metric of dictionaries, one an image; [`_fit`] makes of them what Arrow keeps."""
+
+    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
+        """As upstream; what an image's dictionary may leave out is empty."""
+        super().add(prediction=self._fit("predictions", prediction), reference=self._fit("references", reference))
+
+    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
+        """As upstream; what an image's dictionary may leave out is empty."""
+        predictions = [self._fit("predictions", record) for record in predictions]
+        super().add_batch(
+            predictions=predictions, references=[self._fit("references", record) for record in references], **kwargs
+        )
+
+    def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
+        """The columns of a record of `predictions` or `references`."""
+        raise NotImplementedError
+
+
+class CocoAveragePrecision(_ImageMetric):
     """
     Average precision of boxes or masks as COCO defines it, by faster-coco-eval; see [`coco_average_precision`].
 
@@ -205,18 +224,7 @@ class CocoAveragePrecision(evaluate.Metric):
             features=datasets.Features({"predictions": prediction, "references": reference}),
         )
 
-    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
-        """As upstream; what an image's dictionary does not have is empty."""
-        super().add(prediction=self._fill("predictions", prediction), reference=self._fill("references", reference))
-
-    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
-        """As upstream; what an image's dictionary does not have is empty."""
-        predictions = [self._fill("predictions", record) for record in predictions]
-        super().add_batch(
-            predictions=predictions, references=[self._fill("references", record) for record in references], **kwargs
-        )
-
-    def _fill(self, name: str, record: Mapping) -> dict[str, Any]:
+    def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
         """All columns, with masks as Arrow can keep them: run lengths that are not compressed."""
         filled = {key: record.get(key, []) for key in self.features[name]}
         filled["masks"] = [
@@ -268,10 +276,7 @@ def coco_average_precision(
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"`iou_type` must be 'bbox' or 'segm', got {iou_type!r}.")
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
-        )
+    _check_numbers(predictions, references)
     if max_detections < 1:
         raise ValueError(f"`max_detections` must be positive, got {max_detections}.")
     labels = []
@@ -285,17 +290,8 @@ def coco_average_precision(
             f"'labels' of `predictions` and `references` must be in [0, {num_labels}), got values from "
             f"{min(labels)} to {max(labels)}."
         )
-    dataset = {
-        "info": {},
-        "images": [{"id": index, "height": 0, "width": 0} for index in range(1, len(references) + 1)],
-        "categories": [{"id": label, "name": str(label)} for label in range(num_labels)],
-    }
-    truth = COCO({**dataset, "annotations": _coco_annotations(references, iou_type)})
-    found = COCO({**dataset, "annotations": _coco_annotations(predictions, iou_type)})
-    evaluator = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
-    evaluator.params.maxDets = [max_detections]
-    evaluator.evaluate()
-    evaluator.accumulate()
+    truth, found = (_coco_annotations(records, iou_type) for records in (references, predictions))
+    evaluator = _run_evaluator(truth, found, len(references), range(num_labels), iou_type, max_detections)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]  # (T, R, K, areas, 1), (T, K, areas, 1)
     areas = dict(zip(evaluator.params.areaRngLbl, range(4)))
     return {
@@ -307,6 +303,36 @@ def coco_average_precision(
         "per_category_ap": np.array([_mean_of_valid(precision[:, :, k, 0, -1]) for k in range(num_labels)]),
         "per_category_ap50": np.array([_mean_of_valid(precision[0, :, k, 0, -1]) for k in range(num_labels)]),
     }
+
+
+def _check_numbers(predictions: Sequence[Mapping], references: Sequence[Mapping]):
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
+        )
+
+
+def _run_evaluator(
+    truth: list[dict],
+    found: list[dict],
+    num_images: int,
+    categories: Iterable[int],
+    iou_type: str,
+    max_detections: int,
+    **settings: Any,
+) -> COCOeval_faster:
+    """faster-coco-eval's evaluator after its work, on COCO's annotations of images 1, 2, ..."""
+    dataset = {
+        "info": {},
+        "images": [{"id": image_id, "height": 0, "width": 0} for image_id in range(1, num_images + 1)],
+        "categories": [{"id": category, "name": str(category)} for category in categories],
+    }
+    sides = (COCO({**dataset, "annotations": annotations}) for annotations in (truth, found))
+    evaluator = COCOeval_faster(*sides, iou_type, print_function=lambda *_: None, **settings)
+    evaluator.params.maxDets = [max_detections]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator
 
 
 def _check_objects(record: Mapping, name: str, column: str, kind: str):
@@ -348,7 +374,7 @@ def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[st
     return annotations
 
 
-class KeypointAveragePrecision(evaluate.Metric):
+class KeypointAveragePrecision(_ImageMetric):
     """
     Average precision of keypoints as COCO and COCO-WholeBody define it; see [`keypoint_average_precision`].
 
@@ -382,18 +408,8 @@ class KeypointAveragePrecision(evaluate.Metric):
             ),
         )
 
-    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
-        """As upstream; a missing `iscrowd` is empty, and what the metric does not need is left out."""
-        super().add(prediction=self._fit("predictions", prediction), reference=self._fit("references", reference))
-
-    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
-        """As upstream; a missing `iscrowd` is empty, and what the metric does not need is left out."""
-        predictions = [self._fit("predictions", record) for record in predictions]
-        super().add_batch(
-            predictions=predictions, references=[self._fit("references", record) for record in references], **kwargs
-        )
-
     def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
+        """A missing `iscrowd` is empty, and what the metric does not need is left out."""
         record = {"iscrowd": [], **record}
         return {key: record[key] for key in self.features[name] if key in record}
 
@@ -432,10 +448,7 @@ def keypoint_average_precision(
     Raises:
         ValueError: for another number of keypoints, or predictions and references of different numbers.
     """
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"`predictions` must be as many as `references`, {len(references)} images, got {len(predictions)}."
-        )
+    _check_numbers(predictions, references)
     predicted, annotated = (
         [_as_persons(record, name, index, convention) for index, record in enumerate(records)]
         for name, records in (("predictions", predictions), ("references", references))
@@ -454,6 +467,8 @@ def keypoint_average_precision(
     return results
 
 
+# COCO's category of persons, and how many of them count in an image.
+PERSON, MAX_PERSONS = 1, 20
 # What is computed for each part: the scores' names -> precision or recall, index of the threshold, index of the areas.
 KEYPOINT_SCORES = {
     "ap": ("precision", slice(None), 0),
@@ -487,7 +502,7 @@ def _as_persons(record: Mapping, kind: str, index: int, convention: KeypointConv
     persons = []
     for place, points in enumerate(keypoints):
         values = {key: record[key][place] for key in needed}
-        person = {"keypoints": points, "category_id": 1, "iscrowd": int(values.get("iscrowd", 0))}
+        person = {"keypoints": points, "category_id": PERSON, "iscrowd": int(values.get("iscrowd", 0))}
         if kind == "references":
             x0, y0, x1, y1 = map(float, values["boxes"])
             person |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": float(values["area"])}
@@ -503,29 +518,27 @@ def _evaluate_part(
     predicted: list[list[dict]], annotated: list[list[dict]], part: list[int], sigmas: np.ndarray
 ) -> dict[str, float]:
     """[`KEYPOINT_SCORES`] of some of the keypoints."""
-    datasets_of_part = []
-    for persons, is_prediction in ((annotated, False), (predicted, True)):
-        annotations = []
-        for image_id, of_image in enumerate(persons, start=1):
-            for person in of_image:
-                points = person["keypoints"][part]
-                number = int((points[:, 2] > 0).sum())
-                if is_prediction and number == 0:
-                    continue
-                place = {"id": len(annotations) + 1, "image_id": image_id, "num_keypoints": number}
-                annotations.append({**person, **place, "keypoints": points.ravel().tolist()})
-        images = [{"id": image_id, "height": 0, "width": 0} for image_id in range(1, len(persons) + 1)]
-        content = {"info": {}, "images": images, "categories": [{"id": 1, "name": "person"}]}
-        datasets_of_part.append(COCO({**content, "annotations": annotations}))
-    quiet = {"print_function": lambda *_: None}
-    evaluator = COCOeval_faster(*datasets_of_part, "keypoints", kpt_oks_sigmas=sigmas, **quiet)
-    evaluator.evaluate()
-    evaluator.accumulate()
+    truth = _part_annotations(annotated, part)
+    found = [annotation for annotation in _part_annotations(predicted, part) if annotation["num_keypoints"] > 0]
+    settings = (len(annotated), [PERSON], "keypoints", MAX_PERSONS)
+    evaluator = _run_evaluator(truth, found, *settings, kpt_oks_sigmas=sigmas)
     # precision (thresholds, recalls, categories, areas, 1), recall (thresholds, categories, areas, 1)
     return {
         name: _mean_of_valid(evaluator.eval[kind][threshold][..., areas, -1])
         for name, (kind, threshold, areas) in KEYPOINT_SCORES.items()
     }
+
+
+def _part_annotations(persons: list[list[dict]], part: list[int]) -> list[dict[str, Any]]:
+    """COCO's annotations of the persons of images 1, 2, ... with some of their keypoints; also counted from 1."""
+    annotations = []
+    for image_id, of_image in enumerate(persons, start=1):
+        for person in of_image:
+            points = person["keypoints"][part]
+            number = int((points[:, 2] > 0).sum())
+            place = {"id": len(annotations) + 1, "image_id": image_id, "num_keypoints": number}
+            annotations.append({**person, **place, "keypoints": points.ravel().tolist()})
+    return annotations
 
 
 def suppress_similar_poses(
