@@ -1,5 +1,7 @@
 # The environment is made once in .venv and reused; it is renewed when the dependencies change.
 PYTHON ?= python3
+# Tests run in so many processes, with one thread each; those of a file in one of them.
+WORKERS ?= auto
 BIN := .venv/bin
 SOURCES := src examples tests setup.py
 INSTALLED := .venv/.installed
@@ -12,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

@@ -1,7 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """What the scripts for object detection and for instance segmentation share: all but the model and its name."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from detection_samples import (
     TrainingTransform,
     collate,
 )
-from model_card import trained_sections
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
+from training_card import TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
@@ -34,19 +33,15 @@ class DetectionTask:
     What the two tasks differ in.
 
     Args:
-        script (`str`): Name of the script.
         model_class, auto_class (`type`): To make a new model by, and to load a checkpoint by.
         kinds (`tuple[str, ...]`): What is evaluated, "box" and perhaps "mask"; the AP of the last one chooses weights.
         summary (`str`): What a trained model is, for its card.
-        write_card (`Callable`): Writes the card.
     """
 
-    script: str
     model_class: type
     auto_class: type
     kinds: tuple[str, ...]
     summary: str
-    write_card: Callable
 
     @property
     def with_masks(self) -> bool:
@@ -66,28 +61,15 @@ class Report:
     processor: Any
     scores: Scores
     args: EvaluationArguments
-    output_dir: Path
-    dataset_name: str | None
+    card: TrainingCard
 
     def __call__(self, folder: Path, results: dict[str, Any]):
-        table = self.output_dir / "per_class_results.json"
+        table = Path(self.card.args.output_dir) / "per_class_results.json"
         if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
             write_table(self.scores.table, table)
         if self.args.num_pictures > 0:
             self.draw_predictions(self.task.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
-        scored = "Not evaluated yet."
-        if "eval_samples" in results:
-            values = [
-                f"{kind} AP {results[f'eval_{kind}_ap']:.4f}, AP50 {results[f'eval_{kind}_ap50']:.4f}"
-                for kind in self.task.kinds
-            ]
-            scored = f"COCO's metrics on {results['eval_samples']} validation images: {'; '.join(values)}."
-        self.task.write_card(
-            folder,
-            summary=self.task.summary,
-            results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
-            **trained_sections(self.output_dir.name, self.task.script, results["step"], self.dataset_name),
-        )
+        self.card.write(folder, results, [format_table(table)] if table.is_file() else ())
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Truth and prediction of validation images that lie evenly in the split."""
@@ -136,7 +118,7 @@ def make_task(
     transform = TrainingTransform(processor, augmentation)
     eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(data["validation"]))
     scores = Scores(labels, task.kinds, evaluation)
-    output_dir = Path(args.output_dir)
+    card = TrainingCard(args, data_args, task.summary)
     return Task(
         model=model,
         processor=processor,
@@ -147,7 +129,7 @@ def make_task(
         predict=Predictor(processor, evaluation),
         compute_metrics=scores,
         metric=f"eval_{task.kinds[-1]}_ap",
-        write_card=Report(task, eval_data, processor, scores, evaluation, output_dir, data_args.dataset_name),
+        write_card=Report(task, eval_data, processor, scores, evaluation, card),
     )
 
 

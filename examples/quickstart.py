@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model_card import write_classifier_card
 from PIL import Image
 from skimage.data import astronaut
 from sklearn.datasets import load_digits
@@ -30,11 +29,21 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
 from clustr_hf.metrics import compute_accuracy
+from clustr_hf.model_card import CardContents, Measurement
+from clustr_hf.publish import build_repository
 from clustr_hf.visualization import plot_clusters, plot_predictions, plot_training_curves
 
 
 SEED = 0
 IMAGE_SIZE = 32  # pixels; the digits are 8 x 8
+RECIPE = {
+    "per_device_train_batch_size": 32,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 0.1,  # of all steps
+    "label_smoothing_factor": 0.1,
+    "lr_scheduler_type": "cosine",
+}
 PHOTOGRAPH_SIZE = (320, 320)
 PHOTOGRAPH_RATIOS = [[512, 128], [128, 32], [1], [1]]
 
@@ -82,19 +91,14 @@ def train(train_set: Digits, test_set: Digits, processor, args: argparse.Namespa
     training_args = TrainingArguments(
         output_dir=str(args.output_dir / "trainer"),
         num_train_epochs=args.num_train_epochs,
-        per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
-        learning_rate=2e-3,
-        weight_decay=0.05,
-        warmup_steps=0.1,  # of all steps
-        label_smoothing_factor=0.1,
-        lr_scheduler_type="cosine",
         logging_strategy="epoch",
         eval_strategy="epoch",
         save_strategy="no",
         report_to="none",
         dataloader_pin_memory=False,
         seed=SEED,
+        **RECIPE,
     )
     trainer = Trainer(
         model=model,
@@ -123,16 +127,26 @@ def predict_in_new_process(folder: Path, images: list[Image.Image], output_dir: 
     return [result["predictions"][name] for name in sorted(result["predictions"])]
 
 
-def write_card(folder: Path, accuracy: float, num_test_images: int, num_train_epochs: float):
-    """The model card that the Hub shows."""
-    command = f"python examples/quickstart.py --num_train_epochs {num_train_epochs:g}"
-    write_classifier_card(
-        folder,
-        model_name="clustr-nano-digits",
-        model_id="your-name/clustr-nano-digits",
+def write_repository(trainer: Trainer, folder: Path, card: CardContents | None = None, **extras):
+    """The trained model as a complete repository for the Hub; see `clustr_hf.publish.build_repository`."""
+    build_repository(trainer.model, trainer.processing_class, folder, card, **extras)
+
+
+def describe(command: str, num_right: int, num_test_images: int) -> CardContents:
+    """What the card says."""
+    dataset = "scikit-learn's handwritten digits"
+    accuracy = Measurement(
+        *("accuracy", "Top-1 accuracy", num_right / num_test_images, dataset, command),
+        split="held out",
+        num_samples=num_test_images,
+    )
+    return CardContents(
+        name="clustr-nano-digits",
         summary="ClusTR nano, trained on scikit-learn's handwritten digits as a demonstration.",
-        training=f"`{command}` in clustr_hf: 1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights.",
-        results=f"Accuracy {accuracy:.4f} on the {num_test_images} held-out digits, measured by the same command.",
+        training="1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights, on a CPU.",
+        command=command,
+        recipe=RECIPE,
+        measurements=[accuracy],
         limitations="It knows centred digits, light on dark, and nothing else.",
     )
 
@@ -176,17 +190,22 @@ def main():
     training_time = time.perf_counter() - start
 
     folder = args.output_dir / "clustr-nano-digits"
-    trainer.save_model(str(folder))
+    write_repository(trainer, folder)
     held_out, expected = [images[i] for i in test_part], [str(labels[i]) for i in test_part]
     predicted = [answer["label"] for answer in predict_in_new_process(folder, held_out, args.output_dir)]
     num_right = sum(guess == truth for guess, truth in zip(predicted, expected))
     accuracy = num_right / len(expected)
-    write_card(folder, accuracy, len(held_out), args.num_train_epochs)
 
     history = trainer.state.log_history
-    plot_training_curves(history).savefig(args.output_dir / "training_curve.png", dpi=110)
-    draw_predictions(held_out, predicted, expected, args.output_dir / "predictions.png")
-    draw_photograph_clusters(folder, args.output_dir / "clusters.png")
+    pictures = {name: args.output_dir / f"{name}.png" for name in ("training_curve", "predictions", "clusters")}
+    plot_training_curves(history).savefig(pictures["training_curve"], dpi=110)
+    draw_predictions(held_out, predicted, expected, pictures["predictions"])
+    draw_photograph_clusters(folder, pictures["clusters"])
+    card = describe(
+        f"python examples/quickstart.py --num_train_epochs {args.num_train_epochs:g}", num_right, len(held_out)
+    )
+    samples = {f"A {digit}": image for digit, image in sorted(zip(expected, held_out), key=lambda pair: pair[0])}
+    write_repository(trainer, folder, card, example_images=samples, files=list(pictures.values()))
     (args.output_dir / "results.json").write_text(json.dumps({"accuracy": accuracy, "seconds": training_time}))
 
     rows = {
@@ -198,7 +217,8 @@ def main():
         "all": f"{time.perf_counter() - start:.0f} s",
     }
     print("\n" + "\n".join(f"{name:<40}{value:>10}" for name, value in rows.items()))
-    print(f"\nModel: {folder}\nPictures: training_curve.png, predictions.png, clusters.png in {args.output_dir}")
+    print(f"\nModel, a repository for the Hub: {folder}")
+    print(f"Pictures: {', '.join(path.name for path in pictures.values())} in {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ are `--variant`, `--image_size`, `--train_file` and `--validation_file`. example
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 from datasets import DatasetDict
@@ -21,11 +22,23 @@ from image_classification_data import (
     training_crop,
 )
 from torchvision.transforms import v2
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from training_arguments import command_line
+from training_card import TrainingCard
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.utils.logging import get_logger
 
 from clustr_hf.metrics import compute_accuracy
+from clustr_hf.publish import push
 from clustr_hf.visualization import plot_training_curves
+
+
+logger = get_logger("transformers.trainer")
+# What the card says of TrainingArguments.
+SETTINGS = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm", "optim", "seed"),
+)
 
 
 def add_transforms(data: DatasetDict, processor, args: DataArguments):
@@ -62,6 +75,33 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     return checkpoint
 
 
+class HubPush(TrainerCallback):
+    """
+    Pushes a whole repository: after every save, unless `--hub_strategy end`, and at the end.
+
+    Trainer's own pushes lack what endpoints and widgets need, and carry a pickle, `training_args.bin`.
+    """
+
+    def __init__(self, card: TrainingCard, repository: str):
+        self.card, self.repository = card, repository
+
+    def on_save(self, args: TrainingArguments, state, control, model, processing_class, **kwargs):
+        if args.hub_strategy == HubStrategy.END or not state.is_world_process_zero:
+            return
+        model.save_pretrained(args.output_dir)
+        processing_class.save_pretrained(args.output_dir)
+        self.card.write(Path(args.output_dir), {"step": state.global_step})
+        try:
+            self.push(args, f"Step {state.global_step}", validate=False)
+        except Exception as error:  # the training is worth more than one of many pushes
+            logger.warning(f"could not push step {state.global_step}, training goes on: {error}")
+
+    def push(self, args: TrainingArguments, message: str, validate: bool = True):
+        hub = {"private": args.hub_private_repo, "token": args.hub_token, "validate": validate}
+        revision = push(args.output_dir, self.repository, commit_message=message, **hub)
+        print(f"Pushed {self.repository}; pin its revision={revision}")
+
+
 def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
     parser = HfArgumentParser((DataArguments, ModelArguments, TrainingArguments))
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
@@ -69,10 +109,22 @@ def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
     return parser.parse_args_into_dataclasses()
 
 
+def make_card(data_args: DataArguments, training_args: TrainingArguments) -> TrainingCard:
+    """What the card says before there are results."""
+    training_args.command = command_line(sys.argv[0], sys.argv[1:])
+    training_args.settings = {name: getattr(training_args, name) for name in SETTINGS}
+    return TrainingCard(training_args, data_args, "A ClusTR image classifier.")
+
+
 def main():
     data_args, model_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the image column is needed until the transforms have run
     set_seed(training_args.seed)
+    card = make_card(data_args, training_args)
+    hub = None
+    if training_args.push_to_hub:
+        training_args.push_to_hub = False  # it is not left to Trainer
+        hub = HubPush(card, training_args.hub_model_id or Path(training_args.output_dir).resolve().name)
 
     data = load_data(data_args, model_args, training_args.seed)
     model, processor = load_classifier(model_args, label_names(data["train"], data_args.label_column_name))
@@ -84,10 +136,13 @@ def main():
         eval_dataset=data["validation"] if training_args.do_eval else None,
         compute_metrics=compute_accuracy,
         processing_class=processor,
+        callbacks=None if hub is None else [hub],
     )
+    results = {}
     if training_args.do_train:
         checkpoint = find_checkpoint(training_args)
         result = trainer.train(resume_from_checkpoint=checkpoint)
+        results.update(result.metrics)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -96,19 +151,13 @@ def main():
             plot_training_curves(trainer.state.log_history).savefig(f"{training_args.output_dir}/training_curve.png")
     if training_args.do_eval:
         metrics = trainer.evaluate()
+        results.update(metrics, eval_samples=len(data["validation"]))
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
-
-    card = {
-        "finetuned_from": model_args.model_name_or_path,
-        "tasks": "image-classification",
-        "dataset": data_args.dataset_name,
-        "tags": ["image-classification", "vision", "clustr"],
-    }
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
+    if trainer.is_world_process_zero() and training_args.do_train:
+        card.write(Path(training_args.output_dir), {"step": trainer.state.global_step, **results})
+        if hub is not None:
+            hub.push(training_args, f"Step {trainer.state.global_step}")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ Train or fine-tune ClusTR for image classification with Accelerate: the recipe o
 training_arguments.py; commands with their results: examples/README.md.
 """
 
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets.distributed import split_dataset_by_node
@@ -28,12 +26,12 @@ from image_classification_data import (
     load_stream,
 )
 from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
-from model_card import trained_sections, write_classifier_card
 from peft import LoraConfig, get_peft_model
 from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 from training_arguments import LoopArguments, parse_arguments
+from training_card import TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
@@ -134,19 +132,6 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     return model.merge_and_unload()
 
 
-def write_card(folder: Path, results: dict[str, Any], name: str, data_args: DataArguments):
-    """The model card that the Hub shows."""
-    scored = "Not evaluated yet."
-    if "eval_accuracy" in results:
-        scored = f"Top-1 accuracy {results['eval_accuracy']:.4f} on {results['eval_samples']} validation images."
-    write_classifier_card(
-        folder,
-        summary="A ClusTR image classifier.",
-        results=scored,
-        **trained_sections(name, Path(__file__).name, results["step"], data_args.dataset_name),
-    )
-
-
 def make_task(
     data_args: DataArguments, model_args: ModelArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator
 ) -> Task:
@@ -186,7 +171,7 @@ def make_task(
         compute_metrics=compute_metrics,
         metric="eval_accuracy",
         to_save=merge_adapters if recipe.lora_rank is not None else lambda model: model,
-        write_card=functools.partial(write_card, name=Path(args.output_dir).name, data_args=data_args),
+        write_card=TrainingCard(args, data_args, "A ClusTR image classifier.").write,
     )
 
 

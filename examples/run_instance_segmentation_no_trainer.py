@@ -13,22 +13,17 @@ Train or fine-tune ClusTR for instance segmentation (Mask R-CNN) with Accelerate
 arguments: training_loop.py, training_arguments.py; commands with their results: examples/README.md.
 """
 
-from pathlib import Path
-
 from detection_training import DetectionTask, run
-from model_card import write_instance_segmenter_card
 from transformers import AutoModelForInstanceSegmentation
 
 from clustr_hf import ClusTRForInstanceSegmentation
 
 
 TASK = DetectionTask(
-    script=Path(__file__).name,
     model_class=ClusTRForInstanceSegmentation,
     auto_class=AutoModelForInstanceSegmentation,
     kinds=("box", "mask"),
     summary="A ClusTR model for instance segmentation, Mask R-CNN.",
-    write_card=write_instance_segmenter_card,
 )
 
 

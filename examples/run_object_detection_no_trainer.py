@@ -13,22 +13,17 @@ Train or fine-tune ClusTR for object detection (RetinaNet) with Accelerate: the 
 arguments: training_loop.py, training_arguments.py; commands with their results: examples/README.md.
 """
 
-from pathlib import Path
-
 from detection_training import DetectionTask, run
-from model_card import write_detector_card
 from transformers import AutoModelForObjectDetection
 
 from clustr_hf import ClusTRForObjectDetection
 
 
 TASK = DetectionTask(
-    script=Path(__file__).name,
     model_class=ClusTRForObjectDetection,
     auto_class=AutoModelForObjectDetection,
     kinds=("box",),
     summary="A ClusTR model for object detection, RetinaNet.",
-    write_card=write_detector_card,
 )
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from model_card import trained_sections, write_pose_estimator_card
 from pose_estimation_data import (
     DataArguments,
     annotated_places,
@@ -38,6 +37,7 @@ from pose_estimation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
+from training_card import TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
@@ -59,26 +59,15 @@ class Report:
     predict: Predictor
     scores: Scores
     args: EvaluationArguments
-    output_dir: Path
+    card: TrainingCard
 
     def __call__(self, folder: Path, results: dict[str, Any]):
-        table = self.output_dir / "per_part_results.json"
+        table = Path(self.card.args.output_dir) / "per_part_results.json"
         if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
             write_table(self.scores.table, table)
         if self.args.num_pictures > 0:
             self.draw_predictions(ClusTRForPoseEstimation.from_pretrained(folder).eval(), folder / "predictions.png")
-        scored = "Not evaluated yet."
-        if "eval_samples" in results:
-            scored = f"COCO's metrics of keypoints on {results['eval_samples']} persons of the validation images."
-        write_pose_estimator_card(
-            folder,
-            summary=(
-                f"A ClusTR model for pose estimation: {self.scores.convention.num_keypoints} keypoints of each person, "
-                "`predict(image, boxes=[[x, y, width, height], ...])`."
-            ),
-            results="\n\n".join([scored, *([format_table(table, "part")] if table.is_file() else [])]),
-            **trained_sections(self.output_dir.name, Path(__file__).name, results["step"], None),
-        )
+        self.card.write(folder, results, [format_table(table, "part")] if table.is_file() else ())
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """True and predicted persons of validation images that lie evenly in the split; those found twice once."""
@@ -130,6 +119,7 @@ def make_task(
     transform = TrainingTransform(processor, convention, augmentation)
     eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(read["validation"]))
     scores, predict = Scores(data["validation"], convention), Predictor(processor, convention, evaluation)
+    summary = f"A ClusTR model for pose estimation: {convention.num_keypoints} keypoints of each person."
     return Task(
         model=model,
         processor=processor,
@@ -140,7 +130,7 @@ def make_task(
         predict=predict,
         compute_metrics=scores,
         metric=scores.metric,
-        write_card=Report(eval_data, predict, scores, evaluation, Path(args.output_dir)),
+        write_card=Report(eval_data, predict, scores, evaluation, TrainingCard(args, data_args, summary)),
     )
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from model_card import trained_sections, write_segmenter_card
 from semantic_segmentation_data import (
     DataArguments,
     SegmenterArguments,
@@ -44,6 +43,7 @@ from semantic_segmentation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
+from training_card import TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
@@ -78,31 +78,19 @@ class Report:
     eval_data: EvaluationSamples
     scores: Scores
     args: EvaluationArguments
-    output_dir: Path
     model_class: type
-    data_args: DataArguments
+    card: TrainingCard
     has_card: bool
 
     def __call__(self, folder: Path, results: dict[str, Any]):
-        table = self.output_dir / "per_class_results.json"
+        table = Path(self.card.args.output_dir) / "per_class_results.json"
         if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
             write_table(self.scores.table, table)
         if self.args.num_pictures > 0:
             self.draw_predictions(self.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
-        if not self.has_card:
-            return
-        scored = "Not evaluated yet."
-        if "eval_mean_iou" in results:
-            scored = (
-                f"Mean IoU {results['eval_mean_iou']:.4f}, pixel accuracy {results['eval_overall_accuracy']:.4f} on "
-                f"{results['eval_samples']} validation images at their own size."
-            )
-        write_segmenter_card(
-            folder,
-            summary="A ClusTR model for semantic segmentation.",
-            results="\n\n".join([scored, *([format_table(table)] if table.is_file() else [])]),
-            **trained_sections(self.output_dir.name, Path(__file__).name, results["step"], self.data_args.dataset_name),
-        )
+        if self.has_card:
+            tables = [format_table(table)] if table.is_file() else []
+            self.card.write(folder, results, ["Every image counts at its own size.", *tables])
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Image, truth and prediction of validation images that lie evenly in the split."""
@@ -118,6 +106,8 @@ def check_fit(
     model_args: SegmenterArguments, evaluation: EvaluationArguments, args: LoopArguments, model: nn.Module, accelerator
 ):
     """Raise a `ValueError` for arguments that do not go together."""
+    if args.push_to_hub and model_args.peer is not None:
+        raise ValueError("--push_to_hub does not go with --peer: only ClusTR models become repositories")
     if args.freeze_stages and model_args.peer is not None:
         raise ValueError("--freeze_stages does not go with --peer, whose backbone has other stages")
     if evaluation.eval_window is not None and accelerator.distributed_type == DistributedType.FSDP:
@@ -165,7 +155,8 @@ def make_task(
     eval_data = EvaluationSamples(read["validation"], evaluation_transform(processor), len(maps["validation"]))
     scores = Scores(labels)
     has_card = model_args.peer is None  # a card is about what this package can load
-    report = Report(eval_data, scores, evaluation, Path(args.output_dir), type(model), data_args, has_card)
+    card = TrainingCard(args, data_args, "A ClusTR model for semantic segmentation.")
+    report = Report(eval_data, scores, evaluation, type(model), card, has_card)
     return Task(
         model=model,
         processor=processor,

@@ -8,11 +8,15 @@ the command line win over the recipe, the recipe wins over the defaults.
 
 import json
 import math
+import os
+import shlex
 import sys
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -21,11 +25,23 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 SCHEDULES = ("cosine", "polynomial", "multistep", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
+# What the settings on a card leave out, besides paths: the same model comes of any of it.
+HOUSEKEEPING = {
+    *("recipe", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
+    *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
+    *("token", "trust_remote_code", "image_column_name", "label_column_name", "objects_column_name"),
+}
+SECRETS = ("--token", "--hub_token")
 
 
 @dataclass
 class LoopArguments:
     """How to train, evaluate, save and report, whatever the task."""
+
+    # For the card, by `parse_arguments`; no annotations, hence no arguments.
+    command = ""
+    settings = types.MappingProxyType({})
 
     output_dir: str = field(metadata={"help": "Folder for the model, checkpoints, results and pictures."})
     recipe: str | None = field(default=None, metadata={"help": "JSON file with arguments, for example recipes/*.json."})
@@ -158,12 +174,58 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
     Raises:
         ValueError: for a recipe that cannot be read, or has an unknown key or a value of a wrong type.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = arguments = sys.argv[1:] if arguments is None else list(arguments)
     recipe = _option("--recipe", arguments)
     if recipe is not None:
         arguments = [*read_recipe(recipe, argument_classes), *arguments]
     parser = HfArgumentParser(argument_classes, allow_abbrev=False)  # an abbreviated --recipe would not be read
-    return parser.parse_args_into_dataclasses(arguments)
+    parsed = parser.parse_args_into_dataclasses(arguments)
+    for args in parsed:
+        if isinstance(args, LoopArguments):
+            args.command = command_line(sys.argv[0], given)
+            args.settings = {name: value for part in parsed for name, value in settings_of(part).items()}
+    return parsed
+
+
+def command_line(script: str, arguments: Sequence[str]) -> str:
+    """
+    A command as a card shows it: without secrets, and without the folders above those that absolute paths end in.
+
+    Args:
+        script (`str`): Path of the script.
+        arguments (`Sequence[str]`): Its arguments.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    start = f"accelerate launch --num_processes {num_processes}" if num_processes > 1 else "python"
+    lines = [f"{start} examples/{Path(script).name}"]
+    is_secret = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--"):
+            is_secret = name in SECRETS
+            if not is_secret:
+                lines.append(f"    {name}" + (f"={_quote(value)}" if equals else ""))
+        elif not is_secret:
+            lines[-1] += f" {_quote(argument)}"
+    return " \\\n".join(lines)
+
+
+def _quote(argument: str) -> str:
+    return shlex.quote(shorten_path(argument))
+
+
+def shorten_path(path: str) -> str:
+    """The last two parts of an absolute path; others as they are."""
+    return "/".join(Path(path).parts[-2:]) if os.path.isabs(path) else path
+
+
+def settings_of(args: Any) -> dict[str, Any]:
+    """The arguments of a dataclass that the trained model depends on."""
+    return {
+        name: value
+        for name, value in asdict(args).items()
+        if value is not None and name not in HOUSEKEEPING and not name.endswith(("_dir", "_file", "_name", "_path"))
+    }
 
 
 def _option(name: str, arguments: list[str]) -> str | None:

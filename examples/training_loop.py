@@ -57,9 +57,11 @@ from training_data import (
     training_loader,
 )
 from training_plan import TrainingPlan
-from training_report import format_values, print_dry_run, push_to_hub, summarize, write_history
+from training_report import format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+
+from clustr_hf.publish import push
 
 
 logger = get_logger(__name__)
@@ -83,7 +85,8 @@ class Task:
             `eval_...`.
         metric (`str`): Which of these chooses the best weights; the larger, the better.
         to_save (`Callable[[nn.Module], PreTrainedModel]`): Trained model -> what is saved; may change its argument.
-        write_card (`Callable[[Path, dict], None]`, *optional*): Writes README.md into a folder, given the results.
+        write_card (`Callable[[Path, dict], None]`, *optional*): Makes a folder with the saved model a complete
+            repository, given the results.
     """
 
     model: nn.Module
@@ -500,7 +503,8 @@ class TrainingLoop:
         if not self.accelerator.is_main_process:
             return
         try:
-            logger.info(f"Pushed: {push_to_hub(self.output_dir, self.repository, message)}")
+            revision = push(self.output_dir, self.repository, commit_message=message, validate=must_succeed)
+            logger.info(f"Pushed {self.repository}; pin its revision={revision}")
         except Exception as error:  # hours of training are worth more than one of many uploads
             if must_succeed:
                 raise

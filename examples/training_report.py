@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""What people look at: curves, results, the dry run, the repository on the Hub."""
+"""What people look at: curves, results, the dry run."""
 
 import io
 import json
@@ -9,17 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 from torch import nn
 from training_checkpoints import TrainingState, write_atomically, write_json
 from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
 
 from clustr_hf.visualization import plot_training_curves
-
-
-# What belongs to the model, of all that lies in the output folder.
-PUBLISHED = ["*.safetensors", "*.json", "*.py", "*.md", "*.png", "*.txt"]
 
 
 def write_picture(figure: Figure, path: Path):
@@ -103,10 +98,3 @@ def print_dry_run(
 
 def format_values(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-
-
-def push_to_hub(output_dir: Path, repository: str, message: str) -> str:
-    """Upload model, processor, code, card, results and pictures in one commit; returns its address."""
-    patterns = {"allow_patterns": PUBLISHED, "ignore_patterns": ["*/*"]}
-    commit = HfApi().upload_folder(repo_id=repository, folder_path=output_dir, commit_message=message, **patterns)
-    return commit.commit_url

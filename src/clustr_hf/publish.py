@@ -1,0 +1,367 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Repositories for the Hub: assemble one in a folder, see that strangers can use it, push it in one commit.
+
+A repository holds the weights (safetensors), the configuration with the map of its classes, the image processor, the
+code that these need, `handler.py` and `requirements.txt` for Inference Endpoints, and a card.
+"""
+
+import contextlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_url
+from PIL import Image
+from transformers import PreTrainedModel
+
+from . import handler_clustr
+from .handler_clustr import pipeline_task
+from .model_card import UNKNOWN_REPOSITORY, CardContents, write_model_card
+
+
+HANDLER = "handler.py"
+REQUIREMENTS = "requirements.txt"
+CARD = "README.md"
+NEEDED = ("config.json", "preprocessor_config.json", HANDLER, REQUIREMENTS, CARD)
+IMAGES = "images"
+# All that a repository may hold; whatever could be a pickle is not among it.
+SUFFIXES = {".json", ".md", ".png", ".jpg", ".jpeg", ".py", ".safetensors", ".txt"}
+PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+# Files of an earlier push that a new one takes away, if it brings none of that name.
+REPLACED = re.compile(
+    r"(.*_clustr\w*\.py|.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|images/.*)"
+)
+# What an endpoint needs of all that this package requires.
+ENDPOINT_REQUIREMENTS = {"numpy", "pillow", "safetensors", "torch", "torchvision", "transformers"}
+VALIDATION_SECONDS = 600
+
+# Answers by the repository's own code: neither the package, nor the network, nor code of an earlier run is at hand.
+_ANSWER_ALONE = """
+import importlib.util, json, sys
+sys.modules["clustr_hf"] = None
+folder, image = sys.argv[1:]
+from transformers import AutoConfig, AutoImageProcessor
+for auto_class in (AutoConfig, AutoImageProcessor):
+    auto_class.from_pretrained(folder, trust_remote_code=True)
+spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+handler = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(handler)
+endpoint = handler.EndpointHandler(folder)
+for part in (endpoint.pipeline.model, endpoint.pipeline.image_processor):
+    assert type(part).__module__.startswith("transformers_modules."), type(part)
+with open(image, "rb") as file:
+    answer = endpoint({"inputs": file.read()})
+print("answer:" + json.dumps(answer))
+"""
+
+
+def build_repository(
+    model: PreTrainedModel,
+    processor: Any,
+    folder: str | Path,
+    card: CardContents | str | Path | None = None,
+    example_images: Mapping[str, Image.Image | str | Path] | None = None,
+    files: Sequence[str | Path] = (),
+) -> Path:
+    """
+    Write a complete Hub repository to a folder.
+
+    Args:
+        model (`PreTrainedModel`):
+            A ClusTR model with or without a head, from the package or loaded by remote code.
+        processor (`BaseImageProcessor`):
+            Its image processor.
+        folder (`str` or `Path`):
+            Is made, or replaced if it holds nothing but an earlier repository. It is whole or not there at any time.
+        card ([`CardContents`], `str` or `Path`, *optional*):
+            What the card says beyond what the files say; or a card that is there already, a README.md.
+        example_images (`Mapping[str, PIL.Image.Image | str | Path]`, *optional*):
+            Title -> image that the Hub offers to try; they are copied to `images/`. Default: photographs on the Hub.
+        files (`Sequence[str | Path]`, *optional*):
+            More files to copy: curves, pictures, results.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+        ValueError: for a model of an unknown class, a card without metadata, and `files` that do not belong there.
+    """
+    folder = Path(folder)
+    _check_replaceable(folder)
+    for path in map(Path, files):
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"`files` must be of the kinds {sorted(SUFFIXES)}, got {path}.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        staging = Path(temporary) / folder.name  # of the same name: cards are named after it
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        for path in files:
+            shutil.copy(path, staging)
+        widget = _write_images(staging, example_images or {})
+        complete_repository(staging, card, widget)
+        if folder.exists():
+            shutil.rmtree(folder)
+        staging.rename(folder)
+    return folder
+
+
+def complete_repository(
+    folder: str | Path, card: CardContents | str | Path | None = None, widget: Mapping[str, str] | None = None
+):
+    """
+    Add to a saved checkpoint what a repository has beyond it: handler, requirements, card.
+
+    Args:
+        folder (`str` or `Path`): Where `save_pretrained` has written model and processor.
+        card ([`CardContents`], `str` or `Path`, *optional*): As in [`build_repository`].
+        widget (`Mapping[str, str]`, *optional*): Title -> address of images to try, relative to the folder.
+
+    Raises:
+        FileNotFoundError: if there is no configuration.
+        ValueError: for a model of an unknown class, and a card without metadata.
+    """
+    folder = Path(folder)
+    if card is None or isinstance(card, CardContents):
+        write_model_card(folder, card, widget)
+    else:
+        _copy_card(Path(card), folder, widget)
+    shutil.copyfile(handler_clustr.__file__, folder / HANDLER)
+    (folder / REQUIREMENTS).write_text("\n".join(endpoint_requirements()) + "\n")
+
+
+def endpoint_requirements() -> list[str]:
+    """What a repository's code needs, in the versions that this package asks for."""
+    requirements = importlib.metadata.requires("clustr_hf") or []
+    return [line for line in requirements if re.match(r"[\w-]+", line)[0].lower() in ENDPOINT_REQUIREMENTS]
+
+
+def validate_repository(folder: str | Path, image: Image.Image | str | Path | None = None) -> list:
+    """
+    See that a folder is a whole repository, and run its handler, and with it its pipeline, in a new process that can
+    reach neither this package nor the network.
+
+    Args:
+        folder (`str` or `Path`): The repository. Its code is run.
+        image (`PIL.Image.Image`, `str` or `Path`, *optional*): What to run it on. Default: the first of its example
+            images, or a picture that is made up.
+
+    Returns:
+        `list`: the handler's answer.
+
+    Raises:
+        ValueError: for a missing file, one that does not belong there, a card that the Hub would not take or that is
+            about another task, or a repository that does not run; with the process's last words.
+    """
+    folder = Path(folder)
+    repository_files(folder)
+    config = json.loads((folder / "config.json").read_text())
+    _check_card(folder / CARD, pipeline_task(config))
+    for place in config.get("auto_map", {}).values():
+        module = place.rpartition("--")[2].partition(".")[0]
+        if not (folder / f"{module}.py").is_file():
+            raise ValueError(f"`folder` {folder} must hold {module}.py, which its configuration names.")
+    with tempfile.TemporaryDirectory() as temporary:
+        picture = Path(temporary) / "image.png"
+        _example_image(folder, image).save(picture)
+        return _answer_alone(folder.resolve(), picture, Path(temporary))
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Publish model, code and card",
+    validate: bool = True,
+) -> str:
+    """
+    Push a repository to the Hub in one commit.
+
+    Weights, code and example images of an earlier push that are no longer there are taken away in the same commit;
+    other files in the repository stay. A repository that was made for this push and got no commit is removed again.
+
+    Args:
+        folder (`str` or `Path`): What [`build_repository`] wrote, or a training script's output folder; checkpoints
+            and other folders in it are left out.
+        repo_id (`str`): Id on the Hub, `"name"` or `"owner/name"`; is made if it does not exist.
+        private (`bool`, *optional*): Whether a new repository is private; default is the owner's setting.
+        token (`str`, *optional*): Access token; default is the one that is logged in.
+        commit_message (`str`): Message of the commit.
+        validate (`bool`, defaults to `True`): Whether to call [`validate_repository`] first.
+
+    Returns:
+        `str`: the revision to pin, as in `from_pretrained(repo_id, revision=..., trust_remote_code=True)`.
+
+    Raises:
+        ValueError: if the repository is not whole, or does not run; nothing is pushed.
+        HfHubHTTPError: if the Hub refuses; it holds what it held before.
+    """
+    folder = Path(folder)
+    files = repository_files(folder)
+    if validate:
+        validate_repository(folder)
+    api = HfApi(token=token)
+    with _new_or_old_repository(api, repo_id, private) as full_id:
+        operations = [CommitOperationAdd(name, _content(folder, name, full_id)) for name in files]
+        outdated = [name for name in api.list_repo_files(full_id) if REPLACED.fullmatch(name) and name not in files]
+        operations += [CommitOperationDelete(name) for name in outdated]
+        return api.create_commit(full_id, operations, commit_message=commit_message).oid
+
+
+def repository_files(folder: str | Path) -> list[str]:
+    """
+    Paths of the files of a repository, relative to its folder: those of the kinds [`SUFFIXES`], and `images/`.
+
+    Raises:
+        ValueError: if a needed file is missing, or there is one that may hold a pickle.
+    """
+    folder = Path(folder)
+    paths = sorted([*folder.glob("*"), *folder.glob(f"{IMAGES}/*")])
+    names = [str(path.relative_to(folder).as_posix()) for path in paths if path.is_file()]
+    pickles = [name for name in names if Path(name).suffix.lower() in PICKLES and name != "training_args.bin"]
+    if pickles:
+        raise ValueError(f"`folder` {folder} must hold safetensors only, but holds {pickles}, which may be pickles.")
+    missing = [name for name in NEEDED if name not in names]
+    if missing or not any(name.endswith(".safetensors") for name in names):
+        raise ValueError(f"`folder` {folder} must be a repository, but lacks {missing or 'weights (safetensors)'}.")
+    return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+
+
+@contextlib.contextmanager
+def _new_or_old_repository(api: HfApi, repo_id: str, private: bool | None) -> Iterator[str]:
+    """The full id of a repository on the Hub; one that is made here goes away again if what follows fails."""
+    is_new = not api.repo_exists(repo_id)
+    full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    try:
+        yield full_id
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                api.delete_repo(full_id, missing_ok=True)
+        raise
+
+
+def _content(folder: Path, name: str, repo_id: str) -> Path | io.BytesIO:
+    """A file as it is pushed: the card knows where it is."""
+    return io.BytesIO(_address(folder / name, repo_id).encode()) if name == CARD else folder / name
+
+
+def _address(path: Path, repo_id: str) -> str:
+    """A card with the repository's id in its commands, and the whole addresses of the images to try."""
+    card = ModelCard.load(path)
+    for example in card.data.get("widget") or []:
+        if "://" not in example.get("src", "://"):
+            example["src"] = hf_hub_url(repo_id, example["src"])
+    return re.sub(rf'"{UNKNOWN_REPOSITORY}/[^"]+"', f'"{repo_id}"', str(card))
+
+
+def _check_replaceable(folder: Path):
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"`folder` {folder} must be a folder, but is a file.")
+    strangers = [
+        path.name
+        for path in folder.iterdir()
+        if (path.is_dir() and path.name != IMAGES) or (path.is_file() and path.suffix.lower() not in SUFFIXES)
+    ]
+    is_empty = not any(folder.iterdir())
+    if strangers or not (is_empty or (folder / HANDLER).is_file()):
+        found = sorted(strangers or [path.name for path in folder.iterdir()])[:5]
+        raise FileExistsError(f"`folder` {folder} must be new, empty or an earlier repository, but holds {found}.")
+
+
+def _write_images(folder: Path, images: Mapping[str, Image.Image | str | Path]) -> dict[str, str]:
+    """Example images as files under `images/`; title -> path."""
+    widget = {}
+    for number, (title, image) in enumerate(images.items()):
+        (folder / IMAGES).mkdir(exist_ok=True)
+        name = f"{IMAGES}/{number}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'image'}.png"
+        _as_image(image).save(folder / name)
+        widget[title] = name
+    return widget
+
+
+def _as_image(image: Image.Image | str | Path) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    with Image.open(image) as opened:
+        return opened.copy()
+
+
+def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
+    card = ModelCard.load(path)
+    if card.data.get("pipeline_tag") is None:
+        raise ValueError(f"`card` {path} must have metadata with a pipeline_tag.")
+    if widget:
+        card.data.widget = [{"src": source, "example_title": title} for title, source in widget.items()]
+    card.save(folder / CARD)
+
+
+def _check_card(path: Path, task: str):
+    """A `ValueError` for a card that is about another task, or without what the Hub shows."""
+    card = ModelCard.load(path)
+    data = card.data.to_dict()
+    if data.get("pipeline_tag") != task:
+        raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
+    missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
+    if missing:
+        raise ValueError(f"{path} must have metadata for {missing}.")
+    for example in data["widget"]:
+        source = example.get("src", "")
+        if "://" not in source and not (path.parent / source).is_file():
+            raise ValueError(f"{path}: the widget's image {source!r} must lie in the repository.")
+    unfilled = re.search(r"\{\{.{0,40}", card.content)
+    if unfilled:
+        raise ValueError(f"{path} must be filled in, but has {unfilled[0]!r}.")
+
+
+def _example_image(folder: Path, image: Image.Image | str | Path | None) -> Image.Image:
+    if image is not None:
+        return _as_image(image)
+    examples: Iterable[Path] = sorted((folder / IMAGES).glob("*"))
+    for path in examples:
+        return _as_image(path)
+    return Image.effect_mandelbrot((320, 240), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+
+
+def _answer_alone(folder: Path, image: Path, temporary: Path) -> list:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(temporary / "modules"), "PYTHONSAFEPATH": "1"}
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", _ANSWER_ALONE, str(folder), str(image)],
+            env={**os.environ, **offline},
+            cwd=temporary,
+            capture_output=True,
+            text=True,
+            timeout=VALIDATION_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{folder} must run, but gave no answer in {VALIDATION_SECONDS} s.") from error
+    answers = [line for line in process.stdout.splitlines() if line.startswith("answer:")]
+    if process.returncode != 0 or not answers:
+        raise ValueError(f"{folder} must run without this package, but: {process.stderr.strip()[-1500:]}")
+    return json.loads(answers[-1].removeprefix("answer:"))
+
+
+__all__ = [
+    "CardContents",
+    "build_repository",
+    "complete_repository",
+    "endpoint_requirements",
+    "push",
+    "repository_files",
+    "validate_repository",
+]

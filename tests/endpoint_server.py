@@ -1,0 +1,70 @@
+"""
+An Inference Endpoint on a local port, for tests: what Hugging Face's inference toolkit does around a `handler.py`.
+
+`with EndpointServer(folder) as server:` imports `handler.py` from the folder by its path, as the toolkit does, and
+answers `POST /`: bodies of an image type become PIL images, JSON is given to the handler as it is; what the handler
+raises is answered with status 400 and the message.
+"""
+
+import importlib.util
+import io
+import json
+import threading
+import urllib.error
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from PIL import Image
+
+
+class EndpointServer:
+    def __init__(self, folder: Path):
+        spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        self.handler = module.EndpointHandler(str(folder))
+        request_handler = type("Handler", (RequestHandler,), {"answer_with": staticmethod(self.handler)})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), request_handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, object]:
+        """Status and answer; raises what the connection raises if there is none."""
+        url = f"http://127.0.0.1:{self.server.server_port}/"
+        request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type})
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+class RequestHandler(BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        try:
+            kind = self.headers["Content-Type"]
+            if kind.startswith("image/"):
+                data = {"inputs": Image.open(io.BytesIO(body)).convert("RGB")}
+            else:
+                data = json.loads(body)
+                if "inputs" not in data:
+                    raise ValueError(f"Body needs to provide a inputs key, received: {json.dumps(data)}")
+            code, answer = 200, self.answer_with(data)
+            content = json.dumps(answer, allow_nan=False).encode()
+        except Exception as error:
+            code, content = 400, json.dumps({"error": str(error)}).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)

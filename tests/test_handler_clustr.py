@@ -1,0 +1,289 @@
+"""`handler.py` behind HTTP: good requests of every task, bad ones beside them, and what an image must be."""
+
+import base64
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from endpoint_server import EndpointServer
+from hub_repositories import PIPELINES, make_image, make_model
+from PIL import Image
+from transformers import pipeline
+
+from clustr_hf import handler_clustr
+from clustr_hf.handler_clustr import EndpointHandler, RequestError, read_image
+from clustr_hf.keypoints import COCO
+from clustr_hf.publish import build_repository
+
+
+BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]
+
+
+def encode(image: Image.Image, format: str = "PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **settings)
+    return buffer.getvalue()
+
+
+def in_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+IMAGE = in_base64(encode(make_image()))
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def endpoint(request, tmp_path_factory):
+    """Name of the kind, its server, and the pipeline of the package to compare with."""
+    folder = tmp_path_factory.mktemp("repository") / request.param
+    model, processor = make_model(request.param)
+    build_repository(model, processor, folder)
+    task = PIPELINES[request.param]
+    own = pipeline(task, model=model, image_processor=processor)
+    with EndpointServer(folder) as server:
+        yield request.param, server, own
+
+
+def as_sent(answer):
+    """An answer of the pipeline as JSON brings it, with masks as arrays."""
+    if isinstance(answer, Image.Image):
+        return np.asarray(answer)
+    if isinstance(answer, dict):
+        return {name: as_sent(value) for name, value in answer.items()}
+    if isinstance(answer, (list, tuple)):
+        return [as_sent(value) for value in answer]
+    return answer
+
+
+def with_arrays(answer):
+    """An answer of an endpoint, with masks as arrays."""
+    if isinstance(answer, dict):
+        return {name: as_array(value) if name == "mask" else with_arrays(value) for name, value in answer.items()}
+    return [with_arrays(value) for value in answer] if isinstance(answer, list) else answer
+
+
+def as_array(mask: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(mask))))
+
+
+def assert_same(answer, expected):
+    assert type(answer) is type(expected)
+    if isinstance(expected, dict):
+        assert answer.keys() == expected.keys()
+        for name in expected:
+            assert_same(answer[name], expected[name])
+    elif isinstance(expected, list):
+        assert len(answer) == len(expected)
+        for pair in zip(answer, expected):
+            assert_same(*pair)
+    elif isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(answer, expected)
+    else:
+        assert answer == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
+
+
+GOOD_PARAMETERS = {
+    "image-classification": {"top_k": 2, "function_to_apply": "sigmoid"},
+    "image-segmentation": {"threshold": 0.2, "mask_threshold": 0.4},
+    "object-detection": {"threshold": 0.2},
+    "keypoint-detection": {"boxes": BOXES, "flip_test": False},
+    "image-feature-extraction": {"pool": True},
+}
+
+
+def test_good_requests_are_answered_as_by_the_pipeline(endpoint):
+    kind, server, own = endpoint
+    image, parameters = make_image(), GOOD_PARAMETERS[PIPELINES[kind]]
+    expected = as_sent(own(image))
+    in_json = {"inputs": IMAGE}
+    for body, content_type in [
+        (encode(image), "image/png"),
+        (json.dumps(in_json).encode(), "application/json"),
+        (json.dumps({"inputs": f"data:image/png;base64,{IMAGE}", "parameters": {}}).encode(), "application/json"),
+    ]:
+        status, answer = server.post(body, content_type)
+        assert status == 200, answer
+        assert_same(with_arrays(answer), expected)
+    status, answer = server.post(json.dumps({**in_json, "parameters": parameters}).encode())
+    assert status == 200, answer
+    assert_same(with_arrays(answer), as_sent(own(image, **parameters)))
+    assert len(answer) > 0
+    other = make_image((80, 64))
+    status, answer = server.post(json.dumps({"inputs": [IMAGE, in_base64(encode(other))]}).encode())
+    assert status == 200, answer
+    assert_same(with_arrays(answer), [expected, as_sent(own(other))])
+
+
+def test_poses_take_boxes_beside_each_image(endpoint):
+    kind, server, own = endpoint
+    persons = {"image": IMAGE, "boxes": BOXES}
+    status, answer = server.post(json.dumps({"inputs": [persons, {"image": IMAGE}]}).encode())
+    if kind != "poses":
+        assert status == 400 and "must be images, got an object" in answer["error"]
+        return
+    assert status == 200
+    assert_same(answer, [as_sent(own(make_image(), boxes=BOXES)), as_sent(own(make_image()))])
+    assert [len(persons) for persons in answer] == [2, 1]
+    assert [point["label"] for point in answer[0][0]["keypoints"]] == list(COCO.names)
+    both = {"inputs": persons, "parameters": {"boxes": BOXES}}
+    assert "got both" in server.post(json.dumps(both).encode())[1]["error"]
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG file that says it is of this size, and has no pixels."""
+    content = b"\x89PNG\r\n\x1a\n"
+    fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    for kind, data in ((b"IHDR", fields), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content
+
+
+def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
+    """Body, type and a part of the message that it is answered with."""
+    text = "application/json"
+    whole = encode(make_image())
+    jpeg = encode(make_image((300, 200)), "JPEG")
+    values = {
+        "no body": (b"", "Expecting value"),
+        "no JSON": (b"not json", "Expecting value"),
+        "half of JSON": (b'{"inputs": "aa', "Unterminated"),
+        "deep JSON": (b'{"inputs":' + b"[" * 100_000, ""),
+        "binary": (bytes(range(256)), ""),
+        "an array": (b"[]", "inputs"),
+        "a number": (b"3", ""),
+        "null": (b"null", ""),
+        "an empty object": (b"{}", "inputs"),
+        "another key": (b'{"image": "x"}', "inputs"),
+    }
+    bodies = [(body, text, message) for body, message in values.values()]
+    inputs = {
+        "null": (None, "with `inputs`"),
+        "a number": (7, "must be an image"),
+        "true": (True, "must be an image"),
+        "a float": (0.5, "must be an image"),
+        "empty text": ("", "is empty"),
+        "words": ("hello, world!", "base64"),
+        "wrong padding": ("abcde", "base64"),
+        "no ASCII": ("ü" * 8, "base64"),
+        "no image": (in_base64(b"just some bytes"), "BMP, GIF"),
+        "a script": (in_base64(b"#!/bin/sh\necho"), "BMP, GIF"),
+        "PostScript": (in_base64(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "BMP, GIF"),
+        "SVG": (in_base64(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "BMP, GIF"),
+        "a URL": ("http://127.0.0.1/image.png", "URLs are not fetched"),
+        "a file's URL": ("file:///etc/passwd", "URLs are not fetched"),
+        "a path": ("/etc/passwd", "base64"),
+        "half of a PNG": (in_base64(whole[: len(whole) // 2]), "whole image file"),
+        "half of a JPEG": (in_base64(jpeg[: len(jpeg) // 2]), "whole image file"),
+        "a header": (in_base64(whole[:40]), ""),
+        "no pixels": (in_base64(png_header(64, 64)), "whole image file"),
+        "a bomb": (in_base64(png_header(60_000, 60_000)), "too many pixels"),
+        "too many pixels": (in_base64(png_header(8_000, 8_000)), "got 8000 x 8000"),
+        "too thin": (in_base64(encode(Image.new("RGB", (3_000, 2)))), "times as long as wide"),
+        "too high": (in_base64(encode(Image.new("L", (1, 12)))), "times as long as wide"),
+        "no images": ([], "1 to 16 images"),
+        "too many images": ([IMAGE] * 17, "1 to 16 images"),
+        "a bad one of two": ([IMAGE, "###"], "base64"),
+        "a list in a list": ([[IMAGE]], "must be an image"),
+        "an empty object": ({}, ""),
+        "an object": ({"picture": IMAGE}, ""),
+        "a large file": (in_base64(whole) + "A" * (28 * 2**20), "20,971,520 bytes"),
+    }
+    bodies += [(json.dumps({"inputs": value}).encode(), text, message) for value, message in inputs.values()]
+    parameters = [
+        *(5, "x", [1], True),
+        *({"temperature": 1}, {"": 1}, {"model": "other/repository"}, {"trust_remote_code": True}),
+        *({"top_k": 0}, {"top_k": "3"}, {"top_k": 2.5}, {"top_k": True}, {"function_to_apply": "eval"}),
+        *({"threshold": -0.1}, {"threshold": 1.1}, {"threshold": "0.5"}, {"threshold": None}, {"threshold": [0.5]}),
+        *({"boxes": 3}, {"boxes": [[1, 2, 3]]}, {"boxes": [[1, 2, 0, 4]]}, {"boxes": [[1, 2, 3, "4"]]}),
+        *({"boxes": [[0, 0, 5, 5]] * 101}, {"flip_test": "yes"}, {"pool": 1}),
+    ]
+    written = [json.dumps(value) for value in parameters] + ['{"threshold": NaN}', '{"boxes": [[0, 0, 1e999, 5]]}']
+    bodies += [(f'{{"inputs": "{IMAGE}", "parameters": {value}}}'.encode(), text, "`parameters") for value in written]
+    bodies += [
+        (b"", "image/png", "cannot identify"),
+        (b"not an image", "image/jpeg", "cannot identify"),
+        (whole[:100], "image/png", ""),
+        (png_header(60_000, 60_000), "image/png", "decompression bomb"),
+        (encode(Image.new("RGB", (3_000, 2))), "image/png", "times as long as wide"),
+    ]
+    assert len(bodies) >= 40, kind
+    return bodies
+
+
+def test_bad_requests_are_answered_with_errors_while_good_ones_work(endpoint):
+    kind, server, own = endpoint
+    expected = as_sent(own(make_image()))
+    for number, (body, content_type, message) in enumerate(bad_requests(kind)):
+        status, answer = server.post(body, content_type)
+        assert status == 400, (body[:200], answer)
+        assert list(answer) == ["error"] and message in answer["error"], (body[:200], answer)
+        assert len(answer["error"]) < 400
+        if number % 8 == 0:
+            status, answer = server.post(json.dumps({"inputs": IMAGE}).encode())
+            assert status == 200
+            assert_same(with_arrays(answer), expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+def test_images_of_every_mode_are_answered(mode, handler):
+    image = make_image((70, 50)).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    assert len(handler({"inputs": image})) == 3
+
+
+@pytest.mark.parametrize("format", handler_clustr.IMAGE_FORMATS)
+def test_files_of_every_format_are_read(format):
+    image = make_image((70, 50))
+    content = encode(image, format)
+    read = read_image(content)
+    assert read.size == (70, 50)
+    assert np.abs(np.asarray(read.convert("RGB"), dtype=int) - np.asarray(image)).mean() < 20
+
+
+@pytest.fixture(scope="module")
+def handler(tmp_path_factory):
+    return EndpointHandler(str(build_repository(*make_model("classification"), tmp_path_factory.mktemp("a") / "b")))
+
+
+def test_images_are_turned_upright():
+    image = make_image((70, 50))
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    read = read_image(encode(turned, "PNG", exif=exif))
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
+
+
+def test_of_several_frames_the_first_counts():
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    content = encode(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert read_image(content).getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_wrapped_base64_is_read():
+    assert read_image(base64.encodebytes(encode(make_image())).decode()).size == (120, 90)
+
+
+@pytest.mark.parametrize("data", [None, [], "x", {"inputs": None}, {}, make_image()])
+def test_callers_in_python_get_clear_errors(handler, data):
+    with pytest.raises(RequestError, match="must be a JSON object with `inputs`, or an image"):
+        handler(data)
+
+
+def test_arrays_and_tensors_are_no_images(handler):
+    for value in (np.zeros((9, 9, 3), dtype=np.uint8), torch.zeros(3, 9, 9)):
+        with pytest.raises(RequestError, match=r"must be an image.* got a value of type"):
+            handler({"inputs": value})
+
+
+def test_a_handler_needs_a_repository_of_ours(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        EndpointHandler(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"architectures": ["ResNetForImageClassification"]}')
+    with pytest.raises(ValueError, match="ResNetForImageClassification"):
+        EndpointHandler(str(tmp_path))
