@@ -7,15 +7,68 @@ A Hub in memory, for tests: what `huggingface_hub` needs to create a repository,
 import base64
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
+
+# Of the Hub's tasks, those that vision models have.
+PIPELINE_TAGS = {
+    *("image-classification", "image-segmentation", "object-detection", "keypoint-detection"),
+    *("image-feature-extraction", "depth-estimation", "mask-generation", "zero-shot-image-classification"),
+}
+LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "openrail", "other"}
+
+
+def card_errors(text: str) -> list[str]:
+    """What the Hub would not take in the metadata of a model's card."""
+    match = re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)
+    if match is None:
+        return ["no metadata"]
+    try:
+        data = yaml.safe_load(match[1])
+    except yaml.YAMLError as error:
+        return [str(error)]
+    errors = []
+    if data.get("pipeline_tag") not in {None, *PIPELINE_TAGS}:
+        errors.append(f"pipeline_tag {data.get('pipeline_tag')}")
+    if data.get("license") not in {None, *LICENSES}:
+        errors.append(f"license {data.get('license')}")
+    for key in ("tags", "datasets", "metrics"):
+        values = data.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            errors.append(f"{key} {values}")
+    if not all(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) for name in data.get("datasets", [])):
+        errors.append(f"datasets {data['datasets']}")
+    for example in data.get("widget", []):
+        if not isinstance(example.get("src"), str) or not isinstance(example.get("example_title"), str):
+            errors.append(f"widget {example}")
+    return errors + [error for model in data.get("model-index", []) for error in _index_errors(model)]
+
+
+def _index_errors(model: dict) -> list[str]:
+    errors = [] if isinstance(model.get("name"), str) and model["name"] else ["model-index without a name"]
+    for result in model.get("results", []):
+        parts = [result.get("task", {}).get("type"), *(result.get("dataset", {}).get(key) for key in ("type", "name"))]
+        if not all(isinstance(part, str) and part for part in parts):
+            errors.append(f"model-index result {result}")
+        for metric in result.get("metrics") or [{}]:
+            if not isinstance(metric.get("type"), str) or not isinstance(metric.get("value"), (int, float)):
+                errors.append(f"model-index metric {metric}")
+    return errors
+
 
 class LocalHub:
-    """Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`."""
+    """
+    Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`. What is named in `refused`
+    (`create`, `upload` of weights, `commit`) is answered with 403.
+    """
 
     def __init__(self):
+        self.refused = set()
         self.repositories = {}
         self.large_files = {}
         handler = type("Handler", (RequestHandler,), {"hub": self})
@@ -97,13 +150,22 @@ class RequestHandler(BaseHTTPRequestHandler):
         path, body = unquote(urlsplit(self.path).path), self.read_body()
         if path == "/api/whoami-v2":
             return self.answer(200, {"name": "me", "type": "user", "orgs": []})
+        if path == "/api/repos/delete":
+            request = json.loads(body)
+            self.hub.repositories.pop(f"{request.get('organization') or 'me'}/{request['name']}")
+            return self.answer(200)
         if path == "/api/repos/create":
             request = json.loads(body)
+            if "create" in self.hub.refused:
+                return self.answer(403, {"error": "no more repositories"})
             name = f"{request.get('organization') or 'me'}/{request['name']}"
             code = 409 if self.hub.create(name) == "exists" else 200
             return self.answer(code, {"url": f"{self.hub.url}/{name}"})
         if path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            errors = [{"message": error} for error in card_errors(json.loads(body)["content"])]
+            return self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
+        if path.startswith("/upload/") and "upload" in self.hub.refused:
+            return self.answer(403, {"error": "no uploads"})
         if path.startswith("/upload/"):
             self.hub.large_files[path.removeprefix("/upload/")] = body
             return self.answer(200)
@@ -133,6 +195,8 @@ class RequestHandler(BaseHTTPRequestHandler):
                 for file in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": files})
+        if action == "commit" and "commit" in self.hub.refused:
+            return self.answer(403, {"error": "no commits"})
         if action == "commit":
             revision = self.hub.commit(name, [json.loads(line) for line in body.splitlines()])
             url = f"{self.hub.url}/{name}/commit/{revision}"

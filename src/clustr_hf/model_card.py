@@ -166,7 +166,7 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
         metrics=list(dict.fromkeys(measured.metric for measured in contents.measurements)) or None,
         tags=["custom_code", "clustr", "vision"],
         widget=[{"src": source, "example_title": title} for title, source in examples.items()],
-        model_name=name,
+        model_name=name if contents.measurements else None,
         eval_results=[_eval_result(task, measured) for measured in contents.measurements] or None,
     )
     pictures = [file for file in PICTURES if (folder / file).is_file()]
@@ -187,6 +187,43 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
         limitations=_limitations(contents, task),
     )
     card.save(folder / "README.md")
+
+
+def check_card(path: str | Path, task: str):
+    """
+    Look at a card as the Hub does, and for what users of its metadata expect.
+
+    Args:
+        path (`str` or `Path`): README.md in its repository.
+        task (`str`): The pipeline that runs the model.
+
+    Raises:
+        ValueError: if it is about another task, lacks metadata or an image that it names, or is not filled in.
+    """
+    path = Path(path)
+    card = ModelCard.load(path)
+    data = card.data.to_dict()
+    if data.get("pipeline_tag") != task:
+        raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
+    missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
+    if missing:
+        raise ValueError(f"{path} must have metadata for {missing}.")
+    for example in data["widget"]:
+        source = example.get("src", "")
+        if "://" not in source and not (path.parent / source).is_file():
+            raise ValueError(f"{path}: the widget's image {source!r} must lie in the repository.")
+    unfilled = re.search(r"\{\{.{0,40}", card.content)
+    if unfilled:
+        raise ValueError(f"{path} must be filled in, but has {unfilled[0]!r}.")
+
+
+def is_complete_card(path: str | Path, task: str) -> bool:
+    """Whether there is a card that [`check_card`] finds nothing wrong with."""
+    try:
+        check_card(path, task)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _eval_result(task: str, measured: Measurement) -> EvalResult:
@@ -272,4 +309,4 @@ def _table_rows(rows: Iterable[tuple[str, Any]]) -> str:
     return "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows)
 
 
-__all__ = ["CardContents", "Measurement", "measurements_of", "write_model_card"]
+__all__ = ["CardContents", "Measurement", "check_card", "is_complete_card", "measurements_of", "write_model_card"]

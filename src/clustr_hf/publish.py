@@ -8,7 +8,6 @@ code that these need, `handler.py` and `requirements.txt` for Inference Endpoint
 
 import contextlib
 import importlib.metadata
-import io
 import json
 import os
 import re
@@ -19,14 +18,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from PIL import Image
 from transformers import PreTrainedModel
 
 from . import handler_clustr
 from .handler_clustr import pipeline_task
-from .model_card import UNKNOWN_REPOSITORY, CardContents, write_model_card
+from .model_card import UNKNOWN_REPOSITORY, CardContents, check_card, write_model_card
 
 
 HANDLER = "handler.py"
@@ -167,7 +167,7 @@ def validate_repository(folder: str | Path, image: Image.Image | str | Path | No
     folder = Path(folder)
     repository_files(folder)
     config = json.loads((folder / "config.json").read_text())
-    _check_card(folder / CARD, pipeline_task(config))
+    check_card(folder / CARD, pipeline_task(config))
     for place in config.get("auto_map", {}).values():
         module = place.rpartition("--")[2].partition(".")[0]
         if not (folder / f"{module}.py").is_file():
@@ -206,7 +206,7 @@ def push(
 
     Raises:
         ValueError: if the repository is not whole, or does not run; nothing is pushed.
-        HfHubHTTPError: if the Hub refuses; it holds what it held before.
+        HfHubHTTPError, RuntimeError: if the Hub refuses, the weights in the latter case; it holds what it held before.
     """
     folder = Path(folder)
     files = repository_files(folder)
@@ -214,7 +214,8 @@ def push(
         validate_repository(folder)
     api = HfApi(token=token)
     with _new_or_old_repository(api, repo_id, private) as full_id:
-        operations = [CommitOperationAdd(name, _content(folder, name, full_id)) for name in files]
+        card = _address(folder / CARD, full_id, api.endpoint).encode()
+        operations = [CommitOperationAdd(name, card if name == CARD else folder / name) for name in files]
         outdated = [name for name in api.list_repo_files(full_id) if REPLACED.fullmatch(name) and name not in files]
         operations += [CommitOperationDelete(name) for name in outdated]
         return api.create_commit(full_id, operations, commit_message=commit_message).oid
@@ -253,17 +254,12 @@ def _new_or_old_repository(api: HfApi, repo_id: str, private: bool | None) -> It
         raise
 
 
-def _content(folder: Path, name: str, repo_id: str) -> Path | io.BytesIO:
-    """A file as it is pushed: the card knows where it is."""
-    return io.BytesIO(_address(folder / name, repo_id).encode()) if name == CARD else folder / name
-
-
-def _address(path: Path, repo_id: str) -> str:
+def _address(path: Path, repo_id: str, endpoint: str) -> str:
     """A card with the repository's id in its commands, and the whole addresses of the images to try."""
     card = ModelCard.load(path)
     for example in card.data.get("widget") or []:
         if "://" not in example.get("src", "://"):
-            example["src"] = hf_hub_url(repo_id, example["src"])
+            example["src"] = f"{endpoint}/{repo_id}/resolve/main/{quote(example['src'])}"
     return re.sub(rf'"{UNKNOWN_REPOSITORY}/[^"]+"', f'"{repo_id}"', str(card))
 
 
@@ -307,25 +303,12 @@ def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
         raise ValueError(f"`card` {path} must have metadata with a pipeline_tag.")
     if widget:
         card.data.widget = [{"src": source, "example_title": title} for title, source in widget.items()]
+    else:
+        for source in (example.get("src", "") for example in card.data.get("widget") or []):
+            if (path.parent / source).is_file():
+                (folder / source).parent.mkdir(exist_ok=True)
+                shutil.copy(path.parent / source, folder / source)
     card.save(folder / CARD)
-
-
-def _check_card(path: Path, task: str):
-    """A `ValueError` for a card that is about another task, or without what the Hub shows."""
-    card = ModelCard.load(path)
-    data = card.data.to_dict()
-    if data.get("pipeline_tag") != task:
-        raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
-    missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
-    if missing:
-        raise ValueError(f"{path} must have metadata for {missing}.")
-    for example in data["widget"]:
-        source = example.get("src", "")
-        if "://" not in source and not (path.parent / source).is_file():
-            raise ValueError(f"{path}: the widget's image {source!r} must lie in the repository.")
-    unfilled = re.search(r"\{\{.{0,40}", card.content)
-    if unfilled:
-        raise ValueError(f"{path} must be filled in, but has {unfilled[0]!r}.")
 
 
 def _example_image(folder: Path, image: Image.Image | str | Path | None) -> Image.Image:

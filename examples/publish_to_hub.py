@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Publish a checkpoint: assemble a complete repository, see that it runs without this package, push it in one commit.
+
+    python examples/publish_to_hub.py out/camvid --repo_id your-name/clustr-nano-camvid --example_images street.jpg
+    python examples/publish_to_hub.py out/camvid --dry_run    # assembles and tries the repository, pushes nothing
+
+The checkpoint is the output folder of a training script, or what `save_pretrained` has written. The card is the one
+that the training script wrote, if there is one. Prints the revision to pin.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from transformers import AutoImageProcessor
+
+import clustr_hf
+from clustr_hf.handler_clustr import pipeline_task
+from clustr_hf.model_card import PICTURES, CardContents, is_complete_card
+from clustr_hf.publish import build_repository, push, repository_files, validate_repository
+
+
+# Results of a training that belong to the repository, besides the pictures.
+RESULTS = ("all_results.json", "log_history.json", "per_class_results.json", "per_part_results.json")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Assemble, try and push a repository of a checkpoint.")
+    parser.add_argument("checkpoint", type=Path, help="folder of a model and its image processor")
+    parser.add_argument("--repo_id", help="id on the Hub; default is the checkpoint's name, yours")
+    parser.add_argument("--repository_dir", type=Path, help="folder to assemble; default: hub/<name> beside the other")
+    parser.add_argument("--example_images", type=Path, nargs="+", default=[], help="to try; named after their files")
+    parser.add_argument("--summary", help="what the model is for, where there is no card yet")
+    parser.add_argument("--datasets", nargs="+", default=[], help="Hub data sets that it was trained on, likewise")
+    parser.add_argument("--license", default="apache-2.0", help="of the weights, likewise")
+    parser.add_argument("--private", action="store_true", default=None, help="only you see a new repository")
+    parser.add_argument("--dry_run", action="store_true", help="push nothing")
+    args = parser.parse_args()
+    if not (args.checkpoint / "config.json").is_file():
+        parser.error(f"checkpoint {args.checkpoint} must be a folder with a saved model, but has no config.json")
+    missing = [str(path) for path in args.example_images if not path.is_file()]
+    if missing:
+        parser.error(f"--example_images {' '.join(missing)}: no such file")
+    return args
+
+
+def assemble(args: argparse.Namespace, name: str) -> Path:
+    """The repository in a folder of its own, without what else lies around a trained model."""
+    config = json.loads((args.checkpoint / "config.json").read_text())
+    pipeline_task(config)  # or it is no model of ours
+    model = getattr(clustr_hf, config["architectures"][0]).from_pretrained(args.checkpoint)
+    processor = AutoImageProcessor.from_pretrained(args.checkpoint)
+    card = args.checkpoint / "README.md"
+    if not is_complete_card(card, pipeline_task(config)):
+        card = CardContents(name=name, summary=args.summary, datasets=args.datasets, license=args.license)
+    images = {path.stem.replace("_", " ").capitalize(): path for path in args.example_images}
+    files = [args.checkpoint / file for file in (*PICTURES, *RESULTS) if (args.checkpoint / file).is_file()]
+    folder = args.repository_dir or args.checkpoint.resolve().parent / "hub" / name
+    return build_repository(model, processor, folder, card, images, files)
+
+
+def main():
+    args = parse_args()
+    name = (args.repo_id or args.checkpoint.resolve().name).rpartition("/")[2]
+    folder = assemble(args, name)
+    answer = validate_repository(folder)
+    print(f"{folder} is whole, and answers without clustr_hf; the first image: {len(answer)} results.")
+    for file in repository_files(folder):
+        print(f"  {file:<48}{(folder / file).stat().st_size:>12,} bytes")
+    if args.dry_run:
+        return
+    repo_id = args.repo_id or name
+    revision = push(folder, repo_id, private=args.private, validate=False)  # just done
+    print(f'Pushed. Load it with\n\n    model="{repo_id}", revision="{revision}", trust_remote_code=True')
+
+
+if __name__ == "__main__":
+    main()
