@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from skimage.data import astronaut
 from sklearn.datasets import load_digits
@@ -31,7 +30,7 @@ from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImagePro
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.model_card import CardContents, Measurement
 from clustr_hf.publish import build_repository
-from clustr_hf.visualization import plot_clusters, plot_predictions, plot_training_curves
+from clustr_hf.visualization import find_cluster_maps, plot_clusters, plot_predictions, plot_training_curves
 
 
 SEED = 0
@@ -160,12 +159,9 @@ def draw_photograph_clusters(folder: Path, path: Path):
     model = ClusTRForImageClassification.from_pretrained(folder, reduction_ratios=PHOTOGRAPH_RATIOS).eval()
     photograph = Image.fromarray(astronaut()).resize(PHOTOGRAPH_SIZE, Image.Resampling.BICUBIC)
     inputs = make_processor()(photograph, do_resize=False, return_tensors="pt")
-    with torch.no_grad():
-        output = model.clustr(**inputs, output_hidden_states=True, output_clusters=True)
-    cluster_maps = {}
-    for stage, (coarse, _) in enumerate(output.cluster_indices[:2], start=1):
-        cluster_maps[f"stage {stage}"] = (coarse[0], tuple(output.hidden_states[stage].shape[2:]))
-    plot_clusters(photograph, cluster_maps).savefig(path, dpi=110)
+    coarse = [found for found in find_cluster_maps(model, inputs.pixel_values) if found.scale == 1]
+    named = {f"stage {found.stage}": (found.cluster_index, found.grid_size) for found in coarse}
+    plot_clusters(photograph, named).savefig(path, dpi=110)
 
 
 def draw_predictions(images: list[Image.Image], predicted: list[str], expected: list[str], path: Path):

@@ -61,6 +61,12 @@ def _index_errors(model: dict) -> list[str]:
     return errors
 
 
+def full_name(request: dict) -> str:
+    """Of a repository that is to be made or deleted; spaces have names of their own."""
+    place = "spaces/" if request.get("type") == "space" else ""
+    return f"{place}{request.get('organization') or 'me'}/{request['name']}"
+
+
 class LocalHub:
     """
     Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`. What is named in `refused`
@@ -152,13 +158,13 @@ class RequestHandler(BaseHTTPRequestHandler):
             return self.answer(200, {"name": "me", "type": "user", "orgs": []})
         if path == "/api/repos/delete":
             request = json.loads(body)
-            self.hub.repositories.pop(f"{request.get('organization') or 'me'}/{request['name']}")
+            self.hub.repositories.pop(full_name(request))
             return self.answer(200)
         if path == "/api/repos/create":
             request = json.loads(body)
             if "create" in self.hub.refused:
                 return self.answer(403, {"error": "no more repositories"})
-            name = f"{request.get('organization') or 'me'}/{request['name']}"
+            name = full_name(request)
             code = 409 if self.hub.create(name) == "exists" else 200
             return self.answer(code, {"url": f"{self.hub.url}/{name}"})
         if path == "/api/validate-yaml":
@@ -172,7 +178,10 @@ class RequestHandler(BaseHTTPRequestHandler):
         if path.endswith(".git/info/lfs/objects/batch"):
             return self.answer_large_files(json.loads(body)["objects"])
         if path.startswith("/api/models/"):
-            return self.answer_model(path.removeprefix("/api/models/").split("/"), body)
+            return self.answer_repository(path.removeprefix("/api/models/").split("/"), body)
+        if path.startswith("/api/spaces/"):
+            first, *others = path.removeprefix("/api/spaces/").split("/")
+            return self.answer_repository([f"spaces/{first}", *others], body)
         return self.answer_file(path.strip("/").split("/"))
 
     def answer_large_files(self, objects: list[dict]):
@@ -181,7 +190,7 @@ class RequestHandler(BaseHTTPRequestHandler):
                 item["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{item['oid']}"}}
         self.answer(200, {"transfer": "basic", "objects": objects})
 
-    def answer_model(self, parts: list[str], body: bytes):
+    def answer_repository(self, parts: list[str], body: bytes):
         name, action = "/".join(parts[:2]), parts[2] if len(parts) > 2 else "revision"
         if name not in self.hub.repositories:
             return self.not_found("RepoNotFound")

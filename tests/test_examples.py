@@ -13,7 +13,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import REPOSITORY, run_process
-from local_hub import LocalHub
+from local_hub import LocalHub, card_errors
 from PIL import Image
 
 
@@ -90,15 +90,23 @@ def test_training_script_resumes_exactly_on_cifar10(shared, tmp_path):
 
 
 def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
-    data = ["--dataset_name", image_folders, "--max_steps", 2]
+    data = ["--dataset_name", image_folders, "--num_train_epochs", 2, "--max_train_samples", 16]
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}
         push = ["--push_to_hub", "--hub_model_id", "me/digits"]
-        run_process(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
-        _, files = hub.repositories["me/digits"][-1]
-    assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
+        output = run_process(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
+        commits = hub.repositories["me/digits"]
+    assert f"pin its revision={commits[-1][0]}" in output
+    assert len(commits) == 4  # the empty repository, after both epochs, and at the end
+    weights = [files["model.safetensors"] for _, files in commits[1:]]
+    assert weights[0] != weights[1] == weights[2]
+    for _, files in commits[1:]:
+        assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
+        assert not any("/" in name or name.endswith(".bin") for name in files)
     card = files["README.md"].decode()
-    assert "library_name: transformers" in card and "- image-classification" in card and "Accuracy" in card
+    assert card_errors(card) == [] and "pipeline_tag: image-classification" in card
+    assert "| Top-1 accuracy | 0." in card and "python examples/run_image_classification.py" in card
+    assert 'model="me/digits"' in card and "| per_device_train_batch_size | `16` |" in card
 
 
 @pytest.mark.parametrize(

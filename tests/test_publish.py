@@ -22,7 +22,7 @@ from clustr_hf.model_card import CardContents, Measurement, measurements_of, wri
 from clustr_hf.publish import (
     build_repository,
     complete_repository,
-    endpoint_requirements,
+    package_requirements,
     push,
     repository_files,
     validate_repository,
@@ -88,7 +88,7 @@ def test_repositories_are_complete(kind, tmp_path):
 
 
 def test_requirements_are_those_of_the_package():
-    lines = endpoint_requirements()
+    lines = package_requirements()
     names = [re.match(r"[\w-]+", line)[0] for line in lines]
     assert names == ["torch", "torchvision", "transformers", "safetensors", "numpy", "pillow"]
     declared = (REPOSITORY / "setup.cfg").read_text()

@@ -115,7 +115,7 @@ def test_learns_shapes_and_writes_a_repository(trained):
     card = (folder / "README.md").read_text()
     tag = {"object_detection": "object-detection", "instance_segmentation": "image-segmentation"}[task]
     assert f"pipeline_tag: {tag}" in card and f'pipeline("{tag}"' in card
-    assert f"box AP {results['eval_box_ap']:.4f}" in card and f" {100 * table['disc']['box_ap']:.1f} |" in card
+    assert f"| Box AP | {results['eval_box_ap']:.4f} |" in card and f" {100 * table['disc']['box_ap']:.1f} |" in card
     processor = read_json(folder / "preprocessor_config.json")
     assert processor["size"] == {"shortest_edge": 96, "longest_edge": 160}
     assert read_json(folder / "config.json")["id2label"] == {"0": "disc", "1": "square"}

@@ -13,7 +13,7 @@ from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from evaluate import evaluator
-from local_hub import LocalHub
+from local_hub import LocalHub, card_errors
 from PIL import Image
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
@@ -68,7 +68,14 @@ def test_writes_a_repository_with_results_curves_and_card(train):
     assert not any(name.endswith(".incomplete") for name in names) and "model" not in names
     results = read_json(folder / "all_results.json")
     assert results["step"] == 2 and results["eval_samples"] == 31 and results["skipped_samples"] == 0
-    assert f"{results['eval_accuracy']:.4f} on 31 validation images" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert card_errors(card) == [] and {"handler.py", "requirements.txt"} <= names
+    assert f"| Top-1 accuracy | {results['eval_accuracy']:.4f} | " in card and ", validation | 31 |" in card
+    assert "python examples/run_image_classification_no_trainer.py \\\n" in card
+    assert "    --max_train_steps 2 \\\n" in card
+    assert "2 steps, 0." in card and " on a CPU (" in card and "](training_curve.png)" in card
+    assert "| learning_rate | `0.001` |" in card and "| output_dir |" not in card
+    assert str(folder.parent) not in card and "images0/validation" in card  # no paths of whoever trained
     with Image.open(folder / "training_curve.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert list((folder / "clustr_hf").glob("events.out.tfevents.*"))
@@ -319,6 +326,7 @@ def test_pushes_each_checkpoint_and_the_end(image_folders, tmp_path):
     files = [set(files) for _, files in commits]
     assert len(commits) >= 2 and {"model.safetensors", "modeling_clustr.py", "all_results.json"} <= files[-1]
     assert not any("/" in name or name.endswith((".bin", ".pkl")) for name in files[-1])
+    assert {"handler.py", "requirements.txt", "README.md", "training_curve.png"} <= files[-1]
     weights = [files["model.safetensors"] for _, files in commits if "model.safetensors" in files]
     assert weights[0] != weights[-1]
 

@@ -96,7 +96,8 @@ def test_learns_persons_and_writes_a_repository(trained):
     assert {"README.md", "training_curve.png", "predictions.png"} <= names
     card = (trained / "README.md").read_text()
     assert "pipeline_tag: keypoint-detection" in card and 'pipeline("keypoint-detection"' in card
-    assert f"| body | {100 * table['body']['ap']:.1f} |" in card and "on 8 persons" in card
+    assert f"| body | {100 * table['body']['ap']:.1f} |" in card
+    assert f"| Body AP | {table['body']['ap']:.4f} |" in card and ", validation | 8 |" in card
     config = read_json(trained / "config.json")
     assert config["id2label"]["16"] == "right_ankle" and [1, 2] in config["flip_pairs"]
     processor = read_json(trained / "preprocessor_config.json")

@@ -71,7 +71,8 @@ def test_learns_shapes_and_writes_a_repository(trained):
     assert np.mean([row["iou"] for row in table.values()]) == pytest.approx(results["eval_mean_iou"])
     assert sum(row["pixels"] for row in table.values()) == 3 * 90 * 120 + 2 * 128 * 96
     card = (trained / "README.md").read_text()
-    assert f"Mean IoU {results['eval_mean_iou']:.4f}" in card and f"| disc | {100 * table['disc']['iou']:.1f} |" in card
+    assert f"| Mean IoU | {results['eval_mean_iou']:.4f} |" in card and "| class_weight_exponent | " in card
+    assert f"| disc | {100 * table['disc']['iou']:.1f} |" in card
     assert 'pipeline("image-segmentation"' in card and "pipeline_tag: image-segmentation" in card
     processor = read_json(trained / "preprocessor_config.json")
     assert not processor["do_center_crop"] and processor["size"] == {"shortest_edge": 96, "longest_edge": 384}

@@ -25,7 +25,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision.transforms import RandomHorizontalFlip
-from training_arguments import LoopArguments, parse_arguments
+from training_arguments import LoopArguments, command_line, parse_arguments
 from training_loop import make_optimizer
 from training_plan import TrainingPlan
 from training_sources import ModelArguments as DetectorArguments
@@ -452,3 +452,31 @@ def test_whole_body_recipe_has_the_settings_of_tcformer():
     assert plan.steps_per_epoch == 292 and plan.warmup_steps == 500
     rates = [plan.learning_rate(step) for step in (0, 499, 170 * 292 - 1, 170 * 292, 200 * 292 - 1, 200 * 292)]
     assert rates == pytest.approx([5e-7, 5e-4, 5e-4, 5e-5, 5e-5, 5e-6], rel=0.003)
+
+
+def test_the_command_on_a_card_tells_no_secrets_and_no_folders(monkeypatch):
+    arguments = ["--train_dir", "/home/somebody/data/street/train", "--token", "hf_secret", "--learning_rate=0.1"]
+    arguments += [
+        "--token=hf_other",
+        "--hub_token",
+        "hf_third",
+        "--lr_milestones",
+        "3",
+        "5",
+        "--output_dir",
+        "out/my run",
+    ]
+    assert command_line("/somewhere/examples/run.py", arguments) == (
+        "python examples/run.py \\\n    --train_dir street/train \\\n    --learning_rate=0.1 \\\n"
+        "    --lr_milestones 3 5 \\\n    --output_dir 'out/my run'"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert command_line("run.py", []) == "accelerate launch --num_processes 8 examples/run.py"
+
+
+def test_the_settings_on_a_card_are_what_the_weights_depend_on():
+    (args,) = parse_arguments(LoopArguments, arguments=["--output_dir", "x", "--learning_rate", "0.5", "--seed", "3"])
+    assert args.settings["learning_rate"] == 0.5 and args.settings["seed"] == 3
+    assert args.settings["adam_beta2"] == 0.999 and "max_grad_norm" not in args.settings
+    assert not {"output_dir", "dry_run", "push_to_hub", "logging_steps", "recipe"} & args.settings.keys()
+    assert args.command.endswith("--output_dir x \\\n    --learning_rate 0.5 \\\n    --seed 3")

@@ -42,7 +42,7 @@ REPLACED = re.compile(
     r"(.*_clustr\w*\.py|.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|images/.*)"
 )
 # What an endpoint needs of all that this package requires.
-ENDPOINT_REQUIREMENTS = {"numpy", "pillow", "safetensors", "torch", "torchvision", "transformers"}
+ENDPOINT_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "torchvision", "transformers")
 VALIDATION_SECONDS = 600
 
 # Answers by the repository's own code: neither the package, nor the network, nor code of an earlier run is at hand.
@@ -138,13 +138,14 @@ def complete_repository(
     else:
         _copy_card(Path(card), folder, widget)
     shutil.copyfile(handler_clustr.__file__, folder / HANDLER)
-    (folder / REQUIREMENTS).write_text("\n".join(endpoint_requirements()) + "\n")
+    (folder / REQUIREMENTS).write_text("\n".join(package_requirements()) + "\n")
 
 
-def endpoint_requirements() -> list[str]:
-    """What a repository's code needs, in the versions that this package asks for."""
+def package_requirements(*more: str) -> list[str]:
+    """What a repository's code needs, and `more`, in the versions that this package asks for."""
+    names = {*ENDPOINT_REQUIREMENTS, *more}
     requirements = importlib.metadata.requires("clustr_hf") or []
-    return [line for line in requirements if re.match(r"[\w-]+", line)[0].lower() in ENDPOINT_REQUIREMENTS]
+    return [line for line in requirements if re.match(r"[\w-]+", line)[0].lower() in names]
 
 
 def validate_repository(folder: str | Path, image: Image.Image | str | Path | None = None) -> list:
@@ -221,6 +222,21 @@ def push(
         return api.create_commit(full_id, operations, commit_message=commit_message).oid
 
 
+def push_space(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
+    """
+    Push a folder with a Gradio app to the Hub in one commit, as [`push`] does with a model; returns the revision.
+
+    Args:
+        folder (`str` or `Path`): All its files are pushed.
+        repo_id, private, token: As in [`push`].
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    operations = [CommitOperationAdd(name, folder / name) for name in names if "__pycache__" not in name]
+    with _new_or_old_repository(api, repo_id, private, repo_type="space", space_sdk="gradio") as full_id:
+        return api.create_commit(full_id, operations, commit_message="Publish the Space", repo_type="space").oid
+
+
 def repository_files(folder: str | Path) -> list[str]:
     """
     Paths of the files of a repository, relative to its folder: those of the kinds [`SUFFIXES`], and `images/`.
@@ -241,16 +257,18 @@ def repository_files(folder: str | Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _new_or_old_repository(api: HfApi, repo_id: str, private: bool | None) -> Iterator[str]:
+def _new_or_old_repository(
+    api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model", **kind: str
+) -> Iterator[str]:
     """The full id of a repository on the Hub; one that is made here goes away again if what follows fails."""
-    is_new = not api.repo_exists(repo_id)
-    full_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    is_new = not api.repo_exists(repo_id, repo_type=repo_type)
+    full_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, **kind).repo_id
     try:
         yield full_id
     except BaseException:
         if is_new:
             with contextlib.suppress(Exception):  # the first error is the one to tell
-                api.delete_repo(full_id, missing_ok=True)
+                api.delete_repo(full_id, missing_ok=True, repo_type=repo_type)
         raise
 
 
@@ -343,8 +361,9 @@ __all__ = [
     "CardContents",
     "build_repository",
     "complete_repository",
-    "endpoint_requirements",
+    "package_requirements",
     "push",
+    "push_space",
     "repository_files",
     "validate_repository",
 ]

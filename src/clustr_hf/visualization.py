@@ -1,8 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Pictures: clusters over an image, predictions, training curves. All return a matplotlib `Figure` or a PIL image."""
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
+from torch import nn
+from torchvision.ops import masks_to_boxes
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 
@@ -18,7 +23,66 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
-def draw_clusters(image: Image.Image, cluster_index: torch.Tensor, grid_size: tuple[int, int]) -> Image.Image:
+@dataclass(frozen=True)
+class ClusterMap:
+    """
+    The clusters that one scale of one block has found in an image.
+
+    Args:
+        stage, block, scale (`int`): Which ones, counted from 1; blocks within their stage.
+        cluster_index (`torch.LongTensor` of shape `(N,)`): Cluster of each token in row-major order.
+        grid_size (`tuple[int, int]`): (height, width) of the token grid; N is their product.
+    """
+
+    stage: int
+    block: int
+    scale: int
+    cluster_index: torch.Tensor
+    grid_size: tuple[int, int]
+
+    @property
+    def num_clusters(self) -> int:
+        """`int`: How many clusters have members."""
+        return len(self.cluster_index.unique())
+
+
+@torch.no_grad()
+def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[ClusterMap]:
+    """
+    What a model clusters in an image, in every block of its clustered stages (as in Figure A3).
+
+    Args:
+        model (`PreTrainedModel`): Any ClusTR model, also one that was loaded by remote code.
+        pixel_values (`torch.Tensor` of shape `(1, num_channels, H, W)`): The image from its processor.
+
+    Returns:
+        `list[ClusterMap]`: in order of stages, blocks and scales.
+
+    Raises:
+        ValueError: if there is not one image.
+    """
+    if pixel_values.ndim != 4 or pixel_values.shape[0] != 1:
+        raise ValueError(f"`pixel_values` must be of one image, (1, C, H, W), got {tuple(pixel_values.shape)}.")
+    maps, hooks = [], []
+
+    def keep(stage: int, block: int, module, inputs, output):
+        for scale, cluster_index in enumerate(output[1] or (), start=1):
+            maps.append(ClusterMap(stage, block, scale, cluster_index[0], tuple(inputs[1])))
+
+    for stage_number, stage in enumerate(model.base_model.stages, start=1):
+        for block_number, block in enumerate(stage.blocks, start=1):
+            hooks.append(block.register_forward_hook(functools.partial(keep, stage_number, block_number)))
+    try:
+        model.base_model(pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+def draw_clusters(
+    image: Image.Image, cluster_index: torch.Tensor, grid_size: tuple[int, int], highlighted: int | None = None
+) -> Image.Image:
     """
     Paint every token of an image in the mean colour of its cluster, with lines between clusters (as in Figure A3).
 
@@ -29,6 +93,8 @@ def draw_clusters(image: Image.Image, cluster_index: torch.Tensor, grid_size: tu
             Cluster of each token in row-major order.
         grid_size (`tuple[int, int]`):
             (height, width) of the token grid; N is their product.
+        highlighted (`int`, *optional*):
+            A cluster to show alone: its tokens as they are, the others darkened.
 
     Returns:
         `PIL.Image.Image` of the size of `image`, RGB.
@@ -46,6 +112,9 @@ def draw_clusters(image: Image.Image, cluster_index: torch.Tensor, grid_size: tu
     labels = cluster_index.cpu().numpy().astype(np.int32).reshape(height, width)
     labels = np.asarray(Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST))
     pixels = np.asarray(picture, dtype=np.float64).reshape(-1, 3)
+    if highlighted is not None:
+        shade = np.where(labels == highlighted, 1.0, 0.2).reshape(-1, 1)
+        return Image.fromarray((pixels * shade).round().astype(np.uint8).reshape(*labels.shape, 3))
     flat = labels.ravel()
     count = np.maximum(np.bincount(flat), 1)
     mean = np.stack([np.bincount(flat, weights=channel) / count for channel in pixels.T], axis=-1)
@@ -400,6 +469,55 @@ def plot_keypoints(
     return _plot_pairs(pairs)
 
 
+def draw_answers(image: Image.Image, answers: Sequence[Mapping[str, Any]], config: Any) -> Image.Image:
+    """
+    Draw what a pipeline has answered for an image: segments, boxes, instances or skeletons.
+
+    Args:
+        image (`PIL.Image.Image`): The image that the pipeline got.
+        answers (`Sequence[Mapping[str, Any]]`): What it returned: of each segment, object or person its `label`,
+            `score`, and `mask`, `box` or `keypoints`.
+        config (`ClusTRConfig`): The model's configuration, with the names of its classes or keypoints.
+
+    Returns:
+        `PIL.Image.Image` of the size of `image`, RGB.
+
+    Raises:
+        ValueError: for answers with something else, such as classes.
+    """
+    names = list(config.id2label.values())
+    if not answers:
+        return image.convert("RGB")
+    if "keypoints" in answers[0]:
+        return _draw_persons(image, answers, names, config.edges or ())
+    labels = torch.tensor([names.index(answer["label"]) for answer in answers]) if "label" in answers[0] else None
+    if labels is not None and "mask" in answers[0]:
+        masks = torch.from_numpy(np.stack([np.array(answer["mask"]) > 0 for answer in answers]))
+        if answers[0].get("score") is None:  # classes of pixels, which have no score
+            painted = (masks * (labels + 1)[:, None, None]).amax(dim=0) - 1
+            return draw_segmentation(image, painted, len(names))
+        kept = masks.flatten(1).any(dim=1)  # or there is no box around it
+        scores = torch.tensor([answer["score"] for answer in answers])
+        boxes = masks_to_boxes(masks[kept])
+        return draw_detections(image, boxes, labels[kept], names, scores[kept], masks[kept])
+    if labels is not None and "box" in answers[0]:
+        boxes = [[answer["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for answer in answers]
+        scores = torch.tensor([answer["score"] for answer in answers])
+        return draw_detections(image, torch.tensor(boxes, dtype=torch.float32), labels, names, scores)
+    raise ValueError(f"`answers` must have masks, boxes or keypoints, got {sorted(answers[0])}.")
+
+
+def _draw_persons(
+    image: Image.Image, persons: Sequence[Mapping[str, Any]], names: list[str], edges: Sequence[tuple[int, int]]
+) -> Image.Image:
+    """Skeletons of all keypoints that the pipeline has kept, whatever their scores."""
+    keypoints = torch.full((len(persons), len(names), 2), math.nan)
+    for person, answer in enumerate(persons):
+        for point in answer["keypoints"]:
+            keypoints[person, names.index(point["label"])] = torch.tensor([point["x"], point["y"]])
+    return draw_keypoints(image, keypoints, names, edges)
+
+
 def _plot_pairs(pairs: Sequence[Sequence[Image.Image]]) -> Figure:
     """Pictures of the truth and of what was predicted side by side, one pair a row."""
     aspect = pairs[0][0].height / pairs[0][0].width if pairs else 1.0
@@ -461,11 +579,14 @@ def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure,
 
 
 __all__ = [
+    "ClusterMap",
     "class_colors",
+    "draw_answers",
     "draw_clusters",
     "draw_detections",
     "draw_keypoints",
     "draw_segmentation",
+    "find_cluster_maps",
     "plot_clusters",
     "plot_detections",
     "plot_keypoints",

@@ -1,0 +1,97 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The models of the Space: those that `models.json` or the command line names, or what `make demo` leaves."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, pipeline
+
+from clustr_hf.handler_clustr import pipeline_task
+
+
+HERE = Path(__file__).resolve().parent
+# Where the demo's checkpoint may lie: beside a Space's app, or where `make demo` leaves it.
+DEMO = "clustr-nano-digits"
+DEMO_CHECKPOINTS = (HERE / DEMO, Path("out") / DEMO, HERE.parents[1] / "out" / DEMO)
+MODELS_FILE = HERE / "models.json"
+
+# Title of a tab -> the classes of models that it can show.
+TASKS = {
+    "Classification": ("ClusTRForImageClassification",),
+    "Semantic segmentation": ("ClusTRForSemanticSegmentation",),
+    "Object detection": ("ClusTRForObjectDetection",),
+    "Instance segmentation": ("ClusTRForInstanceSegmentation",),
+    "Poses": ("ClusTRForPoseEstimation",),
+}
+
+
+@dataclass
+class SpaceModels:
+    """
+    What the Space shows.
+
+    Args:
+        pipelines (`dict[str, Pipeline]`): Title of a tab -> the pipeline behind it.
+        names (`dict[str, str]`): Title of a tab -> what its model is called.
+        notes (`list[str]`): What could not be loaded, and what is shown instead.
+    """
+
+    pipelines: dict[str, Pipeline] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, model: str, revision: str | None = None):
+        """Load a model from the Hub or a folder, with its own code, into the tab of its task."""
+        loaded = load_pipeline(model, revision)
+        [title] = [title for title, classes in TASKS.items() if type(loaded.model).__name__ in classes]
+        self.pipelines[title], self.names[title] = loaded, model
+
+
+def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
+    """The pipeline of a repository or folder; runs its code, so that a revision should be named."""
+    config, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
+    return pipeline(pipeline_task(config), model=model, revision=revision, trust_remote_code=True)
+
+
+def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:
+    """Models with revisions: `folder-or-id` and `id@revision` of the command line, or else what the JSON file lists."""
+    if names:
+        parts = [name.partition("@") for name in names]
+        return [{"model": model, "revision": revision or None} for model, _, revision in parts]
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceModels:
+    """
+    Load what the Space shows, and the demo's checkpoint where that leaves the first tab empty: because nothing is
+    named, or because the Hub cannot be reached.
+
+    Args:
+        names (`Sequence[str]`): Folders, or ids on the Hub, with `@revision` behind them if need be.
+        path (`Path`): JSON file to take instead: `[{"model": "me/clustr-nano-camvid", "revision": "4f2a..."}, ...]`.
+    """
+    models = SpaceModels()
+    for entry in read_entries(names, path):
+        try:
+            models.add(entry["model"], entry.get("revision"))
+        except (OSError, ValueError) as error:
+            models.notes.append(f"{entry['model']} could not be loaded: {str(error).strip().splitlines()[0][:200]}")
+    demo = next((folder for folder in DEMO_CHECKPOINTS if (folder / "config.json").is_file()), None)
+    if "Classification" not in models.pipelines and demo is not None:
+        models.add(str(demo))
+        models.names["Classification"] = "the demo's checkpoint, which knows handwritten digits and nothing else"
+    return models
+
+
+def coarsen(model: PreTrainedModel, factor: int) -> PreTrainedModel:
+    """The same model with fewer clusters in its clustered stages, for pictures: ratios are no weights."""
+    config = copy.deepcopy(model.config)
+    config.reduction_ratios = [
+        [ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in config.reduction_ratios
+    ]
+    coarse = type(model)(config).eval()
+    coarse.load_state_dict(model.state_dict())
+    return coarse

@@ -1,0 +1,302 @@
+"""The Space: what its tabs do, and the page itself in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, run_process
+from hub_repositories import PIPELINES, make_image, make_model
+from huggingface_hub import constants
+from local_hub import LocalHub
+from PIL import Image
+from transformers import pipeline
+
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
+from clustr_hf.publish import build_repository
+from clustr_hf.visualization import find_cluster_maps
+
+
+sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
+
+import app
+import publish_space
+import space_models
+
+
+TITLES = {
+    "classification": "Classification",
+    "semantic_fpn": "Semantic segmentation",
+    "detection": "Object detection",
+    "instances": "Instance segmentation",
+    "poses": "Poses",
+}
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# Chromium asks its maker's servers for many things that a test has no use for.
+CHROMIUM_FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+def run_of(kind):
+    model, processor = make_model(kind)
+    return pipeline(PIPELINES[kind], model=model, image_processor=processor)
+
+
+def test_every_tab_shows_what_its_model_says():
+    for kind, title in TITLES.items():
+        predict, image = app.make_predict(title, run_of(kind)), make_image()
+        if kind == "classification":
+            scores = predict(image)
+            assert set(scores) == {"cat", "dog", "owl"} and sum(scores.values()) == pytest.approx(1, abs=1e-5)
+            continue
+        settings = {"semantic_fpn": [], "poses": [0.0, "10, 10, 50, 60\n60,5,40,80"]}.get(kind, [0.2])
+        picture, rows = predict(image, *settings)
+        assert picture.size == image.size and len(rows) > 0
+        assert np.abs(np.asarray(picture, dtype=int) - np.asarray(image)).mean() > 0.1
+        if kind == "poses":
+            assert [label for label, _ in rows] == ["person", "person"]
+        else:
+            assert {label for label, _ in rows} <= {"cat", "dog", "owl"}
+        scores = [float(score or "nan") for _, score in rows]
+        assert scores == sorted(scores, reverse=True) or kind == "semantic_fpn"
+
+
+def test_nothing_that_people_do_is_a_crash():
+    predict = app.make_predict("Poses", run_of("poses"))
+    for image, boxes, message in [
+        (None, "", "Choose an image first"),
+        (Image.new("RGB", (2000, 3)), "", "times as long as wide"),
+        (make_image(), "1, 2, 3", "must have four numbers"),
+        (make_image(), "1, 2, 0, 4", "the last two positive"),
+        (make_image(), "a, b, c, d", "must be numbers with commas"),
+    ]:
+        with pytest.raises(gr.Error, match=message):
+            predict(image, 0.3, boxes)
+    assert app.show_clusters(None, 1, 1, 1)[0] is None
+    view = app.ClusterView(run_of("classification"))
+    with pytest.raises(gr.Error, match="Choose an image first"):
+        view.find(None, 64, "as trained")
+    image, maps = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
+    assert max(image.size) == 896 and len(maps) == 4
+
+
+def test_cluster_pictures_are_of_the_place_that_is_picked():
+    view = app.ClusterView(run_of("classification"))
+    found = view.find(make_image((96, 64)), 64, "as trained")
+    assert found[0].size == (96, 64)
+    pictures, captions = zip(*(app.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)]))
+    assert captions[0] == "Stage 1, block 1, scale 1: 32 x 48 patches in 96 clusters."
+    assert captions[2] == "Stage 2, block 1, scale 1: 16 x 24 patches in 96 clusters."
+    arrays = [np.asarray(picture.resize((96, 64))).astype(int) for picture in pictures]
+    assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(arrays) for b in arrays[:i])
+    assert app.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
+    coarse = view.find(make_image((96, 64)), 64, "16 times")
+    assert "in 6 clusters" in app.show_clusters(coarse, 1, 1, 1)[1]
+
+    chosen = app.pick(found, 1, 1, 1)
+    event = gr.SelectData(None, {"index": [pictures[0].width - 1, pictures[0].height - 1], "value": None})
+    picture, caption = app.click(found, 1, 1, 1, pictures[0], event)
+    members = int((chosen.cluster_index == chosen.cluster_index[-1]).sum())
+    assert f"The bright {members} are one of them" in caption
+    shown = np.asarray(picture.resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
+    original = np.asarray(found[0].resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
+    is_member = (chosen.cluster_index == chosen.cluster_index[-1]).numpy()
+    bright = original > 30
+    brightness = shown[bright] / original[bright]
+    assert np.abs(brightness - 1)[is_member[bright]].max(initial=0) < 0.35
+    assert brightness[~is_member[bright]].max() < 0.35
+
+
+def test_coarser_models_have_the_same_weights():
+    model, _ = make_model("poses")
+    coarse = space_models.coarsen(model, 4)
+    assert coarse.config.reduction_ratios == [[64, 16], [16, 4], [1], [1]]
+    assert model.config.reduction_ratios == [[16, 4], [4, 1], [1], [1]]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in coarse.state_dict().items())
+    pixel_values = torch.rand(1, 3, 64, 64)
+    numbers = [[m.num_clusters for m in find_cluster_maps(each, pixel_values)] for each in (model, coarse)]
+    assert numbers == [[64, 256, 64, 256], [16, 64, 16, 64]]
+
+
+def make_demo(folder: Path) -> Path:
+    """What `make demo` leaves, untrained."""
+    names = {digit: str(digit) for digit in range(10)}
+    labels = {"id2label": names, "label2id": {name: digit for digit, name in names.items()}}
+    model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", **labels))
+    processor = ClusTRImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    return build_repository(model, processor, folder / "clustr-nano-digits")
+
+
+def test_without_the_hub_the_demos_checkpoint_is_shown(tmp_path, monkeypatch):
+    demo = make_demo(tmp_path)
+    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", (tmp_path / "nowhere", demo))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    models = space_models.load_models(["me/clustr-cats@4f2a0c9"])
+    assert list(models.pipelines) == ["Classification"] and "handwritten digits" in models.names["Classification"]
+    [note] = models.notes
+    assert note.startswith("me/clustr-cats could not be loaded: ")
+    listed = tmp_path / "models.json"
+    listed.write_text(json.dumps([{"model": str(demo)}]))
+    models = space_models.load_models(path=listed)
+    assert models.names == {"Classification": str(demo)} and models.notes == []
+    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", ())
+    assert space_models.load_models(path=tmp_path / "missing.json").pipelines == {}
+    assert isinstance(app.build_space(space_models.SpaceModels()), gr.Blocks)
+
+
+def test_the_space_names_revisions_and_is_pushed_in_one_commit(tmp_path):
+    script = [sys.executable, REPOSITORY / "examples" / "publish_space.py"]
+    with pytest.raises(AssertionError, match=r"must name revisions, .* got \['me/cats'\]"):
+        run_process([*script, "--models", "me/cats"], tmp_path)
+    assert not (tmp_path / "out").exists()
+    with LocalHub() as hub:
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
+        command = [*script, "--models", "me/cats@abc", "--repo_id", "me/clustr"]
+        output = run_process(command, tmp_path, **environment)
+        [_, (revision, files)] = hub.repositories["spaces/me/clustr"]
+    assert f"revision {revision}" in output
+    assert json.loads(files["models.json"]) == [{"model": "me/cats", "revision": "abc"}]
+    assert {"app.py", "space_models.py", "clustr_hf/modeling_clustr.py", "images/cat.jpg", "README.md"} <= files.keys()
+    assert b"sdk: gradio" in files["README.md"] and b"matplotlib" in files["requirements.txt"]
+    assert {Path(name).suffix for name in files} == {".py", ".md", ".json", ".txt", ".jpg", ".png"}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    """Address of an assembled Space with a model in every tab, which runs with the package that lies in it."""
+    folder = tmp_path_factory.mktemp("space")
+    place = publish_space.assemble_space(folder / "space", [], make_demo(folder))
+    repositories = [build_repository(*make_model(kind), folder / kind) for kind in TITLES if kind != "classification"]
+    (place / "models.json").write_text(json.dumps([{"model": str(path)} for path in repositories]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    with open(folder / "log", "w") as log:
+        command = [sys.executable, "app.py", "--port", str(port)]
+        process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(url, process, folder / "log")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"the Space did not start: {log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(space):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: the Space is not driven in a browser")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.goto(space)
+        yield page
+        browser.close()
+
+
+def upload(page, tab: str, path: Path):
+    page.set_input_files(f"#image-{tab} input[type=file]", path)
+    page.wait_for_selector(f"#image-{tab} img")
+
+
+def wait_for_text(page, selector: str, part: str) -> str:
+    page.wait_for_function(
+        "([selector, part]) => document.querySelector(selector)?.innerText.includes(part)", arg=[selector, part]
+    )
+    return page.inner_text(selector)
+
+
+def wait_for_new_picture(page, selector: str, old: str | None) -> str:
+    page.wait_for_function(
+        "([selector, old]) => { const img = document.querySelector(selector + ' img');"
+        " return img && img.complete && img.naturalWidth > 0 && img.src !== old }",
+        arg=[selector, old],
+    )
+    return page.get_attribute(f"{selector} img", "src")
+
+
+def pixels_of(page, address: str) -> np.ndarray:
+    with urllib.request.urlopen(address) as response:
+        return np.asarray(Image.open(response).convert("RGB").resize((64, 64))).astype(int)
+
+
+def test_people_see_clusters_change_with_stage_and_scale(page, space):
+    upload(page, "clusters", REPOSITORY / "examples" / "space" / "images" / "astronaut.jpg")
+    wait_for_text(page, "#caption", "Stage 1, block 1, scale 1: 112 x 112 patches in 49 clusters.")
+    first = wait_for_new_picture(page, "#clusters", None)
+    page.locator("#stage input").nth(1).check()
+    wait_for_text(page, "#caption", "Stage 2, block 1, scale 1: 56 x 56 patches in 49 clusters.")
+    second = wait_for_new_picture(page, "#clusters", first)
+    page.locator("#scale input").nth(1).check()
+    wait_for_text(page, "#caption", "Stage 2, block 1, scale 2: 56 x 56 patches in 196 clusters.")
+    third = wait_for_new_picture(page, "#clusters", second)
+    pictures = [pixels_of(page, address) for address in (first, second, third)]
+    assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(pictures) for b in pictures[:i])
+    page.click("#clusters img", position={"x": 150, "y": 150})
+    caption = wait_for_text(page, "#caption", "are one of them")
+    assert int(re.search(r"The bright (\d+) are", caption)[1]) >= 1
+    alone = pixels_of(page, wait_for_new_picture(page, "#clusters", third))
+    assert alone.mean() < 0.6 * pictures[2].mean()
+    if "SCREENSHOTS" in os.environ:  # for whoever wants to look at the page
+        page.screenshot(path=f"{os.environ['SCREENSHOTS']}/clusters.png", full_page=True)
+
+
+def test_people_read_the_prediction_of_every_task(page, space):
+    """And the page asks no other server for anything."""
+    image = REPOSITORY / "examples" / "space" / "images" / "cat.jpg"
+    for kind, title in TITLES.items():
+        tab = title.lower().replace(" ", "-")
+        page.get_by_role("tab", name=title, exact=True).click()
+        upload(page, tab, image)
+        page.click(f"#predict-{tab}")
+        if kind == "classification":
+            answer = wait_for_text(page, f"#answer-{tab}", "%")
+            assert re.search(r"^\d$", answer, flags=re.MULTILINE)
+        else:
+            names = ["person"] if kind == "poses" else ["cat", "dog", "owl"]
+            wait_for_new_picture(page, f"#picture-{tab}", None)
+            page.wait_for_function(
+                "([selector, names]) => names.some(n => document.querySelector(selector)?.innerText.includes(n))",
+                arg=[f"#answer-{tab}", names],
+            )
+        if "SCREENSHOTS" in os.environ:
+            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{tab}.png", full_page=True)
+    assert {address for address in page.requested if not address.startswith((space, "data:", "blob:"))} == set()
+
+
+def test_the_page_says_what_is_wrong(page):
+    page.get_by_role("tab", name="Poses", exact=True).click()
+    page.locator("textarea").last.fill("1, 2, 3")
+    page.click("#predict-poses")
+    page.get_by_text("Every box must have four numbers").first.wait_for()
