@@ -8,10 +8,14 @@ INSTALLED := .venv/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test quality style test-transformers
+.PHONY: demo space test quality style test-transformers
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
+
+# A page in the browser with the demo's checkpoint.
+space: $(INSTALLED)
+	$(BIN)/python examples/space/app.py
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10

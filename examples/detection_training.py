@@ -118,7 +118,7 @@ def make_task(
     transform = TrainingTransform(processor, augmentation)
     eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(data["validation"]))
     scores = Scores(labels, task.kinds, evaluation)
-    card = TrainingCard(args, data_args, task.summary)
+    card = TrainingCard(args, data_args, model_args, task.summary)
     return Task(
         model=model,
         processor=processor,

@@ -30,7 +30,14 @@ from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImagePro
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.model_card import CardContents, Measurement
 from clustr_hf.publish import build_repository
-from clustr_hf.visualization import find_cluster_maps, plot_clusters, plot_predictions, plot_training_curves
+from clustr_hf.visualization import (
+    coarsen_clusters,
+    find_cluster_maps,
+    plot_clusters,
+    plot_predictions,
+    plot_training_curves,
+    prepare_image,
+)
 
 
 SEED = 0
@@ -43,8 +50,8 @@ RECIPE = {
     "label_smoothing_factor": 0.1,
     "lr_scheduler_type": "cosine",
 }
-PHOTOGRAPH_SIZE = (320, 320)
-PHOTOGRAPH_RATIOS = [[512, 128], [128, 32], [1], [1]]
+PHOTOGRAPH_SIZE = 320
+PHOTOGRAPH_FACTOR = 32
 
 
 def parse_args() -> argparse.Namespace:
@@ -154,13 +161,12 @@ def draw_photograph_clusters(folder: Path, path: Path):
     """
     Clusters in a photograph (the astronaut Eileen Collins), by content alone: the model saw nothing but digits.
 
-    The photograph has 100 times the tokens of a digit. Ratios are no weights, so larger ones keep the clusters few.
+    The photograph has 100 times the tokens of a digit: larger clusters keep them few.
     """
-    model = ClusTRForImageClassification.from_pretrained(folder, reduction_ratios=PHOTOGRAPH_RATIOS).eval()
-    photograph = Image.fromarray(astronaut()).resize(PHOTOGRAPH_SIZE, Image.Resampling.BICUBIC)
-    inputs = make_processor()(photograph, do_resize=False, return_tensors="pt")
-    coarse = [found for found in find_cluster_maps(model, inputs.pixel_values) if found.scale == 1]
-    named = {f"stage {found.stage}": (found.cluster_index, found.grid_size) for found in coarse}
+    model = ClusTRForImageClassification.from_pretrained(folder)
+    photograph, pixel_values = prepare_image(Image.fromarray(astronaut()), make_processor(), PHOTOGRAPH_SIZE)
+    found = find_cluster_maps(coarsen_clusters(model, PHOTOGRAPH_FACTOR), pixel_values)
+    named = {f"stage {each.stage}": (each.cluster_index, each.grid_size) for each in found if each.scale == 1}
     plot_clusters(photograph, named).savefig(path, dpi=110)
 
 

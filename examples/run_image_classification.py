@@ -109,18 +109,18 @@ def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
     return parser.parse_args_into_dataclasses()
 
 
-def make_card(data_args: DataArguments, training_args: TrainingArguments) -> TrainingCard:
+def make_card(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> TrainingCard:
     """What the card says before there are results."""
     training_args.command = command_line(sys.argv[0], sys.argv[1:])
     training_args.settings = {name: getattr(training_args, name) for name in SETTINGS}
-    return TrainingCard(training_args, data_args, "A ClusTR image classifier.")
+    return TrainingCard(training_args, data_args, model_args, "A ClusTR image classifier.")
 
 
 def main():
     data_args, model_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the image column is needed until the transforms have run
     set_seed(training_args.seed)
-    card = make_card(data_args, training_args)
+    card = make_card(data_args, model_args, training_args)
     hub = None
     if training_args.push_to_hub:
         training_args.push_to_hub = False  # it is not left to Trainer

@@ -171,7 +171,7 @@ def make_task(
         compute_metrics=compute_metrics,
         metric="eval_accuracy",
         to_save=merge_adapters if recipe.lora_rank is not None else lambda model: model,
-        write_card=TrainingCard(args, data_args, "A ClusTR image classifier.").write,
+        write_card=TrainingCard(args, data_args, model_args, "A ClusTR image classifier.").write,
     )
 
 

@@ -130,7 +130,7 @@ def make_task(
         predict=predict,
         compute_metrics=scores,
         metric=scores.metric,
-        write_card=Report(eval_data, predict, scores, evaluation, TrainingCard(args, data_args, summary)),
+        write_card=Report(eval_data, predict, scores, evaluation, TrainingCard(args, data_args, model_args, summary)),
     )
 
 

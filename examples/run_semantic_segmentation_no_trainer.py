@@ -155,7 +155,7 @@ def make_task(
     eval_data = EvaluationSamples(read["validation"], evaluation_transform(processor), len(maps["validation"]))
     scores = Scores(labels)
     has_card = model_args.peer is None  # a card is about what this package can load
-    card = TrainingCard(args, data_args, "A ClusTR model for semantic segmentation.")
+    card = TrainingCard(args, data_args, model_args, "A ClusTR model for semantic segmentation.")
     report = Report(eval_data, scores, evaluation, type(model), card, has_card)
     return Task(
         model=model,

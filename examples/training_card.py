@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from training_arguments import LoopArguments, shorten_path
-from training_sources import SourceArguments
+from training_sources import ModelArguments, SourceArguments
 from transformers import TrainingArguments
 
 from clustr_hf.model_card import PICTURES, CardContents, measurements_of
@@ -25,11 +25,13 @@ class TrainingCard:
     Args:
         args ([`LoopArguments`] or `TrainingArguments` with its `command` and `settings`): What was trained, and how.
         data_args ([`SourceArguments`]): On which data.
+        model_args ([`ModelArguments`]): From which model.
         summary (`str`): What a trained model is.
     """
 
     args: LoopArguments | TrainingArguments
     data_args: SourceArguments
+    model_args: ModelArguments
     summary: str
 
     def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
@@ -40,6 +42,7 @@ class TrainingCard:
             name=output_dir.resolve().name,
             summary=self.summary,
             datasets=[dataset_id] if dataset_id else (),
+            base_model=self._base_model(),
             training=describe_training(results),
             command=self.args.command,
             recipe=self.args.settings,
@@ -48,6 +51,11 @@ class TrainingCard:
             pictures=[file for file in PICTURES if any((place / file).is_file() for place in (folder, output_dir))],
         )
         complete_repository(folder, contents)
+
+    def _base_model(self) -> str | None:
+        """Id on the Hub of the model that was fine-tuned."""
+        name = self.model_args.model_name_or_path
+        return None if name is None or Path(name).exists() else name
 
 
 def describe_training(results: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ from conftest import REPOSITORY, run_process
 from local_hub import LocalHub, card_errors
 from PIL import Image
 
+from clustr_hf.model_card import TEMPLATE
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
@@ -23,6 +25,33 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
     return folder
+
+
+def test_readme_shows_the_space():
+    command = code_blocks("bash")[6].split("#")[0].split()
+    plan = subprocess.run([*command, "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "examples/space/app.py" in plan.stdout
+
+
+def test_cards_are_of_checkpoints_that_exist(demo):
+    """The demo's card is the one that the demo writes, but for the numbers; there is no other."""
+    cards = REPOSITORY / "model_cards"
+    assert {path.name for path in cards.iterdir()} == {"README.md", "template.md", "clustr-nano-digits.md"}
+    assert (cards / "template.md").read_text() == TEMPLATE.read_text()
+    texts = [path.read_text() for path in (cards / "clustr-nano-digits.md", demo / "out/clustr-nano-digits/README.md")]
+    without_numbers = [re.sub(r"\d+(\.\d+)?", "0", text) for text in texts]
+    assert without_numbers[0] == without_numbers[1] and card_errors(texts[0]) == []
+
+
+def test_clusters_of_a_checkpoint_are_drawn(demo, tmp_path):
+    script, cat = REPOSITORY / "examples" / "visualize_clusters.py", REPOSITORY / "examples/space/images/cat.jpg"
+    command = [sys.executable, script, demo / "out" / "clustr-nano-digits", cat, "--shorter_side", 96]
+    output = run_process([*command, "--coarser", 8], tmp_path)
+    assert "stage 1, block 1, scale 1" in output and "stage 2, block 1, scale 2" in output
+    with Image.open(tmp_path / "clusters.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 20
+    with pytest.raises(AssertionError, match="--block 7 must be in 1 to the number of blocks"):
+        run_process([*command, "--block", 7], tmp_path)
 
 
 def test_quickstart_learns_reloads_and_draws(demo):
@@ -140,7 +169,8 @@ def test_readme_has_only_blocks_that_these_tests_run():
         "bash",
         "bash",
         "bash",
-        "python",
+        "bash",
+        "bash",
         "",
     ]  # the last one is the map of files
 
@@ -226,10 +256,13 @@ def test_readme_publishes_and_anybody_can_load_it_from_the_hub(demo, tmp_path, r
     name = "your-name/clustr-nano-digits"
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        run_process([sys.executable, "-c", code_blocks("python")[5]], demo, **environment)
+        command = shlex.split(code_blocks("bash")[5].replace("examples/", f"{REPOSITORY}/examples/"))
+        output = run_process([sys.executable, *command[1:]], demo, **environment)
         revision, files = hub.repositories[name][-1]
+        assert f'model="{name}", revision="{revision}", trust_remote_code=True' in output
         assert {"config.json", "model.safetensors", "modeling_clustr.py", "preprocessor_config.json"} <= files.keys()
-        assert "# clustr-nano-digits" in files["README.md"].decode()
+        card = files["README.md"].decode()
+        assert card_errors(card) == [] and "# clustr-nano-digits" in card and "/resolve/main/images/3-a-3.png" in card
         assert not any(name.endswith((".bin", ".pkl", ".pt", ".pth")) for name in files)
         load = (
             "from transformers import AutoBackbone, pipeline\n"

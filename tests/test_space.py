@@ -14,7 +14,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY, run_process
 from hub_repositories import PIPELINES, make_image, make_model
 from huggingface_hub import constants
@@ -24,7 +23,6 @@ from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
 from clustr_hf.publish import build_repository
-from clustr_hf.visualization import find_cluster_maps
 
 
 sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
@@ -119,17 +117,6 @@ def test_cluster_pictures_are_of_the_place_that_is_picked():
     assert brightness[~is_member[bright]].max() < 0.35
 
 
-def test_coarser_models_have_the_same_weights():
-    model, _ = make_model("poses")
-    coarse = space_models.coarsen(model, 4)
-    assert coarse.config.reduction_ratios == [[64, 16], [16, 4], [1], [1]]
-    assert model.config.reduction_ratios == [[16, 4], [4, 1], [1], [1]]
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in coarse.state_dict().items())
-    pixel_values = torch.rand(1, 3, 64, 64)
-    numbers = [[m.num_clusters for m in find_cluster_maps(each, pixel_values)] for each in (model, coarse)]
-    assert numbers == [[64, 256, 64, 256], [16, 64, 16, 64]]
-
-
 def make_demo(folder: Path) -> Path:
     """What `make demo` leaves, untrained."""
     names = {digit: str(digit) for digit in range(10)}
@@ -150,7 +137,7 @@ def test_without_the_hub_the_demos_checkpoint_is_shown(tmp_path, monkeypatch):
     listed = tmp_path / "models.json"
     listed.write_text(json.dumps([{"model": str(demo)}]))
     models = space_models.load_models(path=listed)
-    assert models.names == {"Classification": str(demo)} and models.notes == []
+    assert models.names == {"Classification": "clustr-nano-digits"} and models.notes == []
     monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", ())
     assert space_models.load_models(path=tmp_path / "missing.json").pipelines == {}
     assert isinstance(app.build_space(space_models.SpaceModels()), gr.Blocks)

@@ -3,23 +3,30 @@
 import numpy as np
 import pytest
 import torch
+from hub_repositories import PIPELINES, make_image, make_model
 from PIL import Image
+from transformers import pipeline
 
+from clustr_hf import ClusTRConfig
 from clustr_hf.visualization import (
     BLUE,
     GREEN,
     ORANGE,
     class_colors,
+    coarsen_clusters,
+    draw_answers,
     draw_clusters,
     draw_detections,
     draw_keypoints,
     draw_segmentation,
+    find_cluster_maps,
     plot_clusters,
     plot_detections,
     plot_keypoints,
     plot_predictions,
     plot_segmentation,
     plot_training_curves,
+    prepare_image,
 )
 
 
@@ -234,3 +241,100 @@ def test_true_and_predicted_skeletons_stand_side_by_side(halves):
         assert np.array_equal(axis.images[0].get_array(), np.asarray(picture))
     with pytest.raises(ValueError, match="`images` must hold at least one image"):
         plot_keypoints([], [], [], NAMES, EDGES)
+
+
+def test_cluster_maps_are_what_the_model_says():
+    model, _ = make_model("semantic_fpn")
+    pixel_values = torch.rand(1, 3, 64, 96)
+    maps = find_cluster_maps(model, pixel_values)
+    assert [(m.stage, m.block, m.scale) for m in maps] == [(1, 1, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2)]
+    assert [m.grid_size for m in maps] == [(32, 48), (32, 48), (16, 24), (16, 24)]
+    said = model.clustr(pixel_values, output_clusters=True).cluster_indices
+    assert all(torch.equal(m.cluster_index, index[0]) for m, index in zip(maps, [i for pair in said for i in pair]))
+    assert maps[0].num_clusters == 96
+    with pytest.raises(ValueError, match=r"must be of one image, \(1, C, H, W\), got \(2, 3, 64, 96\)"):
+        find_cluster_maps(model, pixel_values.expand(2, -1, -1, -1))
+    assert not any(module._forward_hooks for module in model.modules() if type(module).__name__ == "ClusTRBlock")
+
+
+def test_coarser_models_have_the_same_weights():
+    model, _ = make_model("poses")
+    coarse = coarsen_clusters(model, 4)
+    assert coarse.config.reduction_ratios == [[64, 16], [16, 4], [1], [1]]
+    assert model.config.reduction_ratios == [[16, 4], [4, 1], [1], [1]]
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in coarse.state_dict().items())
+    pixel_values = torch.rand(1, 3, 64, 64)
+    numbers = [[m.num_clusters for m in find_cluster_maps(each, pixel_values)] for each in (model, coarse)]
+    assert numbers == [[64, 256, 64, 256], [16, 64, 16, 64]]
+    with pytest.raises(ValueError, match="`factor` must be positive, got 0"):
+        coarsen_clusters(model, 0)
+
+
+def test_images_are_prepared_whole_and_normalised():
+    _, processor = make_model("classification")
+    image, pixel_values = prepare_image(make_image((200, 100)), processor, 64)
+    assert image.size == (128, 64) and pixel_values.shape == (1, 3, 64, 128)
+    expected = processor(image, do_resize=False, do_center_crop=False, return_tensors="pt").pixel_values
+    torch.testing.assert_close(pixel_values, expected)
+    assert prepare_image(make_image((200, 20)), processor, 64, 100)[0].size == (100, 10)
+
+
+def test_one_cluster_is_shown_alone():
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    pixels = np.asarray(draw_clusters(image, torch.tensor([0, 1, 1, 0]), (2, 2), highlighted=1))
+    bright = np.zeros((4, 4), dtype=bool)
+    bright[:2, 2:] = bright[2:, :2] = True
+    assert (pixels[bright] == [200, 100, 50]).all() and (pixels[~bright] == [40, 20, 10]).all()
+
+
+@pytest.mark.parametrize("kind", ["semantic_fpn", "detection", "instances", "poses"])
+def test_answers_of_pipelines_are_drawn_as_their_outputs_are(kind):
+    """The picture of a pipeline's answer is that of the processor's output, drawn by the functions of each task."""
+    model, processor = make_model(kind)
+    image = make_image((160, 120))
+    run = pipeline(PIPELINES[kind], model=model, image_processor=processor)
+    parameters = {"semantic_fpn": {}, "poses": {"boxes": [[10, 10, 60, 90], [80, 5, 60, 100]]}}.get(
+        kind, {"threshold": 0.3}
+    )
+    answers = run(image, **parameters)
+    drawn = np.asarray(draw_answers(image, answers, model.config)).astype(int)
+    assert drawn.shape == (120, 160, 3)
+    names = list(model.config.id2label.values())
+    if kind == "poses":
+        points = torch.tensor([[[point["x"], point["y"]] for point in person["keypoints"]] for person in answers])
+        expected = draw_keypoints(image, points, names, model.config.edges)
+    else:
+        with torch.no_grad():
+            output = model(**processor(image, return_tensors="pt"))
+        size = [(120, 160)]
+        if kind == "semantic_fpn":
+            [label_map] = processor.post_process_semantic_segmentation(output, size)
+            expected = draw_segmentation(image, label_map, len(names))
+        elif kind == "detection":
+            [found] = processor.post_process_object_detection(output, 0.3, size)
+            boxes = found["boxes"].int().float()  # as the pipeline rounds them
+            expected = draw_detections(image, boxes, found["labels"], names, found["scores"])
+        else:
+            assert len(answers) > 1
+            expected = draw_detections(
+                image,
+                torch.stack([box_of(answer["mask"]) for answer in answers]),
+                torch.tensor([names.index(answer["label"]) for answer in answers]),
+                names,
+                torch.tensor([answer["score"] for answer in answers]),
+                torch.stack([torch.from_numpy(np.array(answer["mask"]) > 0) for answer in answers]),
+            )
+    assert np.abs(drawn - np.asarray(expected)).max() == 0
+    assert np.abs(drawn - np.asarray(image)).mean() > 0.5
+
+
+def box_of(mask):
+    rows, columns = np.nonzero(np.array(mask))
+    return torch.tensor([columns.min(), rows.min(), columns.max(), rows.max()], dtype=torch.float32)
+
+
+def test_answers_without_anything_to_draw():
+    image, config = make_image(), ClusTRConfig(num_labels=2)
+    assert np.array_equal(np.asarray(draw_answers(image, [], config)), np.asarray(image))
+    with pytest.raises(ValueError, match=r"must have masks, boxes or keypoints, got \['label', 'score'\]"):
+        draw_answers(image, [{"label": "LABEL_0", "score": 0.5}], config)

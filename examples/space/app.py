@@ -15,14 +15,19 @@ from functools import lru_cache
 from pathlib import Path
 
 import gradio as gr
-import torch
 from PIL import Image
-from space_models import HERE, TASKS, SpaceModels, coarsen, load_models
-from torchvision.transforms.v2 import functional
+from space_models import HERE, TASKS, SpaceModels, load_models
 from transformers import Pipeline
 
 from clustr_hf.handler_clustr import RequestError, read_image
-from clustr_hf.visualization import ClusterMap, draw_answers, draw_clusters, find_cluster_maps
+from clustr_hf.visualization import (
+    ClusterMap,
+    coarsen_clusters,
+    draw_answers,
+    draw_clusters,
+    find_cluster_maps,
+    prepare_image,
+)
 
 
 EXAMPLES = sorted(str(path) for path in (HERE / "images").iterdir())
@@ -115,15 +120,11 @@ class ClusterView:
 
     def __init__(self, run: Pipeline):
         self.processor, self.model = run.image_processor, run.model
-        self.coarser = lru_cache(lambda factor: coarsen(self.model, factor))
+        self.coarser = lru_cache(lambda factor: coarsen_clusters(self.model, factor))
 
     def find(self, image: Image.Image | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
         """The image at the size that the model sees, and its clusters."""
-        image = checked(image)
-        scale = min(side / min(image.size), LONGEST_SIDE / max(image.size))
-        image = image.resize([max(1, round(extent * scale)) for extent in image.size], Image.Resampling.BICUBIC)
-        pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
-        pixel_values = functional.normalize(pixels, self.processor.image_mean, self.processor.image_std)[None]
+        image, pixel_values = prepare_image(checked(image), self.processor, side, LONGEST_SIDE)
         return image, find_cluster_maps(self.coarser(FACTORS[coarseness]), pixel_values)
 
 

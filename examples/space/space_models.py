@@ -1,13 +1,12 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The models of the Space: those that `models.json` or the command line names, or what `make demo` leaves."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, pipeline
+from transformers import Pipeline, PreTrainedConfig, pipeline
 
 from clustr_hf.handler_clustr import pipeline_task
 
@@ -47,7 +46,7 @@ class SpaceModels:
         """Load a model from the Hub or a folder, with its own code, into the tab of its task."""
         loaded = load_pipeline(model, revision)
         [title] = [title for title, classes in TASKS.items() if type(loaded.model).__name__ in classes]
-        self.pipelines[title], self.names[title] = loaded, model
+        self.pipelines[title], self.names[title] = loaded, Path(model).name if Path(model).is_dir() else model
 
 
 def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
@@ -84,14 +83,3 @@ def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceMod
         models.add(str(demo))
         models.names["Classification"] = "the demo's checkpoint, which knows handwritten digits and nothing else"
     return models
-
-
-def coarsen(model: PreTrainedModel, factor: int) -> PreTrainedModel:
-    """The same model with fewer clusters in its clustered stages, for pictures: ratios are no weights."""
-    config = copy.deepcopy(model.config)
-    config.reduction_ratios = [
-        [ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in config.reduction_ratios
-    ]
-    coarse = type(model)(config).eval()
-    coarse.load_state_dict(model.state_dict())
-    return coarse

@@ -130,11 +130,11 @@ class CardContents:
 def measurements_of(
     results: Mapping[str, Any], dataset: str, command: str, dataset_id: str | None = None, split: str = "validation"
 ) -> list[Measurement]:
-    """The results of a training script, `eval_...`, of which [`METRICS`] knows the names."""
+    """The results of a training script, `eval_...`, of which [`METRICS`] knows the names; NaN is no result."""
     return [
         Measurement(metric, name, results[key], dataset, command, dataset_id, split, results.get("eval_samples"))
         for key, (metric, name) in METRICS.items()
-        if results.get(key) is not None
+        if results.get(key) is not None and not math.isnan(results[key])
     ]
 
 

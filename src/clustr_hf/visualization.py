@@ -1,6 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Pictures: clusters over an image, predictions, training curves. All return a matplotlib `Figure` or a PIL image."""
 
+import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,9 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw
 from torch import nn
 from torchvision.ops import masks_to_boxes
+from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from transformers import PreTrainedModel
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
@@ -78,6 +81,51 @@ def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[Clus
         for hook in hooks:
             hook.remove()
     return maps
+
+
+def coarsen_clusters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
+    """
+    A copy of a model with fewer clusters in its clustered stages, for pictures of images that are larger than those it
+    was trained on: reduction ratios are no weights.
+
+    Args:
+        model (`PreTrainedModel`): Any ClusTR model, also one that was loaded by remote code.
+        factor (`float`): A cluster has so many times the tokens on average; positive.
+
+    Raises:
+        ValueError: for a factor that is not positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"`factor` must be positive, got {factor}.")
+    config = copy.deepcopy(model.config)
+    config.reduction_ratios = [
+        [ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in config.reduction_ratios
+    ]
+    coarse = type(model)(config).eval()
+    coarse.load_state_dict(model.state_dict())
+    return coarse
+
+
+def prepare_image(
+    image: Image.Image, processor: Any, shorter_side: int, longest_side: int = 1024
+) -> tuple[Image.Image, torch.Tensor]:
+    """
+    An image for [`find_cluster_maps`], whole and at a size of one's choice.
+
+    Args:
+        image (`PIL.Image.Image`): The image.
+        processor (`BaseImageProcessor`): The model's, of which mean and standard deviation are taken.
+        shorter_side (`int`): Pixels of the shorter side.
+        longest_side (`int`, defaults to 1024): The most that the longer side may have.
+
+    Returns:
+        The image (RGB) as the model sees it, to draw on, and its `pixel_values` `(1, 3, H, W)`.
+    """
+    scale = min(shorter_side / min(image.size), longest_side / max(image.size))
+    size = [max(1, round(extent * scale)) for extent in image.size]
+    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+    return image, functional.normalize(pixels, processor.image_mean, processor.image_std)[None]
 
 
 def draw_clusters(
@@ -581,6 +629,7 @@ def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure,
 __all__ = [
     "ClusterMap",
     "class_colors",
+    "coarsen_clusters",
     "draw_answers",
     "draw_clusters",
     "draw_detections",
@@ -593,4 +642,5 @@ __all__ = [
     "plot_predictions",
     "plot_segmentation",
     "plot_training_curves",
+    "prepare_image",
 ]

@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Draw the clusters that a checkpoint finds in an image, as in Figure A3 of the paper: stages and scales side by side.
+
+    python examples/visualize_clusters.py out/clustr-nano-digits cat.jpg --coarser 32 --output clusters.png
+
+With `--coarser` a cluster has so many times the tokens: pictures of large images are easier to read.
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+import clustr_hf  # noqa: F401 (registers the classes)
+from clustr_hf.visualization import coarsen_clusters, find_cluster_maps, plot_clusters, prepare_image
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draw the clusters that a checkpoint finds in an image.")
+    parser.add_argument("model", help="folder or Hub id of a checkpoint of any task")
+    parser.add_argument("image", type=Path, help="image file")
+    parser.add_argument("--output", type=Path, default=Path("clusters.png"), help="picture to write")
+    parser.add_argument("--shorter_side", type=int, default=320, help="pixels of the image's shorter side")
+    parser.add_argument("--coarser", type=float, default=1, help="multiplies the reduction ratios")
+    parser.add_argument("--block", type=int, help="block of each stage, from 1; default is the last one")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    model = coarsen_clusters(AutoModel.from_pretrained(args.model), args.coarser)
+    with Image.open(args.image) as opened:
+        image, pixel_values = prepare_image(opened, AutoImageProcessor.from_pretrained(args.model), args.shorter_side)
+    maps = find_cluster_maps(model, pixel_values)
+    depths = model.config.depths
+    shown = [found for found in maps if found.block == (args.block or depths[found.stage - 1])]
+    if not shown:
+        raise SystemExit(f"error: --block {args.block} must be in 1 to the number of blocks of a stage, {depths}")
+    titles = {f"stage {m.stage}, block {m.block}, scale {m.scale}": (m.cluster_index, m.grid_size) for m in shown}
+    plot_clusters(image, titles).savefig(args.output, dpi=110)
+    print(f"Wrote {args.output}: {', '.join(titles)}")
+
+
+if __name__ == "__main__":
+    main()
