@@ -66,7 +66,7 @@ def main():
     name = (args.repo_id or args.checkpoint.resolve().name).rpartition("/")[2]
     folder = assemble(args, name)
     answer = validate_repository(folder)
-    print(f"{folder} is whole, and answers without clustr_hf; the first image: {len(answer)} results.")
+    print(f"{folder} is whole, and answers without clustr_hf: {len(answer)} results for an image.")
     for file in repository_files(folder):
         print(f"  {file:<48}{(folder / file).stat().st_size:>12,} bytes")
     if args.dry_run:

@@ -30,8 +30,17 @@ HOUSEKEEPING = {
     *("recipe", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
-    *("token", "trust_remote_code", "image_column_name", "label_column_name", "objects_column_name"),
+    *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
+    *(
+        "ignore_mismatched_sizes",
+        "token",
+        "trust_remote_code",
+        "image_column_name",
+        "label_column_name",
+        "objects_column_name",
+    ),
 }
+REPOSITORY = Path(__file__).resolve().parents[1]
 SECRETS = ("--token", "--hub_token")
 
 
@@ -184,6 +193,8 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
         if isinstance(args, LoopArguments):
             args.command = command_line(sys.argv[0], given)
             args.settings = {name: value for part in parsed for name, value in settings_of(part).items()}
+            if args.max_train_steps is not None:
+                del args.settings["num_train_epochs"]
     return parsed
 
 
@@ -215,8 +226,11 @@ def _quote(argument: str) -> str:
 
 
 def shorten_path(path: str) -> str:
-    """The last two parts of an absolute path; others as they are."""
-    return "/".join(Path(path).parts[-2:]) if os.path.isabs(path) else path
+    """An absolute path as seen from this repository, or its last two parts; others as they are."""
+    if not os.path.isabs(path):
+        return path
+    inside = Path(path).is_relative_to(REPOSITORY)
+    return Path(path).relative_to(REPOSITORY).as_posix() if inside else "/".join(Path(path).parts[-2:])
 
 
 def settings_of(args: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, run_process
 from hub_repositories import PIPELINES, make_image, make_model
 from huggingface_hub import constants
@@ -29,6 +30,7 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
 
 import app
 import publish_space
+import space_clusters
 import space_models
 
 
@@ -60,15 +62,25 @@ def test_every_tab_shows_what_its_model_says():
             assert set(scores) == {"cat", "dog", "owl"} and sum(scores.values()) == pytest.approx(1, abs=1e-5)
             continue
         settings = {"semantic_fpn": [], "poses": [0.0, "10, 10, 50, 60\n60,5,40,80"]}.get(kind, [0.2])
-        picture, rows = predict(image, *settings)
-        assert picture.size == image.size and len(rows) > 0
+        picture, table = predict(image, *settings)
+        assert picture.size == image.size
         assert np.abs(np.asarray(picture, dtype=int) - np.asarray(image)).mean() > 0.1
+        rows = re.findall(r"<tr><td>(.*?)</td><td>(\w+)</td><td>([\d.]+)( %)?</td></tr>", table)
+        labels, scores = [row[1] for row in rows], [float(row[2]) for row in rows]
+        assert len(rows) > 0 and scores == sorted(scores, reverse=True)
         if kind == "poses":
-            assert [label for label, _ in rows] == ["person", "person"]
+            assert labels == ["person", "person"]
         else:
-            assert {label for label, _ in rows} <= {"cat", "dog", "owl"}
-        scores = [float(score or "nan") for _, score in rows]
-        assert scores == sorted(scores, reverse=True) or kind == "semantic_fpn"
+            assert set(labels) <= {"cat", "dog", "owl"}
+        if kind == "semantic_fpn":
+            assert sum(scores) == pytest.approx(100, abs=0.2) and rows[0][3] == " %"
+        assert ("background: rgb(" in rows[0][0]) == (kind in ("semantic_fpn", "detection"))
+
+
+def test_labels_are_text_on_the_page_whatever_they_are():
+    table = app.describe([{"label": "<img src=x>", "score": 0.5, "box": {}}], ["<img src=x>"])
+    assert "&lt;img src=x&gt;" in table and "<img" not in table
+    assert app.describe([], ["a"]) == "Nothing was found."
 
 
 def test_nothing_that_people_do_is_a_crash():
@@ -82,8 +94,8 @@ def test_nothing_that_people_do_is_a_crash():
     ]:
         with pytest.raises(gr.Error, match=message):
             predict(image, 0.3, boxes)
-    assert app.show_clusters(None, 1, 1, 1)[0] is None
-    view = app.ClusterView(run_of("classification"))
+    assert space_clusters.show_clusters(None, 1, 1, 1)[0] is None
+    view = space_clusters.ClusterView(run_of("classification"))
     with pytest.raises(gr.Error, match="Choose an image first"):
         view.find(None, 64, "as trained")
     image, maps = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
@@ -91,21 +103,23 @@ def test_nothing_that_people_do_is_a_crash():
 
 
 def test_cluster_pictures_are_of_the_place_that_is_picked():
-    view = app.ClusterView(run_of("classification"))
+    view = space_clusters.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
     assert found[0].size == (96, 64)
-    pictures, captions = zip(*(app.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)]))
+    pictures, captions = zip(
+        *(space_clusters.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)])
+    )
     assert captions[0] == "Stage 1, block 1, scale 1: 32 x 48 patches in 96 clusters."
     assert captions[2] == "Stage 2, block 1, scale 1: 16 x 24 patches in 96 clusters."
     arrays = [np.asarray(picture.resize((96, 64))).astype(int) for picture in pictures]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(arrays) for b in arrays[:i])
-    assert app.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
+    assert space_clusters.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
     coarse = view.find(make_image((96, 64)), 64, "16 times")
-    assert "in 6 clusters" in app.show_clusters(coarse, 1, 1, 1)[1]
+    assert "in 6 clusters" in space_clusters.show_clusters(coarse, 1, 1, 1)[1]
 
-    chosen = app.pick(found, 1, 1, 1)
+    chosen = space_clusters.pick(found, 1, 1, 1)
     event = gr.SelectData(None, {"index": [pictures[0].width - 1, pictures[0].height - 1], "value": None})
-    picture, caption = app.click(found, 1, 1, 1, pictures[0], event)
+    picture, caption = space_clusters.click(found, 1, 1, 1, pictures[0], event)
     members = int((chosen.cluster_index == chosen.cluster_index[-1]).sum())
     assert f"The bright {members} are one of them" in caption
     shown = np.asarray(picture.resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
@@ -119,6 +133,7 @@ def test_cluster_pictures_are_of_the_place_that_is_picked():
 
 def make_demo(folder: Path) -> Path:
     """What `make demo` leaves, untrained."""
+    torch.manual_seed(7)  # not the weights of the others
     names = {digit: str(digit) for digit in range(10)}
     labels = {"id2label": names, "label2id": {name: digit for digit, name in names.items()}}
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", **labels))
@@ -253,8 +268,13 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     page.click("#clusters img", position={"x": 150, "y": 150})
     caption = wait_for_text(page, "#caption", "are one of them")
     assert int(re.search(r"The bright (\d+) are", caption)[1]) >= 1
-    alone = pixels_of(page, wait_for_new_picture(page, "#clusters", third))
+    fourth = wait_for_new_picture(page, "#clusters", third)
+    alone = pixels_of(page, fourth)
     assert alone.mean() < 0.6 * pictures[2].mean()
+    page.get_by_label("Classification", exact=True).check()
+    wait_for_text(page, "#caption", "Stage 1, block 1, scale 1")
+    other = pixels_of(page, wait_for_new_picture(page, "#clusters", fourth))
+    assert np.abs(other - pictures[0]).mean() > 3  # another model's
     if "SCREENSHOTS" in os.environ:  # for whoever wants to look at the page
         page.screenshot(path=f"{os.environ['SCREENSHOTS']}/clusters.png", full_page=True)
 

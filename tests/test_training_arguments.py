@@ -470,6 +470,7 @@ def test_the_command_on_a_card_tells_no_secrets_and_no_folders(monkeypatch):
         "python examples/run.py \\\n    --train_dir street/train \\\n    --learning_rate=0.1 \\\n"
         "    --lr_milestones 3 5 \\\n    --output_dir 'out/my run'"
     )
+    assert command_line("run.py", [f"{REPOSITORY}/examples/recipes/x.json"]).endswith("run.py examples/recipes/x.json")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert command_line("run.py", []) == "accelerate launch --num_processes 8 examples/run.py"
 
@@ -478,5 +479,6 @@ def test_the_settings_on_a_card_are_what_the_weights_depend_on():
     (args,) = parse_arguments(LoopArguments, arguments=["--output_dir", "x", "--learning_rate", "0.5", "--seed", "3"])
     assert args.settings["learning_rate"] == 0.5 and args.settings["seed"] == 3
     assert args.settings["adam_beta2"] == 0.999 and "max_grad_norm" not in args.settings
+    assert args.settings["num_train_epochs"] == 10.0
     assert not {"output_dir", "dry_run", "push_to_hub", "logging_steps", "recipe"} & args.settings.keys()
     assert args.command.endswith("--output_dir x \\\n    --learning_rate 0.5 \\\n    --seed 3")
