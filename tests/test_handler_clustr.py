@@ -180,7 +180,7 @@ def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
         "half of a JPEG": (in_base64(jpeg[: len(jpeg) // 2]), "whole image file"),
         "a header": (in_base64(whole[:40]), ""),
         "no pixels": (in_base64(png_header(64, 64)), "whole image file"),
-        "a bomb": (in_base64(png_header(60_000, 60_000)), "too many pixels"),
+        "a bomb": (in_base64(png_header(60_000, 60_000)), "at most 32,000,000 pixels, got far more"),
         "too many pixels": (in_base64(png_header(8_000, 8_000)), "got 8000 x 8000"),
         "too thin": (in_base64(encode(Image.new("RGB", (3_000, 2)))), "times as long as wide"),
         "too high": (in_base64(encode(Image.new("L", (1, 12)))), "times as long as wide"),

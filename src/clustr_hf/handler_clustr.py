@@ -232,10 +232,11 @@ def _open(content: bytes) -> Image.Image:
         raise RequestError(f"`inputs` must be a file of at most {MAX_FILE_BYTES:,} bytes, got {len(content):,}.")
     try:
         return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)  # reads the size, not yet the pixels
+    except Image.DecompressionBombError as error:
+        raise RequestError(f"`inputs` must be an image of at most {MAX_PIXELS:,} pixels, got far more.") from error
     except Exception as error:
         formats = ", ".join(IMAGE_FORMATS)
-        reason = "too many pixels" if isinstance(error, Image.DecompressionBombError) else "it could not be read"
-        raise RequestError(f"`inputs` must be an image file ({formats}), got one of no such kind: {reason}.") from error
+        raise RequestError(f"`inputs` must be an image file ({formats}), got one that is none.") from error
 
 
 def _check_size(image: Image.Image):

@@ -261,8 +261,11 @@ def _new_or_old_repository(
     api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model", **kind: str
 ) -> Iterator[str]:
     """The full id of a repository on the Hub; one that is made here goes away again if what follows fails."""
-    is_new = not api.repo_exists(repo_id, repo_type=repo_type)
-    full_id = api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, **kind).repo_id
+    # Never a name without its owner: the Hub has old models of such names, which are somebody else's.
+    full_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+    is_new = not api.repo_exists(full_id, repo_type=repo_type)
+    if is_new:  # if somebody makes it at this very moment, this fails, and what is theirs stays
+        api.create_repo(full_id, private=private, repo_type=repo_type, **kind)
     try:
         yield full_id
     except BaseException:

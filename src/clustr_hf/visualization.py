@@ -70,13 +70,13 @@ def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[Clus
 
     def keep(stage: int, block: int, module, inputs, output):
         for scale, cluster_index in enumerate(output[1] or (), start=1):
-            maps.append(ClusterMap(stage, block, scale, cluster_index[0], tuple(inputs[1])))
+            maps.append(ClusterMap(stage, block, scale, cluster_index[0].cpu(), tuple(inputs[1])))
 
     for stage_number, stage in enumerate(model.base_model.stages, start=1):
         for block_number, block in enumerate(stage.blocks, start=1):
             hooks.append(block.register_forward_hook(functools.partial(keep, stage_number, block_number)))
     try:
-        model.base_model(pixel_values)
+        model.base_model(pixel_values.to(model.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -103,7 +103,7 @@ def coarsen_clusters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
     ]
     coarse = type(model)(config).eval()
     coarse.load_state_dict(model.state_dict())
-    return coarse
+    return coarse.to(device=model.device, dtype=model.dtype)
 
 
 def prepare_image(
