@@ -9,36 +9,25 @@ raises is answered with status 400 and the message.
 import importlib.util
 import io
 import json
-import threading
 import urllib.error
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
+from local_server import LocalServer
 from PIL import Image
 
 
-class EndpointServer:
+class EndpointServer(LocalServer):
     def __init__(self, folder: Path):
         spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        self.handler = module.EndpointHandler(str(folder))
-        request_handler = type("Handler", (RequestHandler,), {"answer_with": staticmethod(self.handler)})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), request_handler)
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception):
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(RequestHandler, answer_with=staticmethod(module.EndpointHandler(str(folder))))
 
     def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, object]:
         """Status and answer; raises what the connection raises if there is none."""
-        url = f"http://127.0.0.1:{self.server.server_port}/"
-        request = urllib.request.Request(url, data=body, headers={"Content-Type": content_type})
+        request = urllib.request.Request(f"{self.url}/", data=body, headers={"Content-Type": content_type})
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, json.load(response)

@@ -8,11 +8,11 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from local_server import LocalServer
 
 
 # Of the Hub's tasks, those that vision models have.
@@ -67,27 +67,17 @@ def full_name(request: dict) -> str:
     return f"{place}{request.get('organization') or 'me'}/{request['name']}"
 
 
-class LocalHub:
+class LocalHub(LocalServer):
     """
     Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`. What is named in `refused`
     (`create`, `upload` of weights, `commit`) is answered with 403.
     """
 
     def __init__(self):
+        super().__init__(RequestHandler, hub=self)
         self.refused = set()
         self.repositories = {}
         self.large_files = {}
-        handler = type("Handler", (RequestHandler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *exception):
-        self.server.shutdown()
-        self.server.server_close()
 
     @property
     def environment(self) -> dict[str, str]:

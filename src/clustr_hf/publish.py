@@ -342,11 +342,16 @@ def _example_image(folder: Path, image: Image.Image | str | Path | None) -> Imag
 
 
 def _answer_alone(folder: Path, image: Path, temporary: Path) -> list:
-    offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(temporary / "modules"), "PYTHONSAFEPATH": "1"}
+    # On the CPU, without secrets, and not as one of the processes of a training that this may be called from.
+    others = ("ACCELERATE_", "FSDP_", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MASTER_", "TORCHELASTIC_")
+    alone = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(temporary / "modules"), "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        kept.pop(name, None)
     try:
         process = subprocess.run(
             [sys.executable, "-c", _ANSWER_ALONE, str(folder), str(image)],
-            env={**os.environ, **offline},
+            env={**kept, **alone},
             cwd=temporary,
             capture_output=True,
             text=True,

@@ -1,0 +1,21 @@
+"""A server on a free local port, for tests: `with LocalServer(RequestHandlerClass, name=value) as server:`."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class LocalServer:
+    """Serves requests by the class, of which the keyword arguments become attributes; `url` has no slash behind."""
+
+    def __init__(self, request_handler: type[BaseHTTPRequestHandler], **attributes):
+        handler = type("Handler", (request_handler,), attributes)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception):
+        self.server.shutdown()
+        self.server.server_close()
