@@ -12,15 +12,16 @@ A folder that was assembled runs as it is: `python out/space/app.py`.
 import argparse
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import clustr_hf
-from clustr_hf.publish import package_requirements, push_space
+from clustr_hf.publish import package_requirements, push_space, repository_files
 
 
 SPACE = Path(__file__).resolve().parent / "space"
 PACKAGE = Path(clustr_hf.__file__).parent
-DEMO = "clustr-nano-digits"
+DEMO = "clustr-nano-digits"  # where the app looks for it
 
 
 def assemble_space(folder: Path, models: list[str], demo_checkpoint: Path | None = None) -> Path:
@@ -29,21 +30,22 @@ def assemble_space(folder: Path, models: list[str], demo_checkpoint: Path | None
 
     Args:
         folder (`Path`): Is made; must not exist.
-        models (`list[str]`): Ids on the Hub, with `@revision` behind them.
+        models (`list[str]`): Ids on the Hub; with `@revision` behind them they stay as they are.
         demo_checkpoint (`Path`, *optional*): A classifier's folder to go along, for when the Hub cannot be reached.
 
     Raises:
         FileExistsError: if the folder exists.
-        ValueError: for models without a revision.
+        ValueError: if the demo's checkpoint is no repository.
     """
-    unpinned = [model for model in models if "@" not in model]
-    if unpinned:
-        raise ValueError(f"`models` must name revisions, id@revision, since their code is run, got {unpinned}.")
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.cpp", "*.inc")
     shutil.copytree(SPACE, folder, ignore=ignore)
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignore)
     if demo_checkpoint is not None:
-        shutil.copytree(demo_checkpoint, folder / DEMO)
+        for name in repository_files(demo_checkpoint):
+            (folder / DEMO / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(demo_checkpoint / name, folder / DEMO / name)
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace("sdk: gradio\n", f"sdk: gradio\nsdk_version: {version('gradio')}\n"))
     entries = [dict(zip(("model", "revision"), model.split("@", 1))) for model in models]
     (folder / "models.json").write_text(json.dumps(entries, indent=2) + "\n")
     (folder / "requirements.txt").write_text("\n".join(package_requirements("matplotlib")) + "\n")
@@ -54,7 +56,7 @@ def main():
     parser = argparse.ArgumentParser(description="Assemble and push the Space.")
     parser.add_argument("--repo_id", help="id of the Space on the Hub; without, nothing is pushed")
     parser.add_argument("--folder", type=Path, default=Path("out/space"), help="folder to assemble; must not exist")
-    parser.add_argument("--models", nargs="+", default=[], help="models to show, id@revision")
+    parser.add_argument("--models", nargs="+", default=[], help="models to show, id or id@revision")
     parser.add_argument("--demo_checkpoint", type=Path, help="folder of a classifier to go along")
     parser.add_argument("--private", action="store_true", default=None, help="only you see a new Space")
     args = parser.parse_args()

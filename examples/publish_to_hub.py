@@ -18,12 +18,8 @@ from transformers import AutoImageProcessor
 
 import clustr_hf
 from clustr_hf.handler_clustr import pipeline_task
-from clustr_hf.model_card import PICTURES, CardContents, is_complete_card
-from clustr_hf.publish import build_repository, push, repository_files, validate_repository
-
-
-# Results of a training that belong to the repository, besides the pictures.
-RESULTS = ("all_results.json", "log_history.json", "per_class_results.json", "per_part_results.json")
+from clustr_hf.model_card import PICTURES, CardContents, check_card
+from clustr_hf.publish import RESULTS, build_repository, push, repository_files, validate_repository
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,15 +42,24 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def choose_card(args: argparse.Namespace, name: str, task: str) -> CardContents | Path:
+    """The card that lies there, if it is whole; else what a new one says."""
+    path = args.checkpoint / "README.md"
+    try:
+        check_card(path, task, [f"images/{image.name}" for image in args.checkpoint.glob("images/*")])
+        return path
+    except (OSError, ValueError) as error:
+        print(f"A new card is written: {error}")
+        return CardContents(name=name, summary=args.summary, datasets=args.datasets, license=args.license)
+
+
 def assemble(args: argparse.Namespace, name: str) -> Path:
     """The repository in a folder of its own, without what else lies around a trained model."""
     config = json.loads((args.checkpoint / "config.json").read_text())
-    pipeline_task(config)  # or it is no model of ours
+    task = pipeline_task(config)  # or an error, if it is no model of ours
     model = getattr(clustr_hf, config["architectures"][0]).from_pretrained(args.checkpoint)
     processor = AutoImageProcessor.from_pretrained(args.checkpoint)
-    card = args.checkpoint / "README.md"
-    if not is_complete_card(card, pipeline_task(config)):
-        card = CardContents(name=name, summary=args.summary, datasets=args.datasets, license=args.license)
+    card = choose_card(args, name, task)
     images = {path.stem.replace("_", " ").capitalize(): path for path in args.example_images}
     files = [args.checkpoint / file for file in (*PICTURES, *RESULTS) if (args.checkpoint / file).is_file()]
     folder = args.repository_dir or args.checkpoint.resolve().parent / "hub" / name

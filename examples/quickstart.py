@@ -149,7 +149,7 @@ def describe(command: str, num_right: int, num_test_images: int) -> CardContents
     return CardContents(
         name="clustr-nano-digits",
         summary="ClusTR nano, trained on scikit-learn's handwritten digits as a demonstration.",
-        training="1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights, on a CPU.",
+        training="1,437 digits of 8 x 8 pixels, enlarged to 32 x 32, from random weights.",
         command=command,
         recipe=RECIPE,
         measurements=[accuracy],

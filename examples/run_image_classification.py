@@ -22,14 +22,14 @@ from image_classification_data import (
     training_crop,
 )
 from torchvision.transforms import v2
-from training_arguments import command_line
+from training_arguments import command_line, settings_of
 from training_card import TrainingCard
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from clustr_hf.metrics import compute_accuracy
-from clustr_hf.publish import push
+from clustr_hf.publish import full_repository_id, push
 from clustr_hf.visualization import plot_training_curves
 
 
@@ -38,6 +38,7 @@ logger = get_logger("transformers.trainer")
 SETTINGS = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "max_grad_norm", "optim", "seed"),
+    *("bf16", "fp16"),
 )
 
 
@@ -77,33 +78,35 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
 
 class HubPush(TrainerCallback):
     """
-    Pushes a whole repository: after every save, unless `--hub_strategy end`, and at the end.
+    Pushes a whole repository after every save, unless `--hub_strategy end`, and at the end.
 
     Trainer's own pushes lack what endpoints and widgets need, and carry a pickle, `training_args.bin`.
     """
 
-    def __init__(self, card: TrainingCard, repository: str):
-        self.card, self.repository = card, repository
+    def __init__(self, card: TrainingCard, args: TrainingArguments):
+        if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(f"--hub_strategy must be end or every_save, got {args.hub_strategy.value}")
+        name = args.hub_model_id or Path(args.output_dir).resolve().name
+        self.card, self.repository = card, full_repository_id(name, args.hub_token)
 
-    def on_save(self, args: TrainingArguments, state, control, model, processing_class, **kwargs):
+    def on_save(self, args: TrainingArguments, state, control, **kwargs):
         if args.hub_strategy == HubStrategy.END or not state.is_world_process_zero:
             return
-        model.save_pretrained(args.output_dir)
-        processing_class.save_pretrained(args.output_dir)
-        self.card.write(Path(args.output_dir), {"step": state.global_step})
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         try:
-            self.push(args, f"Step {state.global_step}", validate=False)
+            self.card.write(checkpoint, {"step": state.global_step})
+            self.push(checkpoint, args, f"Step {state.global_step}", validate=False)
         except Exception as error:  # the training is worth more than one of many pushes
             logger.warning(f"could not push step {state.global_step}, training goes on: {error}")
 
-    def push(self, args: TrainingArguments, message: str, validate: bool = True):
+    def push(self, folder: Path, args: TrainingArguments, message: str, validate: bool = True):
         hub = {"private": args.hub_private_repo, "token": args.hub_token, "validate": validate}
-        revision = push(args.output_dir, self.repository, commit_message=message, **hub)
+        revision = push(folder, self.repository, commit_message=message, **hub)
         print(f"Pushed {self.repository}; pin its revision={revision}")
 
 
 def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
-    parser = HfArgumentParser((DataArguments, ModelArguments, TrainingArguments))
+    parser = HfArgumentParser((DataArguments, ModelArguments, TrainingArguments), allow_abbrev=False)
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         return parser.parse_json_file(json_file=sys.argv[1])
     return parser.parse_args_into_dataclasses()
@@ -112,7 +115,7 @@ def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
 def make_card(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> TrainingCard:
     """What the card says before there are results."""
     training_args.command = command_line(sys.argv[0], sys.argv[1:])
-    training_args.settings = {name: getattr(training_args, name) for name in SETTINGS}
+    training_args.settings = settings_of(model_args) | {name: getattr(training_args, name) for name in SETTINGS}
     return TrainingCard(training_args, data_args, model_args, "A ClusTR image classifier.")
 
 
@@ -123,8 +126,10 @@ def main():
     card = make_card(data_args, model_args, training_args)
     hub = None
     if training_args.push_to_hub:
+        if not training_args.do_train:
+            raise ValueError("--push_to_hub needs --do_train: there is nothing new to push")
         training_args.push_to_hub = False  # it is not left to Trainer
-        hub = HubPush(card, training_args.hub_model_id or Path(training_args.output_dir).resolve().name)
+        hub = HubPush(card, training_args)
 
     data = load_data(data_args, model_args, training_args.seed)
     model, processor = load_classifier(model_args, label_names(data["train"], data_args.label_column_name))
@@ -142,7 +147,8 @@ def main():
     if training_args.do_train:
         checkpoint = find_checkpoint(training_args)
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        results.update(result.metrics)
+        if checkpoint is None:  # else it is the time of a part
+            results["train_runtime"] = result.metrics["train_runtime"]
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -157,7 +163,7 @@ def main():
     if trainer.is_world_process_zero() and training_args.do_train:
         card.write(Path(training_args.output_dir), {"step": trainer.state.global_step, **results})
         if hub is not None:
-            hub.push(training_args, f"Step {trainer.state.global_step}")
+            hub.push(Path(training_args.output_dir), training_args, f"Step {trainer.state.global_step}")
 
 
 if __name__ == "__main__":

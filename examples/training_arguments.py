@@ -9,6 +9,7 @@ the command line win over the recipe, the recipe wins over the defaults.
 import json
 import math
 import os
+import re
 import shlex
 import sys
 import types
@@ -41,7 +42,6 @@ HOUSEKEEPING = {
     ),
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
-SECRETS = ("--token", "--hub_token")
 
 
 @dataclass
@@ -200,7 +200,7 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
 
 def command_line(script: str, arguments: Sequence[str]) -> str:
     """
-    A command as a card shows it: without secrets, and without the folders above those that absolute paths end in.
+    A command as a card shows it: without access tokens, and without the folders of whoever gave it.
 
     Args:
         script (`str`): Path of the script.
@@ -213,7 +213,7 @@ def command_line(script: str, arguments: Sequence[str]) -> str:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
-            is_secret = name in SECRETS
+            is_secret = "token" in name
             if not is_secret:
                 lines.append(f"    {name}" + (f"={_quote(value)}" if equals else ""))
         elif not is_secret:
@@ -222,15 +222,18 @@ def command_line(script: str, arguments: Sequence[str]) -> str:
 
 
 def _quote(argument: str) -> str:
-    return shlex.quote(shorten_path(argument))
+    """An argument without tokens, and without user, password and query of an address."""
+    argument = re.sub(r"hf_\w+", "hf_...", argument)
+    argument = re.sub(r"://[^/@\s]*@", "://", argument)
+    return shlex.quote(re.sub(r"(://[^?\s]*)\?\S*", r"\1", argument) if "://" in argument else shorten_path(argument))
 
 
 def shorten_path(path: str) -> str:
-    """An absolute path as seen from this repository, or its last two parts; others as they are."""
-    if not os.path.isabs(path):
+    """A path as seen from this repository; only the name of one that leads elsewhere. Others as they are."""
+    if not os.path.isabs(path) and ".." not in Path(path).parts:
         return path
-    inside = Path(path).is_relative_to(REPOSITORY)
-    return Path(path).relative_to(REPOSITORY).as_posix() if inside else "/".join(Path(path).parts[-2:])
+    absolute = Path(path).resolve()
+    return absolute.relative_to(REPOSITORY).as_posix() if absolute.is_relative_to(REPOSITORY) else absolute.name
 
 
 def settings_of(args: Any) -> dict[str, Any]:

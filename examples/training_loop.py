@@ -30,7 +30,6 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object, send_to_device
-from huggingface_hub import HfApi
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import batch_norm
@@ -61,7 +60,7 @@ from training_report import format_values, print_dry_run, summarize, write_histo
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from clustr_hf.publish import push
+from clustr_hf.publish import full_repository_id, push
 
 
 logger = get_logger(__name__)
@@ -231,7 +230,8 @@ class TrainingLoop:
             settings = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("clustr_hf", config=settings)
         if args.push_to_hub and accelerator.is_main_process:
-            self.repository = HfApi().create_repo(args.hub_model_id or self.output_dir.name, exist_ok=True).repo_id
+            # Whoever is not logged in learns it before the training.
+            self.repository = full_repository_id(args.hub_model_id or self.output_dir.resolve().name)
 
     def _prepare_folder(self):
         """Make it and remove what a killed run was writing; a mark in it shows whether all machines see the same."""

@@ -194,6 +194,10 @@ class RequestHandler(BaseHTTPRequestHandler):
                 for file in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": files})
+        if action == "commit":
+            parent = json.loads(body.splitlines()[0])["value"].get("parentCommit")
+            if parent not in (None, self.hub.repositories[name][-1][0]):
+                return self.answer(412, {"error": "A commit has happened since."})
         if action == "commit" and "commit" in self.hub.refused:
             return self.answer(403, {"error": "no commits"})
         if action == "commit":

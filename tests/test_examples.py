@@ -138,11 +138,28 @@ def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
     assert 'model="me/digits"' in card and "| per_device_train_batch_size | `16` |" in card
 
 
+def test_pushes_that_fail_end_no_training(image_folders, tmp_path):
+    data = ["--dataset_name", image_folders, "--num_train_epochs", 2, "--max_train_samples", 16]
+    with LocalHub() as hub:
+        hub.refused = {"commit"}
+        environment = {**hub.environment, "HF_HOME": str(tmp_path / "home"), "HF_DATASETS_OFFLINE": "1"}
+        with pytest.raises(AssertionError) as failure:
+            run_process(train_command(tmp_path / "out", *data, "--push_to_hub"), tmp_path, **environment)
+        assert hub.repositories == {}
+    assert "could not push step 2, training goes on: 403" in str(failure.value)
+    assert (tmp_path / "out" / "model.safetensors").is_file() and (tmp_path / "out" / "eval_results.json").is_file()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ([], "one of --dataset_name, --train_dir, --train_file is needed"),
         (["--train_dir", "{images}/train", "--label_column_name", "kind"], "'kind' is not in the data set"),
+        (
+            ["--train_dir", "{images}/train", "--push_to_hub", "--hub_strategy", "checkpoint"],
+            "--hub_strategy must be end or every_save, got checkpoint",
+        ),
+        (["--train_dir", "{images}/train", "--push_to_hub", "--do_train", "false"], "--push_to_hub needs --do_train"),
     ],
 )
 def test_training_script_names_bad_arguments(image_folders, tmp_path, arguments, message):

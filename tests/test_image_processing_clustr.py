@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from clustr_hf import ClusTRImageProcessor
 
@@ -239,7 +240,6 @@ def test_crops_beyond_the_map_are_ignored_not_class_zero(reduce):
 
 
 def test_segmentation_logits_become_maps_of_the_original_sizes(processor):
-    from transformers.modeling_outputs import SemanticSegmenterOutput
 
     logits = torch.zeros(2, 4, 8, 8)
     logits[0, 1, :, :4], logits[0, 2, :, 4:], logits[1, 3] = 5.0, 5.0, 5.0
@@ -297,3 +297,17 @@ def test_reduced_labels_of_a_map_as_ade20k_has_them(whole):
     label_map = np.array([[0, 1], [150, 255]], dtype=np.uint8).repeat(64, axis=0).repeat(64, axis=1)
     labels = whole(photograph(128, 128), label_map, do_reduce_labels=True, return_tensors="pt").labels[0]
     assert labels[0, 0] == 255 and labels[0, -1] == 0 and labels[-1, 0] == 149 and labels[-1, -1] == 255
+
+
+@pytest.mark.parametrize("num_labels", [1, 8, 20])
+def test_maps_of_many_classes_are_those_of_all_logits_at_once(num_labels):
+    """Classes are resized a few at a time; the result is that of torch's resizing and argmax of all."""
+    logits = torch.randn(2, num_labels, 7, 9, dtype=torch.float64)
+    sizes = [(31, 22), (5, 40)]
+    maps = ClusTRImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), sizes)
+    for label_map, image_logits, size in zip(maps, logits, sizes):
+        resized = torch.nn.functional.interpolate(image_logits[None], size=size, mode="bilinear", align_corners=False)
+        assert label_map.dtype == torch.int64 and torch.equal(label_map, resized[0].argmax(dim=0))
+    as_tensor = torch.tensor(sizes)
+    again = ClusTRImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), as_tensor)
+    assert all(torch.equal(*pair) for pair in zip(maps, again))

@@ -11,15 +11,16 @@ import yaml
 from conftest import REPOSITORY, run_process
 from endpoint_server import EndpointServer
 from hub_repositories import MODEL_CLASSES, PIPELINES, make_image, make_model
-from huggingface_hub import EvalResult, ModelCard, constants
+from huggingface_hub import EvalResult, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 from local_hub import LocalHub, card_errors
 from PIL import Image
+from pipeline_answers import as_arrays, assert_same, with_arrays
 from test_remote_code import AUTO_MAP, CODE_FILES, DETECTION_CODE, POSE_CODE
 from transformers import pipeline
 
 from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRImageProcessor
-from clustr_hf.model_card import CardContents, Measurement, measurements_of, write_model_card
+from clustr_hf.model_card import CardContents, Measurement, check_card, measurements_of, write_model_card
 from clustr_hf.publish import (
     build_repository,
     complete_repository,
@@ -146,6 +147,27 @@ def test_cards_tell_what_is_behind_the_numbers(tmp_path):
     assert metadata(folder)["metrics"] == ["accuracy", "mean_iou"]
 
 
+@pytest.mark.parametrize("name", ['a "quoted" name', "{{ title }} | x", "große Straße", "line\nbreak"])
+def test_cards_of_odd_names_are_whole(name, tmp_path):
+    model, processor = make_model("classification")
+    model.config.id2label = {0: name, 1: "{{ label }}", 2: "a\nb|c"}
+    measured = Measurement("accuracy", "Top-1 accuracy", 0.5, "Straße" if "ß" not in name else "ß", "python x.py")
+    folder = build_repository(model, processor, tmp_path / "x", CardContents(summary=name, measurements=[measured]))
+    card = (folder / "README.md").read_text()
+    assert card_errors(card) == [] and "a b&#124;c" in card
+    if "title" not in name:
+        check_card(folder / "README.md", "image-classification")
+    contents = CardContents(name=name.replace("\n", " "))
+    write_model_card(folder, contents)
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    compile(code, "card", "exec")
+
+
+def test_a_measurement_is_a_number():
+    with pytest.raises(ValueError, match="`value` of Top-1 accuracy must be finite, got nan"):
+        Measurement("accuracy", "Top-1 accuracy", math.nan, "x", "y")
+
+
 def test_results_of_training_scripts_get_their_names():
     results = {"eval_box_ap": 0.4, "eval_loss": 3.0, "eval_samples": 7, "eval_mask_ap": 0.3, "eval_box_ap50": math.nan}
     measured = measurements_of(results, "cells", "python train.py")
@@ -155,7 +177,11 @@ def test_results_of_training_scripts_get_their_names():
 def test_example_images_are_in_the_widget(tmp_path, hub):
     path = tmp_path / "there.jpg"
     make_image().save(path)
-    images = {"A cat, asleep": make_image((30, 20)), "Another: café": path}
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    lying = tmp_path / "lying.jpg"
+    make_image((20, 30)).convert("CMYK").save(lying, exif=exif)
+    images = {"A cat, asleep": lying, "Another: café": path}
     folder = build_repository(*make_model("classification"), tmp_path / "x", example_images=images)
     sources = ["images/0-a-cat-asleep.png", "images/1-another-caf.png"]
     assert metadata(folder)["widget"] == [
@@ -200,7 +226,7 @@ print("revision:" + push(build_repository(model, processor, folder), "complete")
 """
 
 LOAD = """
-import json, sys
+import base64, io, json, sys
 from PIL import Image
 from transformers import pipeline
 task, image, output, *places = sys.argv[1:]
@@ -212,25 +238,12 @@ for place in places:
     answer = run(image) if task == "image-feature-extraction" else run(image, **json.loads(output))
     for part in answer:
         if isinstance(part, dict) and "mask" in part:
-            part["mask"] = part["mask"].tobytes().hex()
+            buffer = io.BytesIO()
+            part["mask"].save(buffer, format="PNG")
+            part["mask"] = base64.b64encode(buffer.getvalue()).decode()
     print("answer:" + json.dumps(answer))
 """
 PARAMETERS = {"detection": {"threshold": 0.2}, "instances": {"threshold": 0.2}}
-
-
-def assert_alike(answer, expected):
-    if isinstance(expected, dict):
-        assert answer.keys() == expected.keys()
-        for name in expected:
-            assert_alike(answer[name], expected[name])
-    elif isinstance(expected, (list, tuple)):
-        assert len(answer) == len(expected)
-        for pair in zip(answer, expected):
-            assert_alike(*pair)
-    elif isinstance(expected, Image.Image):
-        assert answer == expected.tobytes().hex()
-    else:
-        assert answer == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
 
 
 @pytest.mark.parametrize("kind", PIPELINES)
@@ -259,7 +272,7 @@ def test_pushed_models_answer_strangers_as_before(kind, tmp_path, run_without_pa
     answers = [line.removeprefix("answer:") for line in output.splitlines() if line.startswith("answer:")]
     assert len(answers) == 2
     for answer in answers:
-        assert_alike(json.loads(answer), expected)
+        assert_same(with_arrays(json.loads(answer)), as_arrays(expected))
 
 
 def test_pushes_are_one_commit_and_take_away_what_is_outdated(repository, hub):
@@ -267,31 +280,49 @@ def test_pushes_are_one_commit_and_take_away_what_is_outdated(repository, hub):
     commits = hub.repositories["me/cats"]
     assert len(commits) == 2 and commits[-1][0] == first
     weights = ["model-00001-of-00002.safetensors", "pytorch_model.bin"]
-    old = dict.fromkeys(("modeling_clustr_old.py", *weights, "images/a.png"), b"")
-    commits.append(("f" * 40, {**commits[-1][1], **old, "notes.md": b"mine", "sounds/a.wav": b"mine"}))
+    old = dict.fromkeys(["modeling_clustr_old.py", *weights, "images/0-a.png", "predictions.png"], b"")
+    mine = ["notes.md", "lora/adapter_model.safetensors", "sub/x_clustr.py", "images/mine.png"]
+    others = dict.fromkeys(mine, b"mine")
+    commits.append(("f" * 40, {**commits[-1][1], **old, **others}))
     (repository / "config.json").write_text((repository / "config.json").read_text() + "\n")
     second = push(repository, "me/cats", commit_message="Again", validate=False)
     assert second not in (first, "f" * 40) and len(commits) == 4
-    assert commits[-1][1].keys() == {*repository_files(repository), "notes.md", "sounds/a.wav"}
+    assert commits[-1][1].keys() == {*repository_files(repository), *others}
 
 
+@pytest.mark.parametrize("repo_id", ["me/cats", "cats"])
 @pytest.mark.parametrize("refused", ["create", "upload", "commit"])
-def test_a_push_that_fails_leaves_nothing_new(refused, repository, hub):
+def test_a_push_that_fails_leaves_nothing_new(refused, repo_id, repository, hub):
     hub.refused = {refused}
     with pytest.raises((HfHubHTTPError, RuntimeError)):
-        push(repository, "me/cats", validate=False)
+        push(repository, repo_id, validate=False)
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize("repo_id", ["me/cats", "cats"])
 @pytest.mark.parametrize("refused", ["upload", "commit"])
-def test_a_push_that_fails_leaves_what_was_there(refused, repository, hub):
-    push(repository, "me/cats", validate=False)
+def test_a_push_that_fails_leaves_what_was_there(refused, repo_id, repository, hub):
+    push(repository, repo_id, validate=False)
     before = list(hub.repositories["me/cats"])
     make_model("features")[0].save_pretrained(repository)  # other weights
     hub.refused = {refused}
     with pytest.raises((HfHubHTTPError, RuntimeError)):
-        push(repository, "me/cats", validate=False)
+        push(repository, repo_id, validate=False)
     assert hub.repositories["me/cats"] == before
+
+
+def test_what_somebody_else_pushes_meanwhile_is_not_undone(repository, hub, monkeypatch):
+    push(repository, "me/cats", validate=False)
+    commit = HfApi.create_commit
+
+    def commit_too_late(api, *arguments, **settings):
+        hub.repositories["me/cats"].append(("f" * 40, {"theirs.md": b""}))
+        return commit(api, *arguments, **settings)
+
+    monkeypatch.setattr(HfApi, "create_commit", commit_too_late)
+    with pytest.raises(HfHubHTTPError, match="412"):
+        push(repository, "me/cats", validate=False)
+    assert hub.repositories["me/cats"][-1][1] == {"theirs.md": b""}
 
 
 def test_the_hub_refuses_a_card_before_anything_is_pushed(repository, hub):
@@ -321,10 +352,6 @@ def remove(name):
     return lambda folder: (folder / name).unlink()
 
 
-def write(name, text=""):
-    return lambda folder: (folder / name).write_text(text)
-
-
 def replace(old, new):
     def change(folder):
         text = (folder / "README.md").read_text()
@@ -344,14 +371,12 @@ def replace(old, new):
         (remove("preprocessor_config.json"), r"lacks \['preprocessor_config.json'\]"),
         (remove("model.safetensors"), r"lacks weights"),
         (remove("modeling_clustr.py"), r"must hold modeling_clustr.py, which its configuration names"),
-        (write("pytorch_model.bin"), r"safetensors only, but holds \['pytorch_model.bin'\]"),
-        (write("optimizer.PT"), r"safetensors only, but holds \['optimizer.PT'\]"),
         (replace("pipeline_tag: image-classification", "pipeline_tag: object-detection"), "pipeline_tag image-classif"),
         (replace("license: apache-2.0\n", ""), r"must have metadata for \['license'\]"),
-        (
-            replace(TIGER, "a.png"),
-            "'a.png' must lie",
-        ),
+        (replace(TIGER, "images/a.png"), "'images/a.png' must be one of the repository's"),
+        (replace(TIGER, "../../etc/hostname"), "must be one of the repository's"),
+        (replace(f"src: {TIGER}", "text: words"), "must have a widget of images"),
+        (replace("tags:", "tags: [:"), "must begin with metadata in YAML"),
         (replace("## Training", "{{ training }}"), "must be filled in, but has '{{ training }}'"),
     ],
 )
@@ -386,13 +411,16 @@ def test_a_folder_is_replaced_only_if_nothing_else_is_lost(tmp_path):
     build_repository(model, processor, folder, example_images={"A": make_image()})
     build_repository(model, processor, folder)
     assert not (folder / "images").exists()
-    for name in ("checkpoint-100", "optimizer.bin"):
+    for name in ("checkpoint-100", "optimizer.bin", "notes.txt", ".secret.json"):
         stranger = folder / name
         stranger.mkdir() if "-" in name else stranger.write_bytes(b"")
         with pytest.raises(FileExistsError, match=f"must be new, empty or an earlier repository, but holds .*{name}"):
             build_repository(model, processor, folder)
-        assert stranger.exists()
+        assert name not in repository_files(folder)
         stranger.rmdir() if "-" in name else stranger.unlink()
+    (tmp_path / "link").symlink_to(folder)
+    build_repository(model, processor, tmp_path / "link", CardContents(summary="By a link."))
+    assert "By a link." in (folder / "README.md").read_text()
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "diary.md").write_text("Dear diary")
@@ -413,10 +441,10 @@ def test_what_fails_leaves_nothing_half_written(tmp_path):
     model, processor = make_model("classification")
     with pytest.raises(OSError, match="no space left"):
         build_repository(model, BrokenProcessor(), tmp_path / "x")
-    with pytest.raises(ValueError, match=r"`files` must be of the kinds .* got .*weights.bin"):
+    with pytest.raises(ValueError, match=r"`files` must have names of .*training_curve.* got .*weights.bin"):
         build_repository(model, processor, tmp_path / "x", files=[tmp_path / "weights.bin"])
     with pytest.raises(FileNotFoundError):
-        build_repository(model, processor, tmp_path / "x", files=[tmp_path / "missing.png"])
+        build_repository(model, processor, tmp_path / "x", files=[tmp_path / "clusters.png"])
     assert list(tmp_path.iterdir()) == []
 
 

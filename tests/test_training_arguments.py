@@ -25,7 +25,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision.transforms import RandomHorizontalFlip
-from training_arguments import LoopArguments, command_line, parse_arguments
+from training_arguments import LoopArguments, command_line, parse_arguments, shorten_path
 from training_loop import make_optimizer
 from training_plan import TrainingPlan
 from training_sources import ModelArguments as DetectorArguments
@@ -455,7 +455,7 @@ def test_whole_body_recipe_has_the_settings_of_tcformer():
 
 
 def test_the_command_on_a_card_tells_no_secrets_and_no_folders(monkeypatch):
-    arguments = ["--train_dir", "/home/somebody/data/street/train", "--token", "hf_secret", "--learning_rate=0.1"]
+    arguments = ["--train_dir", "/home/somebody/train", "--token", "hf_secret", "--learning_rate=0.1"]
     arguments += [
         "--token=hf_other",
         "--hub_token",
@@ -467,10 +467,22 @@ def test_the_command_on_a_card_tells_no_secrets_and_no_folders(monkeypatch):
         "out/my run",
     ]
     assert command_line("/somewhere/examples/run.py", arguments) == (
-        "python examples/run.py \\\n    --train_dir street/train \\\n    --learning_rate=0.1 \\\n"
+        "python examples/run.py \\\n    --train_dir train \\\n    --learning_rate=0.1 \\\n"
         "    --lr_milestones 3 5 \\\n    --output_dir 'out/my run'"
     )
     assert command_line("run.py", [f"{REPOSITORY}/examples/recipes/x.json"]).endswith("run.py examples/recipes/x.json")
+    others = [
+        "--hub-token",
+        "secret",
+        "--x",
+        "https://me:secret@host/a.csv?key=secret",
+        "--y=hf_Secret12",
+        "../../bob/z",
+    ]
+    assert command_line("run.py", others) == (
+        "python examples/run.py \\\n    --x https://host/a.csv \\\n    --y=hf_... z"
+    )
+    assert shorten_path("/") == "" and shorten_path("data/train") == "data/train"
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert command_line("run.py", []) == "accelerate launch --num_processes 8 examples/run.py"
 

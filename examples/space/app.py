@@ -6,7 +6,7 @@ A Gradio Space: ClusTR's predictions for an image, a tab for each task, and the 
     python examples/space/app.py                              # the checkpoint that `make demo` leaves
     python examples/space/app.py out/camvid me/clustr-bccd@4f2a0c9
 
-As a Space it shows the models that `models.json` beside it lists. Runs their code: name models that you trust.
+As a Space it shows the models that `models.json` beside it lists, by the classes of the package: their code is not run.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from space_inputs import EXAMPLES, checked, parse_boxes
 from space_models import HERE, TASKS, SpaceModels, load_models
 from transformers import Pipeline
 
+from clustr_hf.handler_clustr import MAX_FILE_BYTES
 from clustr_hf.visualization import class_colors, draw_answers
 
 
@@ -59,7 +60,9 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
         gr.Markdown(f"Model: {name}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="Image", height=400, elem_id=f"image-{_slug(title)}")
+                image = gr.Image(
+                    type="pil", image_mode=None, label="Image", height=400, elem_id=f"image-{_slug(title)}"
+                )
                 settings = []
                 if title in ("Object detection", "Instance segmentation", "Poses"):
                     settings.append(gr.Slider(0, 1, 0.3, step=0.05, label="Least score"))
@@ -82,10 +85,10 @@ def make_predict(title: str, run: Pipeline):
     """What the button of a tab does."""
 
     def classify(image):
-        return {answer["label"]: answer["score"] for answer in run(checked(image), top_k=5)}
+        return {answer["label"]: answer["score"] for answer in run(checked(image, run.image_processor), top_k=5)}
 
     def predict(image, threshold=None, boxes=""):
-        image = checked(image)
+        image = checked(image, run.image_processor)
         parameters = {} if threshold is None else {"threshold": threshold}
         if title == "Poses":
             parameters["boxes"] = parse_boxes(boxes)
@@ -102,7 +105,7 @@ def _slug(title: str) -> str:
 
 def build_space(models: SpaceModels) -> gr.Blocks:
     """The page."""
-    with gr.Blocks(title="ClusTR", analytics_enabled=False) as page:
+    with gr.Blocks(title="ClusTR", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown("# ClusTR\nA vision transformer whose attention looks at clusters of patches instead of a grid.")
         for note in models.notes:
             gr.Markdown(f"**Note:** {note}")
@@ -118,7 +121,8 @@ def main():
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     args = parser.parse_args()
     page = build_space(load_models(args.models))
-    page.launch(server_port=args.port, theme=THEME, ssr_mode=False, allowed_paths=[str(HERE / "images")])
+    limits = {"max_file_size": MAX_FILE_BYTES, "allowed_paths": [str(HERE / "images")]}
+    page.launch(server_port=args.port, theme=THEME, ssr_mode=False, **limits)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class ClusterView:
 
     def find(self, image: Image.Image | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
         """The image at the size that the model sees, and its clusters."""
-        image, pixel_values = prepare_image(checked(image), self.processor, side, LONGEST_SIDE)
+        image, pixel_values = prepare_image(checked(image, self.processor), self.processor, side, LONGEST_SIDE)
         return image, find_cluster_maps(self.coarser(FACTORS[coarseness]), pixel_values)
 
 
@@ -99,7 +99,7 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         found = gr.State()
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(type="pil", label="Image", height=400, elem_id="image-clusters")
+                image = gr.Image(type="pil", image_mode=None, label="Image", height=400, elem_id="image-clusters")
                 title = gr.Radio(list(views), value=first, label="Model", visible=len(views) > 1, elem_id="model")
                 side = gr.Slider(*SIDES, 224, step=32, label="Shorter side in pixels")
                 coarseness = gr.Radio(list(FACTORS), value="16 times", label="Patches in a cluster")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import Pipeline, PreTrainedConfig, pipeline
 
+from clustr_hf import ClusTRKeypointDetectionPipeline
 from clustr_hf.handler_clustr import pipeline_task
 
 
@@ -43,16 +44,24 @@ class SpaceModels:
     notes: list[str] = field(default_factory=list)
 
     def add(self, model: str, revision: str | None = None):
-        """Load a model from the Hub or a folder, with its own code, into the tab of its task."""
+        """Load a model from the Hub or a folder into the tab of its task."""
         loaded = load_pipeline(model, revision)
-        [title] = [title for title, classes in TASKS.items() if type(loaded.model).__name__ in classes]
+        kind = type(loaded.model).__name__
+        title = next((title for title, classes in TASKS.items() if kind in classes), None)
+        if title is None:
+            raise ValueError(f"{model} must be a model of a task, got a {kind}.")
+        if title in self.pipelines:
+            self.notes.append(f"{model} is shown for {title.lower()}, instead of {self.names[title]}.")
         self.pipelines[title], self.names[title] = loaded, Path(model).name if Path(model).is_dir() else model
 
 
 def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
-    """The pipeline of a repository or folder; runs its code, so that a revision should be named."""
+    """The pipeline of a repository or folder, by the classes of this package: code in the repository is not run."""
     config, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
-    return pipeline(pipeline_task(config), model=model, revision=revision, trust_remote_code=True)
+    task = pipeline_task(config)
+    # A pipeline that transformers does not know would be taken from the repository.
+    own = {"pipeline_class": ClusTRKeypointDetectionPipeline} if task == "keypoint-detection" else {}
+    return pipeline(task, model=model, revision=revision, **own)
 
 
 def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:
@@ -76,8 +85,8 @@ def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceMod
     for entry in read_entries(names, path):
         try:
             models.add(entry["model"], entry.get("revision"))
-        except (OSError, ValueError) as error:
-            models.notes.append(f"{entry['model']} could not be loaded: {str(error).strip().splitlines()[0][:200]}")
+        except Exception as error:  # a page without one of its models is better than none
+            models.notes.append(f"{entry} could not be loaded: {type(error).__name__} {str(error)[:200]}")
     demo = next((folder for folder in DEMO_CHECKPOINTS if (folder / "config.json").is_file()), None)
     if "Classification" not in models.pipelines and demo is not None:
         models.add(str(demo))

@@ -14,13 +14,12 @@ import base64
 import binascii
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
 
@@ -37,9 +36,11 @@ PIPELINE_TASKS = {
 
 MAX_FILE_BYTES = 20 * 2**20
 MAX_PIXELS = 32_000_000  # a camera's picture; decoded, 96 MB
+MAX_PIXELS_OF_MASKS = 16_000_000  # where every answer is a mask of the image's size; 100 of them, 1.6 GB
 MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and the longer one with it
 MAX_IMAGES = 16
 MAX_BOXES = 100
+MAX_NUMBER = 1e6  # pixels from the image's corner at which a box may begin or end
 # No others: formats that PIL hands to other programs, or that few need, are no risk to take.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
@@ -57,7 +58,8 @@ class Parameter:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -MAX_NUMBER <= value <= MAX_NUMBER  # false for NaN
 
 
 def _is_share(value: Any) -> bool:
@@ -73,12 +75,12 @@ def _are_boxes(value: Any) -> bool:
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) > 0
+    return isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)) and min(value[2:]) >= 1
 
 
 _SHARE = Parameter("a number in [0, 1]", _is_share)
 _FLAG = Parameter("true or false", lambda value: isinstance(value, bool))
-_BOXES = Parameter(f"a list of at most {MAX_BOXES} boxes [x, y, width, height], in pixels, none empty", _are_boxes)
+BOXES = Parameter(f"at most {MAX_BOXES} boxes [x, y, width, height] in pixels, at least 1 wide and high", _are_boxes)
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 
 # Task -> what a request may set.
@@ -93,7 +95,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "overlap_mask_area_threshold": _SHARE,
     },
     "object-detection": {"threshold": _SHARE},
-    "keypoint-detection": {"threshold": _SHARE, "flip_test": _FLAG, "boxes": _BOXES},
+    "keypoint-detection": {"threshold": _SHARE, "flip_test": _FLAG, "boxes": BOXES},
     "image-feature-extraction": {"pool": _FLAG},
 }
 
@@ -160,39 +162,51 @@ class EndpointHandler:
         for name, value in parameters.items():
             if name not in allowed:
                 raise RequestError(f"`parameters` of {self.task} may be {sorted(allowed)}, got {_short(name)}.")
-            _check(f"`parameters`: `{name}`", allowed[name], value)
+            check_parameter(f"`parameters`: `{name}`", allowed[name], value)
         return dict(parameters)
 
     def _read(self, item: Any) -> Any:
         """The image of a request; for poses with boxes, what that pipeline takes."""
         if not isinstance(item, dict):
-            return read_image(item)
+            return self._read_image(item)
         if self.task != "keypoint-detection":
             raise RequestError(f"`inputs` of {self.task} must be images, got an object.")
         if not {"image"} <= item.keys() <= {"image", "boxes"}:
-            raise RequestError(f"`inputs` must have `image` and perhaps `boxes`, got {_short(sorted(item))}.")
+            raise RequestError(f"`inputs` must have `image` and perhaps `boxes`, got {_short(list(item))}.")
+        image = self._read_image(item["image"])
         if item.get("boxes") is None:
-            return read_image(item["image"])
-        _check("`boxes`", _BOXES, item["boxes"])
-        return {"image": read_image(item["image"]), "boxes": item["boxes"]}
+            return image
+        check_parameter("`boxes`", BOXES, item["boxes"])
+        return {"image": image, "boxes": item["boxes"]}
+
+    def _read_image(self, item: Any) -> Image.Image:
+        most = MAX_PIXELS_OF_MASKS if self.task == "image-segmentation" else MAX_PIXELS
+        return read_image(item, self.pipeline.image_processor, most)
 
     def _run(self, inputs: Any, parameters: dict[str, Any]) -> Any:
         if isinstance(inputs, dict) and "boxes" in parameters:
             raise RequestError("`boxes` must come in `inputs` or in `parameters`, got both.")
-        return self.pipeline(inputs, **parameters)
+        try:
+            return self.pipeline(inputs, **parameters)
+        except ValueError as error:  # what pipelines, processors and models say of inputs
+            raise RequestError(str(error)) from error
 
 
-def _check(name: str, parameter: Parameter, value: Any):
+def check_parameter(name: str, parameter: Parameter, value: Any):
+    """Raise a [`RequestError`] that names the parameter, what it must be and what came, if it is something else."""
     if not parameter.accepts(value):
         raise RequestError(f"{name} must be {parameter.expected}, got {_short(value)}.")
 
 
-def read_image(item: Any) -> Image.Image:
+def read_image(item: Any, processor: Any, most_pixels: int = MAX_PIXELS) -> Image.Image:
     """
-    The image of a request, upright, decoded only if file and image are small enough.
+    The image of a request, upright and in 8-bit RGB, decoded only if file and image are small enough.
 
     Args:
         item (`PIL.Image.Image`, `bytes` or `str`): An image, an image file, or one in base64.
+        processor (`BaseImageProcessor`): The model's. It decodes: pipelines would cut off deep grey values, and show
+            what lies behind transparency.
+        most_pixels (`int`): The largest image, in pixels.
 
     Raises:
         RequestError: if it is none of these, no image of a known format, broken, too large or too thin.
@@ -205,11 +219,12 @@ def read_image(item: Any) -> Image.Image:
         image = item
     else:
         raise RequestError(f"`inputs` must be an image, or an image file in base64, got {_name(item)}.")
-    _check_size(image)
+    _check_size(image, most_pixels)
     try:
-        return ImageOps.exif_transpose(image).copy()  # decodes
+        pixels = processor.process_image(image, do_convert_rgb=True)
     except Exception as error:  # PIL's readers raise many kinds for files that are broken
-        raise RequestError(f"`inputs` must be a whole image file: {error}.") from error
+        raise RequestError(f"`inputs` must be a whole image file: {error}") from error
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _decode_base64(text: str) -> bytes:
@@ -234,15 +249,16 @@ def _open(content: bytes) -> Image.Image:
         return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)  # reads the size, not yet the pixels
     except Image.DecompressionBombError as error:
         raise RequestError(f"`inputs` must be an image of at most {MAX_PIXELS:,} pixels, got far more.") from error
+    except UnidentifiedImageError as error:
+        raise RequestError(f"`inputs` must be an image file ({', '.join(IMAGE_FORMATS)}), got no such one.") from error
     except Exception as error:
-        formats = ", ".join(IMAGE_FORMATS)
-        raise RequestError(f"`inputs` must be an image file ({formats}), got one that is none.") from error
+        raise RequestError(f"`inputs` must be an image file that can be read: {error}") from error
 
 
-def _check_size(image: Image.Image):
+def _check_size(image: Image.Image, most_pixels: int):
     width, height = image.size
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise RequestError(f"`inputs` must be an image of 1 to {MAX_PIXELS:,} pixels, got {width} x {height}.")
+    if width < 1 or height < 1 or width * height > most_pixels:
+        raise RequestError(f"`inputs` must be an image of 1 to {most_pixels:,} pixels, got {width} x {height}.")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise RequestError(
             f"`inputs` must be at most {MAX_ASPECT_RATIO} times as long as wide, got {width} x {height} pixels."
@@ -271,4 +287,4 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-__all__ = ["EndpointHandler", "RequestError", "pipeline_task", "read_image"]
+__all__ = ["BOXES", "EndpointHandler", "RequestError", "check_parameter", "pipeline_task", "read_image"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import BatchFeature, BeitImageProcessor
 from transformers.image_utils import (
@@ -26,6 +27,9 @@ _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Label of pixels that do not count, in maps and where a crop reaches beyond its map.
 IGNORE_INDEX = 255
+
+# Classes whose logits are resized together: their number bounds the memory, whatever the number of all classes.
+CLASSES_AT_ONCE = 8
 
 
 class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
@@ -207,6 +211,8 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         Raises:
             ValueError: if there are not as many target sizes as images.
         """
+        if target_sizes is not None and not return_segmentation_scores:
+            return self._find_classes(outputs, target_sizes)
         postprocess = super().post_process_semantic_segmentation
         # The first transformers of version 5 know no scores.
         settings = {"return_segmentation_scores": True} if return_segmentation_scores else {}
@@ -221,6 +227,32 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
             image_size = None if target_sizes is None else target_sizes[index : index + 1]
             maps += postprocess(image_output, image_size, **settings)
         return maps
+
+    def _find_classes(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        """The maps of classes, without all classes' logits at the size of an image, which may be gigabytes."""
+        logits, sizes = outputs.logits, getattr(outputs, "logits_sizes", None)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+        sizes = [logits.shape[2:]] * len(logits) if sizes is None else sizes.tolist()
+        return [
+            _classes_at_size(image_logits[:, :height, :width], tuple(map(int, target_size)))
+            for image_logits, (height, width), target_size in zip(logits, sizes, target_sizes)
+        ]
+
+
+def _classes_at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Logits (K, h, w), resized to (height, width) -> the class with the largest one of each pixel, int64."""
+    best, labels = None, None
+    for first in range(0, len(logits), CLASSES_AT_ONCE):
+        part = logits[None, first : first + CLASSES_AT_ONCE]
+        part = nn.functional.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
+        values, indices = part.max(dim=0)
+        if best is None:
+            best, labels = values, indices
+        else:
+            is_better = values > best
+            best, labels = torch.where(is_better, values, best), torch.where(is_better, indices + first, labels)
+    return labels
 
 
 def _decode(image: Image.Image, is_picture: bool) -> Image.Image:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
@@ -16,9 +17,10 @@ from .handler_clustr import pipeline_task
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-# Stand in a card until `publish.push` knows better.
+# Stands in a card until `publish.push` knows better.
 UNKNOWN_REPOSITORY = "your-name"
-UNKNOWN_REVISION = "main"
+# A card cannot name the revision that it is part of; it says what to write there.
+REVISION = "main"
 
 # Pictures that a card shows if they lie beside it, each in a section of its own, and what it writes under them.
 PICTURES = {
@@ -50,19 +52,20 @@ METRICS = {
     "eval_body_ar": ("mean_average_recall", "Body AR"),
 }
 
-_CALLS = {
-    "image-classification": 'print(predict("image.jpg", top_k=3))',
-    "image-segmentation": 'segments = predict("image.jpg")  # of each its label and mask',
-    "object-detection": 'objects = predict("image.jpg", threshold=0.5)  # of each its label, score and box',
-    "keypoint-detection": 'persons = predict("image.jpg", boxes=[[200, 80, 120, 300]])  # (x, y, width, height)',
-    "image-feature-extraction": 'features = predict("image.jpg", pool=True)',
-}
+# What a card's examples set, and what they get.
 _PARAMETERS = {
     "image-classification": {"top_k": 3},
     "image-segmentation": {"threshold": 0.5},
     "object-detection": {"threshold": 0.5},
     "keypoint-detection": {"boxes": [[200, 80, 120, 300]]},
     "image-feature-extraction": {"pool": True},
+}
+_ANSWERS = {
+    "image-classification": "label and score of the best classes",
+    "image-segmentation": "label, score and mask of each segment",
+    "object-detection": "label, score and box of each object",
+    "keypoint-detection": "score, box and keypoints of each person; boxes are (x, y, width, height)",
+    "image-feature-extraction": "numbers",
 }
 
 
@@ -80,6 +83,9 @@ class Measurement:
         dataset_id (`str`, *optional*): Id of these data on the Hub.
         split (`str`, *optional*): Which part of the data.
         num_samples (`int`, *optional*): How many images, or persons.
+
+    Raises:
+        ValueError: for a value that is not finite.
     """
 
     metric: str
@@ -90,6 +96,10 @@ class Measurement:
     dataset_id: str | None = None
     split: str | None = None
     num_samples: int | None = None
+
+    def __post_init__(self):
+        if not math.isfinite(self.value):
+            raise ValueError(f"`value` of {self.name} must be finite, got {self.value}.")
 
 
 @dataclass
@@ -171,15 +181,16 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
     )
     pictures = [file for file in PICTURES if (folder / file).is_file()]
     pictures = pictures if contents.pictures is None else contents.pictures
+    arguments = ", ".join(f"{key}={value!r}" for key, value in _PARAMETERS[task].items())
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         title=name,
         summary=contents.summary or f"A model for {task.replace('-', ' ')}.",
         task=task,
-        model_id=f"{UNKNOWN_REPOSITORY}/{name}",
-        revision=UNKNOWN_REVISION,
-        call=_CALLS[task],
+        model_id=f"{UNKNOWN_REPOSITORY}/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}",
+        revision=REVISION,
+        call=f'answer = predict("image.jpg", {arguments})  # {_ANSWERS[task]}',
         request=json.dumps({"inputs": "<base64>", "parameters": _PARAMETERS[task]}),
         facts=_with_picture(_facts(config, folder), "clusters.png", pictures),
         training=_with_picture(_training(contents), "training_curve.png", pictures),
@@ -189,47 +200,62 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
     card.save(folder / "README.md")
 
 
-def check_card(path: str | Path, task: str):
+def check_card(path: str | Path, task: str, files: Sequence[str] = ()):
     """
     Look at a card as the Hub does, and for what users of its metadata expect.
 
     Args:
-        path (`str` or `Path`): README.md in its repository.
+        path (`str` or `Path`): README.md.
         task (`str`): The pipeline that runs the model.
+        files (`Sequence[str]`): Paths of what is in the repository.
 
     Raises:
         ValueError: if it is about another task, lacks metadata or an image that it names, or is not filled in.
     """
-    path = Path(path)
-    card = ModelCard.load(path)
+    card = load_card(path)
     data = card.data.to_dict()
     if data.get("pipeline_tag") != task:
         raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
     missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
     if missing:
         raise ValueError(f"{path} must have metadata for {missing}.")
-    for example in data["widget"]:
-        source = example.get("src", "")
-        if "://" not in source and not (path.parent / source).is_file():
-            raise ValueError(f"{path}: the widget's image {source!r} must lie in the repository.")
-    unfilled = re.search(r"\{\{.{0,40}", card.content)
+    for source in widget_sources(card):
+        if "://" not in source and source not in files:
+            raise ValueError(f"{path}: the widget's image {source!r} must be one of the repository's, images/...")
+    names = "|".join(re.findall(r"\{\{ (\w+) \}\}", TEMPLATE.read_text()))
+    unfilled = re.search(rf"\{{\{{ ({names}) \}}\}}", card.content)
     if unfilled:
         raise ValueError(f"{path} must be filled in, but has {unfilled[0]!r}.")
 
 
-def is_complete_card(path: str | Path, task: str) -> bool:
-    """Whether there is a card that [`check_card`] finds nothing wrong with."""
+def load_card(path: str | Path) -> ModelCard:
+    """
+    The card of a file.
+
+    Raises:
+        ValueError: if it has no metadata that can be read.
+    """
     try:
-        check_card(path, task)
-    except (OSError, ValueError):
-        return False
-    return True
+        card = ModelCard.load(path)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} must begin with metadata in YAML: {error}") from error
+    widget = card.data.get("widget") or []
+    if not isinstance(widget, list) or not all(isinstance(part, dict) and "src" in part for part in widget):
+        raise ValueError(f"{path} must have a widget of images, each with a `src`, got {widget}.")
+    return card
+
+
+def widget_sources(card: ModelCard) -> list[str]:
+    """Addresses of the images that a card offers to try."""
+    return [example["src"] for example in card.data.get("widget") or []]
 
 
 def _eval_result(task: str, measured: Measurement) -> EvalResult:
     return EvalResult(
         task_type=task,
-        dataset_type=measured.dataset_id or re.sub(r"[^a-z0-9/.]+", "-", measured.dataset.lower()).strip("-"),
+        dataset_type=measured.dataset_id
+        or re.sub(r"[^a-z0-9/.]+", "-", measured.dataset.lower()).strip("-")
+        or "unnamed",
         dataset_name=measured.dataset,
         dataset_split=measured.split,
         metric_type=measured.metric,
@@ -285,7 +311,7 @@ def _results(contents: CardContents) -> str:
     for measured in contents.measurements:
         data = measured.dataset + (f", {measured.split}" if measured.split else "")
         number = "" if measured.num_samples is None else f"{measured.num_samples:,}"
-        lines.append(f"| {measured.name} | {measured.value:.4f} | {data} | {number} |")
+        lines.append(f"| {measured.name} | {measured.value:.4f} | {_cell(data)} | {number} |")
     if commands == [contents.command]:
         measured_by = "Measured at the end of the training, by the same command."
     else:
@@ -306,7 +332,20 @@ def _with_picture(text: str, file: str, pictures: Sequence[str]) -> str:
 
 
 def _table_rows(rows: Iterable[tuple[str, Any]]) -> str:
-    return "\n".join(f"| {name} | {str(value).replace('|', '&#124;')} |" for name, value in rows)
+    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
 
 
-__all__ = ["CardContents", "Measurement", "check_card", "is_complete_card", "measurements_of", "write_model_card"]
+def _cell(value: Any) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "&#124;")
+
+
+__all__ = [
+    "CardContents",
+    "Measurement",
+    "check_card",
+    "load_card",
+    "measurements_of",
+    "widget_sources",
+    "write_model_card",
+]

@@ -15,18 +15,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from PIL import Image
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from PIL import Image, ImageOps
 from transformers import PreTrainedModel
 
 from . import handler_clustr
 from .handler_clustr import pipeline_task
-from .model_card import UNKNOWN_REPOSITORY, CardContents, check_card, write_model_card
+from .model_card import (
+    PICTURES,
+    UNKNOWN_REPOSITORY,
+    CardContents,
+    check_card,
+    load_card,
+    widget_sources,
+    write_model_card,
+)
 
 
 HANDLER = "handler.py"
@@ -34,18 +42,25 @@ REQUIREMENTS = "requirements.txt"
 CARD = "README.md"
 NEEDED = ("config.json", "preprocessor_config.json", HANDLER, REQUIREMENTS, CARD)
 IMAGES = "images"
-# All that a repository may hold; whatever could be a pickle is not among it.
-SUFFIXES = {".json", ".md", ".png", ".jpg", ".jpeg", ".py", ".safetensors", ".txt"}
-PICKLES = {".bin", ".ckpt", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
-# Files of an earlier push that a new one takes away, if it brings none of that name.
-REPLACED = re.compile(
-    r"(.*_clustr\w*\.py|.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?|images/.*)"
+# Results of a training that go along, besides the card's pictures.
+RESULTS = ("all_results.json", "log_history.json", "per_class_results.json", "per_part_results.json")
+# All that a repository holds; nothing else is pushed, whatever lies beside it, and none of it can be a pickle.
+_PATTERNS = (
+    *map(re.escape, (*NEEDED, *PICTURES, *RESULTS)),
+    r"[^/]+_clustr(_\w+)?\.py",
+    r"model[^/]*\.safetensors(\.index\.json)?",
+    rf"{IMAGES}/\d+-[a-z0-9-]+\.png",
 )
+KNOWN_FILE = re.compile("|".join(_PATTERNS))
+# Of an earlier push by other means: older weights, which loaders must not find beside the new ones.
+OLD_WEIGHTS = re.compile(r"pytorch_model[^/]*\.bin(\.index\.json)?")
 # What an endpoint needs of all that this package requires.
 ENDPOINT_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "torchvision", "transformers")
+# All that a Space holds.
+SPACE_SUFFIXES = {".jpg", ".json", ".md", ".png", ".py", ".safetensors", ".txt"}
 VALIDATION_SECONDS = 600
 
-# Answers by the repository's own code: neither the package, nor the network, nor code of an earlier run is at hand.
+# Answers by the repository's own code: neither the package, nor the Hub, nor code of an earlier run is at hand.
 _ANSWER_ALONE = """
 import importlib.util, json, sys
 sys.modules["clustr_hf"] = None
@@ -58,7 +73,8 @@ handler = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(handler)
 endpoint = handler.EndpointHandler(folder)
 for part in (endpoint.pipeline.model, endpoint.pipeline.image_processor):
-    assert type(part).__module__.startswith("transformers_modules."), type(part)
+    if not type(part).__module__.startswith("transformers_modules."):
+        sys.exit(f"{type(part)} is not the repository's own")
 with open(image, "rb") as file:
     answer = endpoint({"inputs": file.read()})
 print("answer:" + json.dumps(answer))
@@ -88,7 +104,7 @@ def build_repository(
         example_images (`Mapping[str, PIL.Image.Image | str | Path]`, *optional*):
             Title -> image that the Hub offers to try; they are copied to `images/`. Default: photographs on the Hub.
         files (`Sequence[str | Path]`, *optional*):
-            More files to copy: curves, pictures, results.
+            Pictures and results to copy, of the names in `model_card.PICTURES` and [`RESULTS`].
 
     Returns:
         `Path` of the folder.
@@ -97,11 +113,11 @@ def build_repository(
         FileExistsError: if the folder holds something else.
         ValueError: for a model of an unknown class, a card without metadata, and `files` that do not belong there.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     _check_replaceable(folder)
     for path in map(Path, files):
-        if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"`files` must be of the kinds {sorted(SUFFIXES)}, got {path}.")
+        if path.name not in (*PICTURES, *RESULTS):
+            raise ValueError(f"`files` must have names of {[*PICTURES, *RESULTS]}, got {path}.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         staging = Path(temporary) / folder.name  # of the same name: cards are named after it
@@ -150,8 +166,8 @@ def package_requirements(*more: str) -> list[str]:
 
 def validate_repository(folder: str | Path, image: Image.Image | str | Path | None = None) -> list:
     """
-    See that a folder is a whole repository, and run its handler, and with it its pipeline, in a new process that can
-    reach neither this package nor the network.
+    See that a folder is a whole repository, and run its handler, and with it its pipeline, in a new process without
+    this package, the Hub, an accelerator, or an access token.
 
     Args:
         folder (`str` or `Path`): The repository. Its code is run.
@@ -162,13 +178,13 @@ def validate_repository(folder: str | Path, image: Image.Image | str | Path | No
         `list`: the handler's answer.
 
     Raises:
-        ValueError: for a missing file, one that does not belong there, a card that the Hub would not take or that is
-            about another task, or a repository that does not run; with the process's last words.
+        ValueError: for a missing file, a card that the Hub would not take or that is about another task, or a
+            repository that does not run; with the process's last words.
     """
     folder = Path(folder)
-    repository_files(folder)
+    names = repository_files(folder)
     config = json.loads((folder / "config.json").read_text())
-    check_card(folder / CARD, pipeline_task(config))
+    check_card(folder / CARD, pipeline_task(config), names)
     for place in config.get("auto_map", {}).values():
         module = place.rpartition("--")[2].partition(".")[0]
         if not (folder / f"{module}.py").is_file():
@@ -190,12 +206,12 @@ def push(
     """
     Push a repository to the Hub in one commit.
 
-    Weights, code and example images of an earlier push that are no longer there are taken away in the same commit;
-    other files in the repository stay. A repository that was made for this push and got no commit is removed again.
+    Only files of [`KNOWN_FILE`] are pushed. Those of an earlier push that are no longer there are taken away in the
+    same commit; other files in the repository stay. A repository that was made for this push and got no commit is
+    removed again.
 
     Args:
-        folder (`str` or `Path`): What [`build_repository`] wrote, or a training script's output folder; checkpoints
-            and other folders in it are left out.
+        folder (`str` or `Path`): What [`build_repository`] wrote, or a training script's output folder.
         repo_id (`str`): Id on the Hub, `"name"` or `"owner/name"`; is made if it does not exist.
         private (`bool`, *optional*): Whether a new repository is private; default is the owner's setting.
         token (`str`, *optional*): Access token; default is the one that is logged in.
@@ -214,12 +230,23 @@ def push(
     if validate:
         validate_repository(folder)
     api = HfApi(token=token)
-    with _new_or_old_repository(api, repo_id, private) as full_id:
+    with _new_or_old_repository(api, full_repository_id(repo_id, token), private) as full_id:
+        present = api.repo_info(full_id)
         card = _address(folder / CARD, full_id, api.endpoint).encode()
         operations = [CommitOperationAdd(name, card if name == CARD else folder / name) for name in files]
-        outdated = [name for name in api.list_repo_files(full_id) if REPLACED.fullmatch(name) and name not in files]
-        operations += [CommitOperationDelete(name) for name in outdated]
-        return api.create_commit(full_id, operations, commit_message=commit_message).oid
+        for name in (file.rfilename for file in present.siblings):
+            if name not in files and (KNOWN_FILE.fullmatch(name) or OLD_WEIGHTS.fullmatch(name)):
+                operations.append(CommitOperationDelete(name))
+        # Refused if somebody else has pushed since: what they see removed must be what was looked at.
+        return api.create_commit(full_id, operations, commit_message=commit_message, parent_commit=present.sha).oid
+
+
+def full_repository_id(repo_id: str, token: str | None = None) -> str:
+    """
+    `"owner/name"` of an id that may lack its owner, who is then the one who is logged in. The Hub has old models of
+    names without owners, which are somebody else's.
+    """
+    return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 
 
 def push_space(folder: str | Path, repo_id: str, private: bool | None = None, token: str | None = None) -> str:
@@ -227,42 +254,40 @@ def push_space(folder: str | Path, repo_id: str, private: bool | None = None, to
     Push a folder with a Gradio app to the Hub in one commit, as [`push`] does with a model; returns the revision.
 
     Args:
-        folder (`str` or `Path`): All its files are pushed.
+        folder (`str` or `Path`): Its files of the kinds [`SPACE_SUFFIXES`] are pushed, but hidden ones.
         repo_id, private, token: As in [`push`].
     """
     folder, api = Path(folder), HfApi(token=token)
-    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    operations = [CommitOperationAdd(name, folder / name) for name in names if "__pycache__" not in name]
-    with _new_or_old_repository(api, repo_id, private, repo_type="space", space_sdk="gradio") as full_id:
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.suffix in SPACE_SUFFIXES]
+    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    operations = [CommitOperationAdd(path.as_posix(), folder / path) for path in visible]
+    kind = {"repo_type": "space", "space_sdk": "gradio"}
+    with _new_or_old_repository(api, full_repository_id(repo_id, token), private, **kind) as full_id:
         return api.create_commit(full_id, operations, commit_message="Publish the Space", repo_type="space").oid
 
 
 def repository_files(folder: str | Path) -> list[str]:
     """
-    Paths of the files of a repository, relative to its folder: those of the kinds [`SUFFIXES`], and `images/`.
+    Paths of the files of a repository, relative to its folder: those of [`KNOWN_FILE`].
 
     Raises:
-        ValueError: if a needed file is missing, or there is one that may hold a pickle.
+        ValueError: if a needed file is missing.
     """
     folder = Path(folder)
     paths = sorted([*folder.glob("*"), *folder.glob(f"{IMAGES}/*")])
-    names = [str(path.relative_to(folder).as_posix()) for path in paths if path.is_file()]
-    pickles = [name for name in names if Path(name).suffix.lower() in PICKLES and name != "training_args.bin"]
-    if pickles:
-        raise ValueError(f"`folder` {folder} must hold safetensors only, but holds {pickles}, which may be pickles.")
-    missing = [name for name in NEEDED if name not in names]
-    if missing or not any(name.endswith(".safetensors") for name in names):
+    names = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    known = [name for name in names if KNOWN_FILE.fullmatch(name)]
+    missing = [name for name in NEEDED if name not in known]
+    if missing or not any(name.endswith(".safetensors") for name in known):
         raise ValueError(f"`folder` {folder} must be a repository, but lacks {missing or 'weights (safetensors)'}.")
-    return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return known
 
 
 @contextlib.contextmanager
 def _new_or_old_repository(
-    api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model", **kind: str
+    api: HfApi, full_id: str, private: bool | None, repo_type: str = "model", **kind: str
 ) -> Iterator[str]:
-    """The full id of a repository on the Hub; one that is made here goes away again if what follows fails."""
-    # Never a name without its owner: the Hub has old models of such names, which are somebody else's.
-    full_id = repo_id if "/" in repo_id else f"{api.whoami()['name']}/{repo_id}"
+    """A repository on the Hub, by its full id; one that is made here goes away again if what follows fails."""
     is_new = not api.repo_exists(full_id, repo_type=repo_type)
     if is_new:  # if somebody makes it at this very moment, this fails, and what is theirs stays
         api.create_repo(full_id, private=private, repo_type=repo_type, **kind)
@@ -277,9 +302,9 @@ def _new_or_old_repository(
 
 def _address(path: Path, repo_id: str, endpoint: str) -> str:
     """A card with the repository's id in its commands, and the whole addresses of the images to try."""
-    card = ModelCard.load(path)
+    card = load_card(path)
     for example in card.data.get("widget") or []:
-        if "://" not in example.get("src", "://"):
+        if "://" not in example["src"]:
             example["src"] = f"{endpoint}/{repo_id}/resolve/main/{quote(example['src'])}"
     return re.sub(rf'"{UNKNOWN_REPOSITORY}/[^"]+"', f'"{repo_id}"', str(card))
 
@@ -289,14 +314,11 @@ def _check_replaceable(folder: Path):
         return
     if not folder.is_dir():
         raise FileExistsError(f"`folder` {folder} must be a folder, but is a file.")
-    strangers = [
-        path.name
-        for path in folder.iterdir()
-        if (path.is_dir() and path.name != IMAGES) or (path.is_file() and path.suffix.lower() not in SUFFIXES)
-    ]
-    is_empty = not any(folder.iterdir())
-    if strangers or not (is_empty or (folder / HANDLER).is_file()):
-        found = sorted(strangers or [path.name for path in folder.iterdir()])[:5]
+    paths = [path for path in folder.rglob("*") if path.is_file() or path.name != IMAGES]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    strangers = [name for name in names if not KNOWN_FILE.fullmatch(name)]
+    if strangers or (names and not (folder / HANDLER).is_file()):
+        found = sorted(strangers or names)[:5]
         raise FileExistsError(f"`folder` {folder} must be new, empty or an earlier repository, but holds {found}.")
 
 
@@ -312,22 +334,23 @@ def _write_images(folder: Path, images: Mapping[str, Image.Image | str | Path]) 
 
 
 def _as_image(image: Image.Image | str | Path) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    with Image.open(image) as opened:
-        return opened.copy()
+    """Upright, and in colours that every viewer shows."""
+    if not isinstance(image, Image.Image):
+        with Image.open(image) as opened:
+            return _as_image(opened)
+    return ImageOps.exif_transpose(image).convert("L" if image.mode == "L" else "RGB")
 
 
 def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
-    card = ModelCard.load(path)
+    card = load_card(path)
     if card.data.get("pipeline_tag") is None:
         raise ValueError(f"`card` {path} must have metadata with a pipeline_tag.")
     if widget:
         card.data.widget = [{"src": source, "example_title": title} for title, source in widget.items()]
     else:
-        for source in (example.get("src", "") for example in card.data.get("widget") or []):
-            if (path.parent / source).is_file():
-                (folder / source).parent.mkdir(exist_ok=True)
+        for source in widget_sources(card):
+            if KNOWN_FILE.fullmatch(source) and (path.parent / source).is_file():
+                (folder / IMAGES).mkdir(exist_ok=True)
                 shutil.copy(path.parent / source, folder / source)
     card.save(folder / CARD)
 
@@ -335,9 +358,9 @@ def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
 def _example_image(folder: Path, image: Image.Image | str | Path | None) -> Image.Image:
     if image is not None:
         return _as_image(image)
-    examples: Iterable[Path] = sorted((folder / IMAGES).glob("*"))
-    for path in examples:
-        return _as_image(path)
+    for name in repository_files(folder):
+        if name.startswith(f"{IMAGES}/"):
+            return _as_image(folder / name)
     return Image.effect_mandelbrot((320, 240), (-2, -1.5, 1, 1.5), 100).convert("RGB")
 
 
@@ -369,6 +392,7 @@ __all__ = [
     "CardContents",
     "build_repository",
     "complete_repository",
+    "full_repository_id",
     "package_requirements",
     "push",
     "push_space",
