@@ -240,7 +240,6 @@ def test_crops_beyond_the_map_are_ignored_not_class_zero(reduce):
 
 
 def test_segmentation_logits_become_maps_of_the_original_sizes(processor):
-
     logits = torch.zeros(2, 4, 8, 8)
     logits[0, 1, :, :4], logits[0, 2, :, 4:], logits[1, 3] = 5.0, 5.0, 5.0
     maps = processor.post_process_semantic_segmentation(

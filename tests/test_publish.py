@@ -188,6 +188,8 @@ def test_example_images_are_in_the_widget(tmp_path, hub):
         {"src": source, "example_title": title} for source, title in zip(sources, images)
     ]
     assert Image.open(folder / sources[0]).size == (30, 20)
+    with pytest.raises(ValueError, match=r"`example_images` 'thin': .* at most 10 times as long as wide"):
+        build_repository(*make_model("classification"), folder, example_images={"thin": Image.new("L", (99, 1))})
     push(folder, "cats", validate=False)
     _, files = hub.repositories["me/cats"][-1]
     pushed = files["README.md"].decode()

@@ -21,11 +21,11 @@ from typing import Any
 from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedModel
 
 from . import handler_clustr
-from .handler_clustr import pipeline_task
+from .handler_clustr import RequestError, pipeline_task, read_image
 from .model_card import (
     PICTURES,
     UNKNOWN_REPOSITORY,
@@ -102,7 +102,8 @@ def build_repository(
         card ([`CardContents`], `str` or `Path`, *optional*):
             What the card says beyond what the files say; or a card that is there already, a README.md.
         example_images (`Mapping[str, PIL.Image.Image | str | Path]`, *optional*):
-            Title -> image that the Hub offers to try; they are copied to `images/`. Default: photographs on the Hub.
+            Title -> image that the Hub offers to try, one that the handler takes; they are copied to `images/`.
+            Default: photographs on the Hub.
         files (`Sequence[str | Path]`, *optional*):
             Pictures and results to copy, of the names in `model_card.PICTURES` and [`RESULTS`].
 
@@ -111,7 +112,8 @@ def build_repository(
 
     Raises:
         FileExistsError: if the folder holds something else.
-        ValueError: for a model of an unknown class, a card without metadata, and `files` that do not belong there.
+        ValueError: for a model of an unknown class, a card without metadata, example images that the handler refuses,
+            and `files` that do not belong there.
     """
     folder = Path(folder).resolve()
     _check_replaceable(folder)
@@ -125,7 +127,7 @@ def build_repository(
         processor.save_pretrained(staging)
         for path in files:
             shutil.copy(path, staging)
-        widget = _write_images(staging, example_images or {})
+        widget = _write_images(staging, example_images or {}, processor)
         complete_repository(staging, card, widget)
         if folder.exists():
             shutil.rmtree(folder)
@@ -190,8 +192,7 @@ def validate_repository(folder: str | Path, image: Image.Image | str | Path | No
         if not (folder / f"{module}.py").is_file():
             raise ValueError(f"`folder` {folder} must hold {module}.py, which its configuration names.")
     with tempfile.TemporaryDirectory() as temporary:
-        picture = Path(temporary) / "image.png"
-        _example_image(folder, image).save(picture)
+        picture = _example_file(folder, image, Path(temporary))
         return _answer_alone(folder.resolve(), picture, Path(temporary))
 
 
@@ -322,23 +323,19 @@ def _check_replaceable(folder: Path):
         raise FileExistsError(f"`folder` {folder} must be new, empty or an earlier repository, but holds {found}.")
 
 
-def _write_images(folder: Path, images: Mapping[str, Image.Image | str | Path]) -> dict[str, str]:
-    """Example images as files under `images/`; title -> path."""
+def _write_images(folder: Path, images: Mapping[str, Image.Image | str | Path], processor: Any) -> dict[str, str]:
+    """Example images as files under `images/`, as the handler reads them; title -> path."""
     widget = {}
     for number, (title, image) in enumerate(images.items()):
+        try:
+            image = read_image(image if isinstance(image, Image.Image) else Path(image).read_bytes(), processor)
+        except RequestError as error:
+            raise ValueError(f"`example_images` {title!r}: {error}") from error
         (folder / IMAGES).mkdir(exist_ok=True)
         name = f"{IMAGES}/{number}-{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'image'}.png"
-        _as_image(image).save(folder / name)
+        image.save(folder / name)
         widget[title] = name
     return widget
-
-
-def _as_image(image: Image.Image | str | Path) -> Image.Image:
-    """Upright, and in colours that every viewer shows."""
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            return _as_image(opened)
-    return ImageOps.exif_transpose(image).convert("L" if image.mode == "L" else "RGB")
 
 
 def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
@@ -355,13 +352,18 @@ def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
     card.save(folder / CARD)
 
 
-def _example_image(folder: Path, image: Image.Image | str | Path | None) -> Image.Image:
-    if image is not None:
-        return _as_image(image)
-    for name in repository_files(folder):
-        if name.startswith(f"{IMAGES}/"):
-            return _as_image(folder / name)
-    return Image.effect_mandelbrot((320, 240), (-2, -1.5, 1, 1.5), 100).convert("RGB")
+def _example_file(folder: Path, image: Image.Image | str | Path | None, temporary: Path) -> Path:
+    """The image to try a repository on: the one that is given, its first example, or one that is made up."""
+    if isinstance(image, (str, Path)):
+        return Path(image).resolve()
+    if image is None:
+        examples = [name for name in repository_files(folder) if name.startswith(f"{IMAGES}/")]
+        if examples:
+            return (folder / examples[0]).resolve()
+        image = Image.effect_mandelbrot((320, 240), (-2, -1.5, 1, 1.5), 100)
+    path = temporary / "image.png"
+    image.convert("RGB").save(path)
+    return path
 
 
 def _answer_alone(folder: Path, image: Path, temporary: Path) -> list:
