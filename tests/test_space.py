@@ -164,6 +164,18 @@ def test_without_the_hub_the_demos_checkpoint_is_shown(tmp_path, monkeypatch):
     assert isinstance(app.build_space(space_models.SpaceModels()), gr.Blocks)
 
 
+def test_persons_are_found_by_the_detector_if_it_knows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", ())
+    detector, processor = make_model("detection")
+    folders = [build_repository(*make_model("poses"), tmp_path / "poses"), tmp_path / "persons", tmp_path / "cats"]
+    build_repository(detector, processor, folders[2])
+    detector.config.id2label = {0: "cat", 1: "person", 2: "owl"}
+    build_repository(detector, processor, folders[1])
+    with_persons = space_models.load_models(folders[:2]).pipelines
+    assert with_persons["Poses"].detector is with_persons["Object detection"]
+    assert space_models.load_models(folders[::2]).pipelines["Poses"].detector is None
+
+
 def test_the_space_is_pushed_in_one_commit(tmp_path):
     script = [sys.executable, REPOSITORY / "examples" / "publish_space.py"]
     demo = make_demo(tmp_path)

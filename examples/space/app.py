@@ -24,7 +24,10 @@ from clustr_hf.handler_clustr import MAX_FILE_BYTES
 from clustr_hf.visualization import class_colors, draw_answers
 
 
-BOXES_HELP = "Boxes of persons as x, y, width, height in pixels, one a line; without, the image is one person"
+BOXES_HELP = (
+    "Boxes of persons as x, y, width, height in pixels, one a line. Without, the model of object detection finds them, "
+    "if it knows persons; else the image is one."
+)
 SWATCH = '<div style="width: 1.2em; height: 1.2em; background: rgb({}, {}, {})"></div>'
 # Fonts of the machine: a page that asks for none of a font server's loads anywhere.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -54,7 +57,7 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
         if run is None:
             gr.Markdown(
                 f"No model for this task is here. Train one with the commands in `examples/README.md`, and start the "
-                f"Space with its folder; or list it in `models.json`. It must be one of {', '.join(TASKS[title])}."
+                f"Space with its folder; or list it in `models.json`. It must be a {TASKS[title]}."
             )
             return
         gr.Markdown(f"Model: {name}")

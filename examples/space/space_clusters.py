@@ -87,10 +87,11 @@ def click(found: tuple | None, stage: int, block: int, scale: int, picture, even
 def add_cluster_tab(pipelines: dict[str, Pipeline]):
     """The tab, for the models of all other tabs."""
     with gr.Tab("Clusters"):
-        if not pipelines:
+        views = {title: ClusterView(run) for title, run in pipelines.items()}
+        views = {title: view for title, view in views.items() if view.stages}
+        if not views:
             gr.Markdown("No model is here whose clusters could be shown. `make demo` trains a small one.")
             return
-        views = {title: ClusterView(run) for title, run in pipelines.items()}
         first = next(iter(views))
         gr.Markdown(
             "Every patch is painted in the mean colour of its cluster. Clusters follow what a place shows, not where "

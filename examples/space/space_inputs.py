@@ -7,14 +7,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from clustr_hf.handler_clustr import BOXES, MAX_PIXELS, RequestError, check_parameter, read_image
+from clustr_hf.handler_clustr import BOXES, MAX_PIXELS_OF_MASKS, RequestError, check_parameter, read_image
 
 
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / "images").resolve().iterdir())
 
 
 # PIL refuses images of more than twice this, before they are decoded.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS_OF_MASKS // 2
 
 
 def checked(image: Image.Image | None, processor: Any) -> Image.Image:
@@ -22,7 +22,7 @@ def checked(image: Image.Image | None, processor: Any) -> Image.Image:
     if image is None:
         raise gr.Error("Choose an image first.")
     try:
-        return read_image(image, processor)
+        return read_image(image, processor, MAX_PIXELS_OF_MASKS)
     except RequestError as error:
         raise gr.Error(str(error)) from error
 

@@ -18,13 +18,13 @@ DEMO = "clustr-nano-digits"
 DEMO_CHECKPOINTS = (HERE / DEMO, Path("out") / DEMO, HERE.parents[1] / "out" / DEMO)
 MODELS_FILE = HERE / "models.json"
 
-# Title of a tab -> the classes of models that it can show.
+# Title of a tab -> the class of models that it can show.
 TASKS = {
-    "Classification": ("ClusTRForImageClassification",),
-    "Semantic segmentation": ("ClusTRForSemanticSegmentation",),
-    "Object detection": ("ClusTRForObjectDetection",),
-    "Instance segmentation": ("ClusTRForInstanceSegmentation",),
-    "Poses": ("ClusTRForPoseEstimation",),
+    "Classification": "ClusTRForImageClassification",
+    "Semantic segmentation": "ClusTRForSemanticSegmentation",
+    "Object detection": "ClusTRForObjectDetection",
+    "Instance segmentation": "ClusTRForInstanceSegmentation",
+    "Poses": "ClusTRForPoseEstimation",
 }
 
 
@@ -47,7 +47,7 @@ class SpaceModels:
         """Load a model from the Hub or a folder into the tab of its task."""
         loaded = load_pipeline(model, revision)
         kind = type(loaded.model).__name__
-        title = next((title for title, classes in TASKS.items() if kind in classes), None)
+        title = next((title for title, name in TASKS.items() if name == kind), None)
         if title is None:
             raise ValueError(f"{model} must be a model of a task, got a {kind}.")
         if title in self.pipelines:
@@ -67,7 +67,7 @@ def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
 def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:
     """Models with revisions: `folder-or-id` and `id@revision` of the command line, or else what the JSON file lists."""
     if names:
-        parts = [name.partition("@") for name in names]
+        parts = [str(name).partition("@") for name in names]
         return [{"model": model, "revision": revision or None} for model, _, revision in parts]
     return json.loads(path.read_text()) if path.is_file() else []
 
@@ -91,4 +91,7 @@ def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceMod
     if "Classification" not in models.pipelines and demo is not None:
         models.add(str(demo))
         models.names["Classification"] = "the demo's checkpoint, which knows handwritten digits and nothing else"
+    poses, detector = models.pipelines.get("Poses"), models.pipelines.get("Object detection")
+    if poses is not None and detector is not None and "person" in detector.model.config.id2label.values():
+        poses.detector = detector
     return models
