@@ -13,7 +13,7 @@ from training_arguments import LoopArguments, shorten_path
 from training_sources import ModelArguments, SourceArguments
 from transformers import TrainingArguments
 
-from clustr_hf.model_card import PICTURES, CardContents, measurements_of
+from clustr_hf.model_card import CardContents, measurements_of
 from clustr_hf.publish import complete_repository
 
 
@@ -37,9 +37,8 @@ class TrainingCard:
     def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
         """Handler, requirements and card beside a saved model, given what is in `all_results.json`."""
         name, dataset_id = data_name(self.data_args)
-        output_dir = Path(self.args.output_dir)
         contents = CardContents(
-            name=output_dir.resolve().name,
+            name=Path(self.args.output_dir).resolve().name,
             summary=self.summary,
             datasets=[dataset_id] if dataset_id else (),
             base_model=self._base_model(),
@@ -48,7 +47,6 @@ class TrainingCard:
             recipe=self.args.settings,
             measurements=measurements_of(results, name, self.args.command, dataset_id),
             tables=tables,
-            pictures=[file for file in PICTURES if any((place / file).is_file() for place in (folder, output_dir))],
         )
         complete_repository(folder, contents)
 

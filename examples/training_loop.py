@@ -56,7 +56,7 @@ from training_data import (
     training_loader,
 )
 from training_plan import TrainingPlan
-from training_report import format_values, print_dry_run, summarize, write_history
+from training_report import CURVE, format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -489,6 +489,8 @@ class TrainingLoop:
             self._save_model(folder)
             if self.accelerator.is_main_process:
                 write_json(folder / "all_results.json", results)
+                if (self.output_dir / CURVE).is_file():  # the card shows it
+                    shutil.copy(self.output_dir / CURVE, folder)
                 if self.task.write_card is not None:
                     self.task.write_card(folder, results)
 

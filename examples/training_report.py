@@ -17,6 +17,9 @@ from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
 from clustr_hf.visualization import plot_training_curves
 
 
+CURVE = "training_curve.png"
+
+
 def write_picture(figure: Figure, path: Path):
     """The figure as a PNG file that is whole whenever it is looked at."""
     buffer = io.BytesIO()
@@ -57,7 +60,7 @@ def _cell(value: float | int | None) -> str:
 def write_history(state: TrainingState, metric: str, output_dir: Path):
     """`log_history.json` and the curves drawn from it."""
     write_json(output_dir / "log_history.json", state.log_history)
-    write_picture(plot_training_curves(state.log_history, metric), output_dir / "training_curve.png")
+    write_picture(plot_training_curves(state.log_history, metric), output_dir / CURVE)
 
 
 def summarize(state: TrainingState) -> dict[str, float]:

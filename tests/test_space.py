@@ -1,5 +1,6 @@
 """The Space: what its tabs do, and the page itself in a real browser."""
 
+import io
 import json
 import os
 import re
@@ -31,6 +32,7 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
 import app
 import publish_space
 import space_clusters
+import space_inputs
 import space_models
 
 
@@ -101,6 +103,15 @@ def test_nothing_that_people_do_is_a_crash():
         view.find(None, 64, "as trained")
     image, maps = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
     assert max(image.size) == 896 and len(maps) == 4
+
+
+def test_large_images_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    space_inputs.refuse_large_images()
+    buffer = io.BytesIO()
+    Image.new("1", (4_001, 4_000)).save(buffer, "PNG")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(buffer.getvalue()))
 
 
 def test_cluster_pictures_are_of_the_place_that_is_picked():

@@ -16,7 +16,7 @@ import os
 import gradio as gr
 import numpy as np
 from space_clusters import add_cluster_tab
-from space_inputs import EXAMPLES, checked, parse_boxes
+from space_inputs import EXAMPLES, checked, parse_boxes, refuse_large_images
 from space_models import HERE, TASKS, SpaceModels, load_models
 from transformers import Pipeline
 
@@ -123,6 +123,7 @@ def main():
     parser.add_argument("models", nargs="*", help="folders, or ids on the Hub (id@revision); default: models.json")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     args = parser.parse_args()
+    refuse_large_images()
     page = build_space(load_models(args.models))
     limits = {"max_file_size": MAX_FILE_BYTES, "allowed_paths": [str(HERE / "images")]}
     page.launch(server_port=args.port, theme=THEME, ssr_mode=False, **limits)

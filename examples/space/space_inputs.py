@@ -13,8 +13,9 @@ from clustr_hf.handler_clustr import BOXES, MAX_PIXELS_OF_MASKS, RequestError, c
 EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / "images").resolve().iterdir())
 
 
-# PIL refuses images of more than twice this, before they are decoded.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS_OF_MASKS // 2
+def refuse_large_images():
+    """Let PIL refuse, in this whole process, images that are too large before the page decodes them."""
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS_OF_MASKS // 2  # it refuses those of more than twice this
 
 
 def checked(image: Image.Image | None, processor: Any) -> Image.Image:

@@ -118,8 +118,6 @@ class CardContents:
         measurements (`Sequence[Measurement]`): The results.
         tables (`Sequence[str]`): More of them, in Markdown.
         limitations (`str`, *optional*): What it cannot do.
-        pictures (`Sequence[str]`, *optional*): Files of [`PICTURES`] that lie, or will lie, beside the card; default
-            are those that lie there.
         license (`str`, defaults to `"apache-2.0"`): Of the weights, as the Hub names it.
     """
 
@@ -133,7 +131,6 @@ class CardContents:
     measurements: Sequence[Measurement] = ()
     tables: Sequence[str] = ()
     limitations: str | None = None
-    pictures: Sequence[str] | None = None
     license: str = "apache-2.0"
 
 
@@ -180,7 +177,6 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
         eval_results=[_eval_result(task, measured) for measured in contents.measurements] or None,
     )
     pictures = [file for file in PICTURES if (folder / file).is_file()]
-    pictures = pictures if contents.pictures is None else contents.pictures
     arguments = ", ".join(f"{key}={value!r}" for key, value in _PARAMETERS[task].items())
     card = ModelCard.from_template(
         data,
