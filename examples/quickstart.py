@@ -133,11 +133,6 @@ def predict_in_new_process(folder: Path, images: list[Image.Image], output_dir: 
     return [result["predictions"][name] for name in sorted(result["predictions"])]
 
 
-def write_repository(trainer: Trainer, folder: Path, card: CardContents | None = None, **extras):
-    """The trained model as a complete repository for the Hub; see `clustr_hf.publish.build_repository`."""
-    build_repository(trainer.model, trainer.processing_class, folder, card, **extras)
-
-
 def describe(command: str, num_right: int, num_test_images: int) -> CardContents:
     """What the card says."""
     dataset = "scikit-learn's handwritten digits"
@@ -192,7 +187,7 @@ def main():
     training_time = time.perf_counter() - start
 
     folder = args.output_dir / "clustr-nano-digits"
-    write_repository(trainer, folder)
+    build_repository(trainer.model, processor, folder)
     held_out, expected = [images[i] for i in test_part], [str(labels[i]) for i in test_part]
     predicted = [answer["label"] for answer in predict_in_new_process(folder, held_out, args.output_dir)]
     num_right = sum(guess == truth for guess, truth in zip(predicted, expected))
@@ -207,7 +202,7 @@ def main():
         f"python examples/quickstart.py --num_train_epochs {args.num_train_epochs:g}", num_right, len(held_out)
     )
     samples = {f"A {digit}": image for digit, image in sorted(zip(expected, held_out), key=lambda pair: pair[0])}
-    write_repository(trainer, folder, card, example_images=samples, files=list(pictures.values()))
+    build_repository(trainer.model, processor, folder, card, samples, files=list(pictures.values()))
     (args.output_dir / "results.json").write_text(json.dumps({"accuracy": accuracy, "seconds": training_time}))
 
     rows = {

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import DatasetDict
+from huggingface_hub import HfApi
 from image_classification_data import (
     DataArguments,
     ModelArguments,
@@ -86,6 +87,7 @@ class HubPush(TrainerCallback):
     def __init__(self, card: TrainingCard, args: TrainingArguments):
         if args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
             raise ValueError(f"--hub_strategy must be end or every_save, got {args.hub_strategy.value}")
+        HfApi(token=args.hub_token).whoami()  # whoever is not logged in learns it before the training
         name = args.hub_model_id or Path(args.output_dir).resolve().name
         self.card, self.repository = card, full_repository_id(name, args.hub_token)
 

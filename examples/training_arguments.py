@@ -26,20 +26,13 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 SCHEDULES = ("cosine", "polynomial", "multistep", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
-# What the settings on a card leave out, besides paths: the same model comes of any of it.
+# What the settings on a card leave out, besides paths and names: the same model comes of any of it.
 HOUSEKEEPING = {
     *("recipe", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
     *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
-    *(
-        "ignore_mismatched_sizes",
-        "token",
-        "trust_remote_code",
-        "image_column_name",
-        "label_column_name",
-        "objects_column_name",
-    ),
+    *("ignore_mismatched_sizes", "token", "trust_remote_code"),
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -30,6 +30,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object, send_to_device
+from huggingface_hub import HfApi
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import batch_norm
@@ -230,7 +231,7 @@ class TrainingLoop:
             settings = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
             accelerator.init_trackers("clustr_hf", config=settings)
         if args.push_to_hub and accelerator.is_main_process:
-            # Whoever is not logged in learns it before the training.
+            HfApi().whoami()  # whoever is not logged in learns it before the training
             self.repository = full_repository_id(args.hub_model_id or self.output_dir.resolve().name)
 
     def _prepare_folder(self):

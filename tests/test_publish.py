@@ -157,8 +157,8 @@ def test_cards_of_odd_names_are_whole(name, tmp_path):
     assert card_errors(card) == [] and "a b&#124;c" in card
     if "title" not in name:
         check_card(folder / "README.md", "image-classification")
-    contents = CardContents(name=name.replace("\n", " "))
-    write_model_card(folder, contents)
+    write_model_card(folder, CardContents(name=name))
+    assert f"# {' '.join(name.split()).replace('|', '&#124;')}\n" in (folder / "README.md").read_text()
     [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
     compile(code, "card", "exec")
 

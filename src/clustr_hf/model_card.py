@@ -181,7 +181,7 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=name,
+        title=_cell(name),
         summary=contents.summary or f"A model for {task.replace('-', ' ')}.",
         task=task,
         model_id=f"{UNKNOWN_REPOSITORY}/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}",
