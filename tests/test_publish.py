@@ -216,11 +216,10 @@ def test_a_card_that_is_there_is_kept_with_its_images(tmp_path):
 
 
 PUSH = """
-import json, sys
-from hub_repositories import make_image, make_model
-from transformers import pipeline
+import sys
+from hub_repositories import make_model
 from clustr_hf.publish import build_repository, push
-kind, task, folder = sys.argv[1:]
+kind, folder = sys.argv[1:]
 model, processor = make_model(kind)
 model.push_to_hub("plain")
 processor.push_to_hub("plain")
@@ -229,15 +228,14 @@ print("revision:" + push(build_repository(model, processor, folder), "complete")
 
 LOAD = """
 import base64, io, json, sys
-from PIL import Image
 from transformers import pipeline
-task, image, output, *places = sys.argv[1:]
+task, image, parameters, *places = sys.argv[1:]
 for place in places:
     repo_id, revision = place.split("@")
     run = pipeline(task, model=repo_id, revision=revision, trust_remote_code=True)
     assert type(run.model).__module__.startswith("transformers_modules."), type(run.model).__module__
     assert type(run.image_processor).__module__.startswith("transformers_modules.")
-    answer = run(image) if task == "image-feature-extraction" else run(image, **json.loads(output))
+    answer = run(image, **json.loads(parameters))
     for part in answer:
         if isinstance(part, dict) and "mask" in part:
             buffer = io.BytesIO()
@@ -261,7 +259,7 @@ def test_pushed_models_answer_strangers_as_before(kind, tmp_path, run_without_pa
     assert len(expected) > 0
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY / "tests")}
-        printed = run_process([sys.executable, "-c", PUSH, kind, task, tmp_path / kind], tmp_path, **environment)
+        printed = run_process([sys.executable, "-c", PUSH, kind, tmp_path / kind], tmp_path, **environment)
         revision, files = hub.repositories["me/complete"][-1]
         assert f"revision:{revision}" in printed
         assert len(hub.repositories["me/complete"]) == 2  # the empty repository, and one commit
