@@ -48,11 +48,17 @@ def make_model(kind: str):
     if kind in ("semantic_fpn", "upernet"):
         fields = {**fields, "segmentation_head": kind}
     model = MODEL_CLASSES[kind](ClusTRConfig.from_variant("nano", **fields)).eval()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "clustr." not in name and "backbone" not in name and kind != "features":
-                weight.normal_(std=0.1 if kind == "poses" else (2 / weight[0].numel()) ** 0.5)
+    if kind != "features":
+        enlarge_weights([w for name, w in model.named_parameters() if "clustr." not in name and "backbone" not in name])
     return model, make_processor(kind)
+
+
+@torch.no_grad()
+def enlarge_weights(parameters):
+    """Larger weights than fresh ones, of a head: with them it tells places and classes apart."""
+    for weight in parameters:
+        if weight.ndim > 1:
+            weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
 
 
 def make_processor(kind: str):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hub_repositories import enlarge_weights
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import pipeline
@@ -210,16 +211,13 @@ DETECTORS = {
 
 @pytest.fixture(scope="module", params=DETECTORS)
 def detection_folder(request, folder, tmp_path_factory):
-    """A detector as `save_pretrained` writes it; larger weights than fresh ones tell places and classes apart."""
+    """A detector as `save_pretrained` writes it, with weights that tell places and classes apart."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp(request.param)
     names = {0: "cell", 1: "plate"}
     labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     model = DETECTORS[request.param](ClusTRConfig.from_variant("nano", **labels))
-    with torch.no_grad():
-        for name, weight in model.detector.named_parameters():
-            if weight.ndim > 1 and "backbone" not in name:
-                weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
+    enlarge_weights([weight for name, weight in model.detector.named_parameters() if "backbone" not in name])
     model.save_pretrained(path)
     ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(path)
     shutil.copy(folder / "image.png", path)
@@ -292,14 +290,11 @@ BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]
 
 @pytest.fixture(scope="module")
 def pose_folder(folder, tmp_path_factory):
-    """A pose estimator as `save_pretrained` writes it; larger weights than fresh ones tell places apart."""
+    """A pose estimator as `save_pretrained` writes it, with weights that tell places apart."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pose")
     model = ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", **COCO_WHOLEBODY.config_fields()))
-    with torch.no_grad():
-        for weight in model.head.parameters():
-            if weight.ndim > 1:
-                weight.normal_(std=0.1)
+    enlarge_weights(model.head.parameters())
     model.save_pretrained(path)
     size = {"height": 64, "width": 48}
     ClusTRPoseImageProcessor(size=size, keypoint_heatmap_downscale_factor=2).save_pretrained(path)

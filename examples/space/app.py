@@ -53,6 +53,7 @@ def describe(answers: list[dict], names: list[str]) -> str:
 
 def add_task_tab(title: str, run: Pipeline | None, name: str | None):
     """A tab with an image, what can be set, and what the model says."""
+    slug = title.lower().replace(" ", "-")
     with gr.Tab(title):
         if run is None:
             gr.Markdown(
@@ -63,25 +64,23 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
         gr.Markdown(f"Model: {name}")
         with gr.Row():
             with gr.Column():
-                image = gr.Image(
-                    type="pil", image_mode=None, label="Image", height=400, elem_id=f"image-{_slug(title)}"
-                )
+                image = gr.Image(type="pil", image_mode=None, label="Image", height=400, elem_id=f"image-{slug}")
                 settings = []
                 if title in ("Object detection", "Instance segmentation", "Poses"):
                     settings.append(gr.Slider(0, 1, 0.3, step=0.05, label="Least score"))
                 if title == "Poses":
                     settings.append(gr.Textbox(lines=2, label="Boxes", info=BOXES_HELP))
-                button = gr.Button("Predict", variant="primary", elem_id=f"predict-{_slug(title)}")
+                button = gr.Button("Predict", variant="primary", elem_id=f"predict-{slug}")
             with gr.Column():
                 if title == "Classification":
-                    outputs = [gr.Label(num_top_classes=5, label="Prediction", elem_id=f"answer-{_slug(title)}")]
+                    outputs = [gr.Label(num_top_classes=5, label="Prediction", elem_id=f"answer-{slug}")]
                 else:
                     outputs = [
-                        gr.Image(label="Prediction", format="png", elem_id=f"picture-{_slug(title)}"),
-                        gr.HTML(elem_id=f"answer-{_slug(title)}"),
+                        gr.Image(label="Prediction", format="png", elem_id=f"picture-{slug}"),
+                        gr.HTML(elem_id=f"answer-{slug}"),
                     ]
         button.click(make_predict(title, run), [image, *settings], outputs)
-        gr.Examples(EXAMPLES, image, label="Examples", elem_id=f"examples-{_slug(title)}")
+        gr.Examples(EXAMPLES, image, label="Examples", elem_id=f"examples-{slug}")
 
 
 def make_predict(title: str, run: Pipeline):
@@ -100,10 +99,6 @@ def make_predict(title: str, run: Pipeline):
         return draw_answers(image, answers, config), describe(answers, list(config.id2label.values()))
 
     return classify if title == "Classification" else predict
-
-
-def _slug(title: str) -> str:
-    return title.lower().replace(" ", "-")
 
 
 def build_space(models: SpaceModels) -> gr.Blocks:

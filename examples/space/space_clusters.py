@@ -35,12 +35,11 @@ class ClusterView:
         """Those that cluster."""
         return [stage for stage, ratios in enumerate(self.config.reduction_ratios, start=1) if max(ratios) > 1]
 
-    def blocks(self, stage: int | None = None) -> dict[str, list[int]]:
-        """The choices of a stage, the first one if none is named."""
-        return {"choices": list(range(1, self.config.depths[(stage or self.stages[0]) - 1] + 1))}
+    def blocks(self, stage: int) -> list[int]:
+        return list(range(1, self.config.depths[stage - 1] + 1))
 
-    def scales(self, stage: int | None = None) -> dict[str, list[int]]:
-        return {"choices": list(range(1, len(self.config.reduction_ratios[(stage or self.stages[0]) - 1]) + 1))}
+    def scales(self, stage: int) -> list[int]:
+        return list(range(1, len(self.config.reduction_ratios[stage - 1]) + 1))
 
     def find(self, image: Image.Image | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
         """The image at the size that the model sees, and its clusters."""
@@ -92,7 +91,8 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         if not views:
             gr.Markdown("No model is here whose clusters could be shown. `make demo` trains a small one.")
             return
-        first = next(iter(views))
+        first, view = next(iter(views.items()))
+        first_stage = view.stages[0]
         gr.Markdown(
             "Every patch is painted in the mean colour of its cluster. Clusters follow what a place shows, not where "
             "it is. Click on a patch to see its cluster alone."
@@ -107,9 +107,9 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
                 button = gr.Button("Find clusters", variant="primary", elem_id="find-clusters")
             with gr.Column(scale=2):
                 with gr.Row():
-                    stage = gr.Radio(views[first].stages, value=views[first].stages[0], label="Stage", elem_id="stage")
-                    block = gr.Radio(**views[first].blocks(), value=1, label="Block", elem_id="block")
-                    scale = gr.Radio(**views[first].scales(), value=1, label="Scale", elem_id="scale")
+                    stage = gr.Radio(view.stages, value=first_stage, label="Stage", elem_id="stage")
+                    block = gr.Radio(view.blocks(first_stage), value=1, label="Block", elem_id="block")
+                    scale = gr.Radio(view.scales(first_stage), value=1, label="Scale", elem_id="scale")
                 picture = gr.Image(type="pil", format="png", label="Clusters", interactive=False, elem_id="clusters")
                 caption = gr.Markdown("Choose an image.", elem_id="caption")
         place, shown = [found, stage, block, scale], [picture, caption]
@@ -118,11 +118,11 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
             return None if image is None else views[title].find(image, *settings)
 
         def choose_model(title):
-            view = views[title]
-            return gr.Radio(view.stages, value=view.stages[0]), *choose_stage(title, view.stages[0])
+            stages = views[title].stages
+            return gr.Radio(stages, value=stages[0]), *choose_stage(title, stages[0])
 
         def choose_stage(title, stage):
-            return gr.Radio(**views[title].blocks(stage), value=1), gr.Radio(**views[title].scales(stage), value=1)
+            return gr.Radio(views[title].blocks(stage), value=1), gr.Radio(views[title].scales(stage), value=1)
 
         settings = [title, image, side, coarseness]
         gr.on([button.click, image.change], find, settings, found).then(show_clusters, place, shown)

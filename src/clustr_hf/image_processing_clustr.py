@@ -211,37 +211,29 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         Raises:
             ValueError: if there are not as many target sizes as images.
         """
-        if target_sizes is not None and not return_segmentation_scores:
-            return self._find_classes(outputs, target_sizes)
+        logits, sizes = outputs.logits, getattr(outputs, "logits_sizes", None)
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+        sizes = [logits.shape[2:]] * len(logits) if sizes is None else sizes.tolist()
         postprocess = super().post_process_semantic_segmentation
         # The first transformers of version 5 know no scores.
         settings = {"return_segmentation_scores": True} if return_segmentation_scores else {}
-        sizes = getattr(outputs, "logits_sizes", None)
-        if sizes is None:
-            return postprocess(outputs, target_sizes, **settings)
-        if target_sizes is not None and len(target_sizes) != len(sizes):
-            raise ValueError(f"`target_sizes` must be as many as images, {len(sizes)}, got {len(target_sizes)}.")
         maps = []
-        for index, (height, width) in enumerate(sizes.tolist()):
-            image_output = SemanticSegmenterOutput(logits=outputs.logits[index : index + 1, :, :height, :width])
+        for index, (height, width) in enumerate(sizes):
+            image_logits = logits[index : index + 1, :, :height, :width]
+            if target_sizes is not None and not return_segmentation_scores:
+                maps.append(_classes_at_size(image_logits[0], tuple(map(int, target_sizes[index]))))
+                continue
             image_size = None if target_sizes is None else target_sizes[index : index + 1]
-            maps += postprocess(image_output, image_size, **settings)
+            maps += postprocess(SemanticSegmenterOutput(logits=image_logits), image_size, **settings)
         return maps
-
-    def _find_classes(self, outputs, target_sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        """The maps of classes, without all classes' logits at the size of an image, which may be gigabytes."""
-        logits, sizes = outputs.logits, getattr(outputs, "logits_sizes", None)
-        if len(target_sizes) != len(logits):
-            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
-        sizes = [logits.shape[2:]] * len(logits) if sizes is None else sizes.tolist()
-        return [
-            _classes_at_size(image_logits[:, :height, :width], tuple(map(int, target_size)))
-            for image_logits, (height, width), target_size in zip(logits, sizes, target_sizes)
-        ]
 
 
 def _classes_at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Logits (K, h, w), resized to (height, width) -> the class with the largest one of each pixel, int64."""
+    """
+    Logits (K, h, w), resized to (height, width) -> the class with the largest one of each pixel, int64; without all
+    classes' logits at that size, which may be gigabytes.
+    """
     best, labels = None, None
     for first in range(0, len(logits), CLASSES_AT_ONCE):
         part = logits[None, first : first + CLASSES_AT_ONCE]

@@ -192,7 +192,7 @@ def validate_repository(folder: str | Path, image: Image.Image | str | Path | No
         if not (folder / f"{module}.py").is_file():
             raise ValueError(f"`folder` {folder} must hold {module}.py, which its configuration names.")
     with tempfile.TemporaryDirectory() as temporary:
-        picture = _example_file(folder, image, Path(temporary))
+        picture = _example_file(folder, names, image, Path(temporary))
         return _answer_alone(folder.resolve(), picture, Path(temporary))
 
 
@@ -352,12 +352,12 @@ def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
     card.save(folder / CARD)
 
 
-def _example_file(folder: Path, image: Image.Image | str | Path | None, temporary: Path) -> Path:
-    """The image to try a repository on: the one that is given, its first example, or one that is made up."""
+def _example_file(folder: Path, names: list[str], image: Image.Image | str | Path | None, temporary: Path) -> Path:
+    """The image to try a repository on: the one that is given, the first of its files, or one that is made up."""
     if isinstance(image, (str, Path)):
         return Path(image).resolve()
     if image is None:
-        examples = [name for name in repository_files(folder) if name.startswith(f"{IMAGES}/")]
+        examples = [name for name in names if name.startswith(f"{IMAGES}/")]
         if examples:
             return (folder / examples[0]).resolve()
         image = Image.effect_mandelbrot((320, 240), (-2, -1.5, 1, 1.5), 100)

@@ -21,6 +21,8 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import PreTrainedModel
 
+from .image_processing_clustr_pose import PIXEL_SETTINGS
+
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -114,7 +116,7 @@ def prepare_image(
 
     Args:
         image (`PIL.Image.Image`): The image.
-        processor (`BaseImageProcessor`): The model's, of which mean and standard deviation are taken.
+        processor (`BaseImageProcessor`): The model's, which rescales and normalises.
         shorter_side (`int`): Pixels of the shorter side.
         longest_side (`int`, defaults to 1024): The most that the longer side may have.
 
@@ -124,8 +126,8 @@ def prepare_image(
     scale = min(shorter_side / min(image.size), longest_side / max(image.size))
     size = [max(1, round(extent * scale)) for extent in image.size]
     image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    pixels = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
-    return image, functional.normalize(pixels, processor.image_mean, processor.image_std)[None]
+    settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
+    return image, processor.rescale_and_normalize(functional.pil_to_tensor(image)[None], **settings)
 
 
 def draw_clusters(
