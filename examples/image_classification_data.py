@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from peer_models import PeerArguments, load_peer
 from training_sources import (
     ModelArguments,
     SourceArguments,
@@ -136,6 +137,8 @@ def load_classifier(
 ) -> tuple[torch.nn.Module, ClusTRImageProcessor]:
     """Classifier for the labels, and its image processor; `fields` are those of the configuration."""
     new_processor = resized_processor(ClusTRImageProcessor(), args.image_size or 224)
+    if isinstance(args, PeerArguments) and args.peer is not None:
+        return load_peer(args, "classifier", labels, **fields), new_processor
     model, processor = load_model(
         args, labels, ClusTRForImageClassification, AutoModelForImageClassification, new_processor, **fields
     )

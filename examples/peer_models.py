@@ -1,24 +1,45 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Other backbones of transformers under ClusTR's segmentation heads, trained and evaluated by the same commands."""
+"""
+Other backbones of transformers in ClusTR's place: trained and evaluated by the same commands, with the same heads.
 
-from transformers import PreTrainedModel, PvtV2Config, PvtV2Model
+Their widths, depths, heads and strides are those of a ClusTR configuration, so that `--config_overrides` sets them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from training_sources import ModelArguments
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PvtV2Config,
+    PvtV2ForImageClassification,
+    PvtV2Model,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinModel,
+)
 
 from clustr_hf import ClusTRConfig, ClusTRForSemanticSegmentation
 
 
-# What the heads and the loss read of a configuration.
+# What heads and losses read of a configuration.
 HEAD_FIELDS = (
     *("segmentation_head", "fpn_hidden_size", "decoder_hidden_size", "upernet_hidden_size", "pool_scales"),
     *("auxiliary_hidden_size", "auxiliary_loss_weight", "classifier_dropout_prob"),
     *("semantic_loss_ignore_index", "semantic_class_weights", "id2label", "label2id"),
 )
+# Tokens on the side of Swin's windows: an eighth of the first stage's at 128 pixels and stride 4, as 7 is at 224.
+SWIN_WINDOW = 4
 
 
-class PvtV2ForSemanticSegmentation(ClusTRForSemanticSegmentation):
-    """PVTv2 (attention over a grid that a strided convolution makes coarser) with ClusTR's heads, loss and outputs."""
+class PeerForSemanticSegmentation(ClusTRForSemanticSegmentation):
+    """ClusTR's heads, loss and outputs on another backbone."""
 
-    config_class = PvtV2Config
-    base_model_prefix = "pvt_v2"
     _auto_class = None
     _auto_map = {}
     _can_record_outputs = {}
@@ -26,33 +47,139 @@ class PvtV2ForSemanticSegmentation(ClusTRForSemanticSegmentation):
     _supports_attention_backend = False
     _no_split_modules = []
 
-    def __init__(self, config: PvtV2Config):
+    def __init__(self, config: PreTrainedConfig):
         PreTrainedModel.__init__(self, config)
-        self.pvt_v2 = PvtV2Model(config)
+        self._make_backbone(config)
         self._make_head(config)
         self.post_init()
 
 
-def make_pvt_v2(config: ClusTRConfig) -> PvtV2ForSemanticSegmentation:
-    """
-    PVTv2 in the depths, heads, patches and widths of a ClusTR configuration.
+class PvtV2ForSemanticSegmentation(PeerForSemanticSegmentation):
+    """PVTv2: attention over a grid that a strided convolution makes coarser."""
 
-    Grids are as coarse as the coarsest scale of the clusters: a reduction of r x r for lambda = r^2.
-    """
-    pvt_config = PvtV2Config(
-        image_size=512,
-        hidden_sizes=config.hidden_sizes,
-        depths=config.depths,
-        num_attention_heads=config.num_attention_heads,
-        mlp_ratios=config.mlp_ratios,
-        patch_sizes=config.patch_sizes,
-        strides=config.strides,
-        sr_ratios=[round(max(ratios) ** 0.5) for ratios in config.reduction_ratios],
-        drop_path_rate=config.drop_path_rate,
-        layer_norm_eps=config.layer_norm_eps,
-        **{name: getattr(config, name) for name in HEAD_FIELDS},
+    config_class = PvtV2Config
+    base_model_prefix = "pvt_v2"
+
+    def _make_backbone(self, config: PvtV2Config):
+        self.pvt_v2 = PvtV2Model(config)
+
+
+class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
+    """Swin: attention within windows, which every second block shifts; a layer norm on each stage's map."""
+
+    config_class = SwinConfig
+    base_model_prefix = "swin"
+
+    def _make_backbone(self, config: SwinConfig):
+        self.swin = SwinModel(config, add_pooling_layer=False)
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes)
+
+    def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], Any]:
+        kwargs["output_hidden_states"] = True
+        before_merging = {"always_partition": True, "output_hidden_states_before_downsampling": True}
+        features = self.swin(pixel_values, **before_merging, **kwargs)
+        maps = features.reshaped_hidden_states[1:]  # without the stem
+        features.hidden_states = None
+        return [
+            norm(stage_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, stage_map in zip(self.stage_norms, maps)
+        ], features
+
+
+class SwinForAnySize(SwinForImageClassification):
+    """Swin with windows of one size for maps of any size: padded, where transformers' would shrink the windows."""
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs):
+        return super().forward(pixel_values, always_partition=True, **kwargs)
+
+
+def pvt_v2_fields(config: ClusTRConfig) -> dict[str, Any]:
+    """Grids as coarse as the coarsest scale of the clusters: a reduction of r x r for lambda = r^2."""
+    same = ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "patch_sizes", "strides", "layer_norm_eps")
+    sr_ratios = [round(max(ratios) ** 0.5) for ratios in config.reduction_ratios]
+    return {"image_size": 512, "sr_ratios": sr_ratios, **{name: getattr(config, name) for name in same}}
+
+
+def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
+    """Patches as large as the first stride, not overlapping; every stage is twice as wide as the one before."""
+    doubled = [config.hidden_sizes[0] * 2**stage for stage in range(len(config.depths))]
+    if config.hidden_sizes != doubled or len(set(config.mlp_ratios)) > 1 or set(config.strides[1:]) > {2}:
+        raise ValueError(
+            f"--peer swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after the "
+            f"first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
+        )
+    return {
+        "image_size": 512,
+        "patch_size": config.strides[0],
+        "embed_dim": config.hidden_sizes[0],
+        "depths": config.depths,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.mlp_ratios[0],
+        "window_size": SWIN_WINDOW,
+        # What heads ask a ClusTR configuration: sizes of maps follow from it, since both round up.
+        "hidden_sizes": config.hidden_sizes,
+        "patch_sizes": config.patch_sizes,
+        "strides": config.strides,
+    }
+
+
+class Peer(NamedTuple):
+    """Classes of a backbone, and the fields of its configuration for those of ClusTR's."""
+
+    config_class: type[PreTrainedConfig]
+    make_fields: Callable[[ClusTRConfig], dict[str, Any]]
+    classifier: type[PreTrainedModel]
+    segmenter: type[PreTrainedModel]
+
+
+PEERS = {
+    "pvt_v2": Peer(PvtV2Config, pvt_v2_fields, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation),
+    "swin": Peer(SwinConfig, swin_fields, SwinForAnySize, SwinForSemanticSegmentation),
+}
+
+
+@dataclass
+class PeerArguments(ModelArguments):
+    """Which model to start from, ClusTR's or another."""
+
+    peer: str | None = field(
+        default=None, metadata={"help": f"Train another backbone in ClusTR's place: any of {sorted(PEERS)}."}
     )
-    return PvtV2ForSemanticSegmentation(pvt_config)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.peer is not None and self.peer not in PEERS:
+            raise ValueError(f"--peer must be one of {sorted(PEERS)}, got {self.peer!r}")
 
 
-PEERS = {"pvt_v2": make_pvt_v2}
+def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) -> PreTrainedModel:
+    """
+    A peer's model of random weights, or with the backbone of one of its checkpoints.
+
+    Args:
+        args: `variant` and `config_overrides` say how large it is, and which head it has.
+        kind (`str`): `"classifier"` or `"segmenter"`.
+        labels (`list[str]`): Names of the classes.
+        fields: Fields of the configuration, which `--config_overrides` may change.
+    """
+    peer = PEERS[args.peer]
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = ClusTRConfig.from_variant(args.variant, **{**names, **fields, **(args.config_overrides or {})})
+    settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
+    model_class = getattr(peer, kind)
+    if args.model_name_or_path is None:
+        return model_class(peer.config_class(**peer.make_fields(config), **settings))
+    saved = AutoConfig.from_pretrained(args.model_name_or_path)
+    if not isinstance(saved, peer.config_class):
+        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
+    return model_class.from_pretrained(
+        args.model_name_or_path,
+        config=peer.config_class.from_dict({**saved.to_dict(), **settings}),
+        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+    )
+
+
+def refuse_with_peer(**arguments: Any):
+    """Raise a `ValueError` if an argument is given that only ClusTR models have a use for."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(f"--{name} does not go with --peer: it is for ClusTR models, got {value}")

@@ -19,13 +19,13 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from image_classification_data import (
     DataArguments,
-    ModelArguments,
     label_names,
     load_classifier,
     load_data,
     load_stream,
 )
 from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
+from peer_models import PeerArguments, refuse_with_peer
 from peft import LoraConfig, get_peft_model
 from timm.data import Mixup
 from torch import nn
@@ -83,6 +83,13 @@ def check_mixing(args: ClassificationRecipe, per_device_batch_size: int):
         )
 
 
+def check_fit(model_args: PeerArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator):
+    """Raise a `ValueError` for arguments that do not go together."""
+    check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
+    if model_args.peer is not None:
+        refuse_with_peer(push_to_hub=args.push_to_hub, freeze_stages=args.freeze_stages, lora_rank=recipe.lora_rank)
+
+
 def make_loss(args: ClassificationRecipe, num_labels: int):
     """Cross-entropy with label smoothing, of batches that mixup and cutmix have mixed."""
     mix = None
@@ -133,9 +140,9 @@ def merge_adapters(model: nn.Module) -> nn.Module:
 
 
 def make_task(
-    data_args: DataArguments, model_args: ModelArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator
+    data_args: DataArguments, model_args: PeerArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator
 ) -> Task:
-    check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
+    check_fit(model_args, recipe, args, accelerator)
     if args.dry_run and data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
         recipe.streaming, data_args.max_eval_samples = True, 1  # nothing large is downloaded to say what would be done
     with accelerator.main_process_first():
@@ -160,6 +167,7 @@ def make_task(
         train_data = TrainingData(samples=TrainingSamples(read, transform, len(train_rows)))
     train_data.repeats = recipe.repeated_augmentation
     read = ReadRow(processor, columns, "validation", eval_rows)
+    card = TrainingCard(args, data_args, model_args, "A ClusTR image classifier.")
     return Task(
         model=model if recipe.lora_rank is None else add_adapters(model, recipe.lora_rank),
         processor=processor,
@@ -171,13 +179,13 @@ def make_task(
         compute_metrics=compute_metrics,
         metric="eval_accuracy",
         to_save=merge_adapters if recipe.lora_rank is not None else lambda model: model,
-        write_card=TrainingCard(args, data_args, model_args, "A ClusTR image classifier.").write,
+        write_card=card.write if model_args.peer is None else None,  # a card is about what this package can load
     )
 
 
 def main():
     data_args, model_args, recipe, args = parse_arguments(
-        DataArguments, ModelArguments, ClassificationRecipe, LoopArguments
+        DataArguments, PeerArguments, ClassificationRecipe, LoopArguments
     )
     accelerator = make_accelerator(args)
     train(make_task(data_args, model_args, recipe, args, accelerator), args, accelerator)

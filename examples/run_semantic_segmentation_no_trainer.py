@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from peer_models import refuse_with_peer
 from semantic_segmentation_data import (
     DataArguments,
     SegmenterArguments,
@@ -106,10 +107,8 @@ def check_fit(
     model_args: SegmenterArguments, evaluation: EvaluationArguments, args: LoopArguments, model: nn.Module, accelerator
 ):
     """Raise a `ValueError` for arguments that do not go together."""
-    if args.push_to_hub and model_args.peer is not None:
-        raise ValueError("--push_to_hub does not go with --peer: only ClusTR models become repositories")
-    if args.freeze_stages and model_args.peer is not None:
-        raise ValueError("--freeze_stages does not go with --peer, whose backbone has other stages")
+    if model_args.peer is not None:
+        refuse_with_peer(push_to_hub=args.push_to_hub, freeze_stages=args.freeze_stages)
     if evaluation.eval_window is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("--eval_window does not go with FSDP: processes would go forward unequally often")
     # UPerNet's batch norm sees one value an image where it pools to 1 x 1; on several GPUs it sees all of them.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import hf_hub_download
-from peer_models import PEERS
+from peer_models import PeerArguments, load_peer
 from semantic_segmentation_samples import ReadLabelMap
 from tqdm.auto import tqdm
 from training_data import UnreadableSample
@@ -54,20 +54,12 @@ class DataArguments(SourceArguments):
 
 
 @dataclass
-class SegmenterArguments(ModelArguments):
+class SegmenterArguments(PeerArguments):
     """Which model to start from; `image_size` is the length of the shorter side."""
 
     segmentation_head: str | None = field(
         default=None, metadata={"help": "semantic_fpn or upernet; default: the checkpoint's, or semantic_fpn."}
     )
-    peer: str | None = field(
-        default=None, metadata={"help": f"Train another backbone under the same head instead: any of {sorted(PEERS)}."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.peer is not None and (self.peer not in PEERS or self.model_name_or_path is not None):
-            raise ValueError(f"--peer must be one of {sorted(PEERS)} and have no checkpoint, got {self.peer!r}")
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> DatasetDict:
@@ -155,11 +147,12 @@ def load_segmenter(
     if args.segmentation_head is not None:
         fields["segmentation_head"] = args.segmentation_head
     new_processor = segmentation_processor(ClusTRImageProcessor(), args.image_size or SHORT_SIDE, do_reduce_labels)
-    model, processor = load_model(
-        args, labels, ClusTRForSemanticSegmentation, AutoModelForSemanticSegmentation, new_processor, **fields
-    )
     if args.peer is not None:
-        model = PEERS[args.peer](model.config)
+        model, processor = load_peer(args, "segmenter", labels, **fields), new_processor
+    else:
+        model, processor = load_model(
+            args, labels, ClusTRForSemanticSegmentation, AutoModelForSemanticSegmentation, new_processor, **fields
+        )
     keeps_size = not processor.do_center_crop and processor.size["shortest_edge"]  # unlike a classifier's
     short_side = args.image_size or (None if keeps_size else SHORT_SIDE)
     return model, segmentation_processor(processor, short_side, do_reduce_labels)

@@ -11,9 +11,11 @@ from transformers.backbone_utils import BackboneConfigMixin
 
 
 CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
+ATTENTION_TYPES = ("clustered", "spatial_reduction", "spatial_reduction_knn")
 
 # Fields with a few allowed values, and fields in [0, 1).
 CHOICES = {
+    "attention_type": ATTENTION_TYPES,
     "cluster_assignment": CLUSTER_ASSIGNMENTS,
     "cluster_sharing": ("block", "stage"),
     "segmentation_head": ("semantic_fpn", "upernet"),
@@ -29,6 +31,7 @@ PROBABILITIES = (
 POSITIVES = (
     "num_channels",
     "num_neighbors",
+    "attention_top_k",
     "layer_norm_eps",
     "embedding_layer_norm_eps",
     "fpn_hidden_size",
@@ -80,6 +83,9 @@ NANO_VARIANT: dict[str, Any] = {
     "deconv_hidden_sizes": [128, 128, 128],
 }
 
+# What only clusters have: the values that other attentions leave these fields at.
+CLUSTERS_ONLY = {"cluster_window": None, "cluster_sharing": "block", "max_clusters": None}
+
 # Fields with one entry for each stage.
 PER_STAGE_FIELDS = (
     "hidden_sizes",
@@ -116,6 +122,15 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             The paper's token reduction ratios lambda (Eqs. 3 and 7), for each stage one per scale: N tokens become
             `max(1, floor(N / lambda))` clusters. One number for a stage is a single scale. 1 means that every token
             is a cluster of its own; a stage whose only ratio is 1 has plain self-attention (Eq. 4).
+        attention_type (`str`, defaults to `"clustered"`):
+            `"clustered"`: the paper's. The other two are what Table 6 compares it with, on a grid; they have one lambda
+            a stage, the square of a whole number r, and no options of clusters. `"spatial_reduction"` (PVT): a
+            convolution of kernel and stride r, and a layer norm, make keys and values of r x r tokens.
+            `"spatial_reduction_knn"` (KVT): of these, each query attends to the `attention_top_k` with the largest
+            scores.
+        attention_top_k (`int`, defaults to 100):
+            Keys that a query attends to with `"spatial_reduction_knn"`, or all if there are fewer: at 224 pixels the
+            paper's ratios leave 49.
         num_neighbors (`int`, defaults to 5):
             k of the local density (Eq. 1). A token is one of its own k neighbours.
         cluster_assignment (`str`, defaults to `"density_parent"`):
@@ -222,6 +237,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_sizes: list[int] | tuple[int, ...] = (7, 3, 3, 3)
     strides: list[int] | tuple[int, ...] = (4, 2, 2, 2)
     reduction_ratios: list[Any] | tuple[Any, ...] = ((64, 16), (16, 4), (4, 1), (1,))
+    attention_type: str = "clustered"
+    attention_top_k: int = 100
     num_neighbors: int = 5
     cluster_assignment: str = "density_parent"
     cluster_window: int | None = None
@@ -296,7 +313,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
                 `num_labels` or `id2label` say otherwise. `"nano"`: a small model of our own for images of 32 to 128
                 pixels, total stride 16; for larger images pass `patch_sizes=[7, 3, 3, 3], strides=[4, 2, 2, 2]`.
             overrides:
-                Any field of the configuration.
+                Any field of the configuration. With an `attention_type` on a grid, `reduction_ratios` are by default
+                the coarsest of the variant's in every stage.
 
         Raises:
             ValueError: if the variant is unknown.
@@ -307,6 +325,10 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         settings = {**variants[variant], **overrides}
         if variant in PAPER_VARIANTS and "num_labels" not in overrides and "id2label" not in overrides:
             settings["num_labels"] = 1000
+        if overrides.get("attention_type", "clustered") != "clustered" and "reduction_ratios" not in overrides:
+            settings["reduction_ratios"] = [
+                max(ratios) for ratios in settings.get("reduction_ratios", cls.reduction_ratios)
+            ]
         return cls(**settings)
 
     def validate_architecture(self):
@@ -314,6 +336,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate_lengths()
         self._validate_stage_values()
         self._validate_scalars()
+        if self.attention_type != "clustered":
+            self._validate_grid()
 
     def _validate_lengths(self):
         expected = len(self.depths)
@@ -346,6 +370,20 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"`reduction_ratios` must hold finite numbers of at least 1 for every stage (lambda = N / M), "
                     f"got {ratios} in stage {stage}."
+                )
+
+    def _validate_grid(self):
+        for stage, ratios in enumerate(self.reduction_ratios, start=1):
+            if len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]:
+                raise ValueError(
+                    f"`reduction_ratios` must hold one square of a whole number for every stage with `attention_type` "
+                    f"{self.attention_type!r}, got {ratios} in stage {stage}."
+                )
+        for name, value in CLUSTERS_ONLY.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"`{name}` must be {value!r} with `attention_type` {self.attention_type!r}, which has no clusters, "
+                    f"got {getattr(self, name)!r}."
                 )
 
     def _validate_scalars(self):

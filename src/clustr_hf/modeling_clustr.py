@@ -140,6 +140,10 @@ class ClusTRAttention(nn.Module):
         )
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self._make_aggregation(hidden_size)
+
+    def _make_aggregation(self, hidden_size: int):
+        """The parameters by which tokens become those that keys and values are projected from."""
         # Where every ratio is 1 there is nothing to merge, so nothing to weight: plain attention.
         self.is_clustered = any(ratio > 1 for ratio in self.reduction_ratios)
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
@@ -154,7 +158,8 @@ class ClusTRAttention(nn.Module):
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
-            size (`tuple[int, int]`, *optional*): (height, width) of their grid; needed for `config.cluster_window`.
+            size (`tuple[int, int]`, *optional*):
+                (height, width) of their grid; needed for `config.cluster_window` and for spatial reduction.
             cluster_index (`tuple[torch.LongTensor]`, *optional*):
                 The cluster of each token for every scale, each `(B, N)`; default is to find them.
 
@@ -163,23 +168,20 @@ class ClusTRAttention(nn.Module):
             or `None` where the attention function gives none; the cluster of each token for every scale, each
             `(B, N)`, or `None` in a stage that does not cluster.
         """
-        num_clusters = self._count_clusters(tokens.shape[1])
-        if cluster_index is None:
-            cluster_index = self._find_clusters(tokens, size, num_clusters)
-        key_value_tokens = self._merge_tokens(tokens, size, cluster_index, num_clusters)
+        key_value_tokens, cluster_index = self._aggregate(tokens, size, cluster_index)
         query = self._split_heads(self.q_proj(tokens))
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         scale_outputs, scale_weights = [], []
         for scale_tokens, kv_proj in zip(key_value_tokens, self.kv_projs):
-            key, value = kv_proj(scale_tokens).chunk(2, dim=-1)
+            key, value = map(self._split_heads, kv_proj(scale_tokens).chunk(2, dim=-1))
             scale_output, weights = attention_interface(
                 self,
                 query,
-                self._split_heads(key),
-                self._split_heads(value),
-                attention_mask=None,
+                key,
+                value,
+                attention_mask=self._attention_mask(query, key),
                 dropout=self.attention_dropout if self.training else 0.0,
                 scaling=self.scaling,
                 **kwargs,
@@ -189,6 +191,22 @@ class ClusTRAttention(nn.Module):
         output = functools.reduce(torch.add, scale_outputs)
         output = self.dropout(self.o_proj(output.flatten(2)))
         return output, _side_by_side(scale_weights), cluster_index
+
+    def _aggregate(
+        self,
+        tokens: torch.Tensor,
+        size: tuple[int, int] | None,
+        cluster_index: tuple[torch.Tensor, ...] | None,
+    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        """The tokens that become keys and values, (B, M, C) for each scale, and the clusters that they are of."""
+        num_clusters = self._count_clusters(tokens.shape[1])
+        if cluster_index is None:
+            cluster_index = self._find_clusters(tokens, size, num_clusters)
+        return self._merge_tokens(tokens, size, cluster_index, num_clusters), cluster_index
+
+    def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the scores of (B, H, N, C/H) queries and (B, H, M, C/H) keys: nothing."""
+        return None
 
     def _count_clusters(self, num_tokens: int) -> list[int]:
         """M of each scale, not yet divided among windows."""
@@ -246,6 +264,59 @@ def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | No
     if scale_weights[0] is None or len(scale_weights) == 1:
         return scale_weights[0]
     return torch.cat(scale_weights, dim=-1)
+
+
+class ClusTRSpatialReductionAttention(ClusTRAttention):
+    """
+    Spatial-reduction attention (Wang et al. 2021), which Table 6 compares with: a grid in place of clusters.
+
+    A convolution whose kernel and stride are r = sqrt(lambda), and a layer norm, make one key and value of r x r
+    tokens; with r = 1 it is plain attention. Rows and columns that fill no whole cell are left out, as in PVT; a grid
+    that is smaller than a cell is padded with zeros to one.
+    """
+
+    def _make_aggregation(self, hidden_size: int):
+        (ratio,) = self.reduction_ratios
+        self.cell = math.isqrt(round(ratio))
+        self.reduction = self.reduction_layer_norm = None
+        if self.cell > 1:
+            self.reduction = nn.Conv2d(hidden_size, hidden_size, kernel_size=self.cell, stride=self.cell)
+            self.reduction_layer_norm = nn.LayerNorm(hidden_size, eps=self.config.layer_norm_eps)
+
+    def _aggregate(
+        self, tokens: torch.Tensor, size: tuple[int, int] | None, cluster_index: None
+    ) -> tuple[list[torch.Tensor], None]:
+        if self.reduction is None:
+            return [tokens], None
+        if size is None:
+            raise ValueError("`size` must be the (height, width) of the tokens' grid for spatial reduction, got None.")
+        features = tokens.unflatten(1, size).permute(0, 3, 1, 2)
+        missing = [max(0, self.cell - extent) for extent in size]
+        if any(missing):
+            features = nn.functional.pad(features, (0, missing[1], 0, missing[0]))
+        return [self.reduction_layer_norm(self.reduction(features).permute(0, 2, 3, 1).flatten(1, 2))], None
+
+
+class ClusTRNearestKeysAttention(ClusTRSpatialReductionAttention):
+    """
+    Spatial-reduction attention in which a query attends only to the `config.attention_top_k` keys with the largest
+    scores (k-NN attention, Wang et al. 2022), or to all if there are not more. The choice has no gradient.
+    """
+
+    def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+        if key.shape[-2] <= self.config.attention_top_k:
+            return None
+        with torch.no_grad():
+            scores = query @ key.mT
+            kept = scores.topk(self.config.attention_top_k, dim=-1, sorted=False).indices
+            return torch.full_like(scores, -torch.inf, dtype=query.dtype).scatter_(-1, kept, 0.0)
+
+
+ATTENTION_CLASSES = {
+    "clustered": ClusTRAttention,
+    "spatial_reduction": ClusTRSpatialReductionAttention,
+    "spatial_reduction_knn": ClusTRNearestKeysAttention,
+}
 
 
 class ClusTRMLP(nn.Module):
@@ -356,7 +427,7 @@ class ClusTRBlock(GradientCheckpointingLayer):
         super().__init__()
         hidden_size = config.hidden_sizes[stage_index]
         self.layer_norm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.attention = ClusTRAttention(config, stage_index)
+        self.attention = ATTENTION_CLASSES[config.attention_type](config, stage_index)
         self.layer_norm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = ClusTRMLP(config, stage_index)
         self.drop_path = ClusTRDropPath(drop_probability)
