@@ -157,7 +157,9 @@ def measurements(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]
     """Every measurement of the run, with the section of the results that it belongs to."""
     sizes = dict.fromkeys((setting.height, setting.width) for setting in args.settings)
     for (height, width), name in itertools.product(sizes, args.models):
-        counts = count_operations(name, speed_options(args), height, width)
+        with torch.device("meta"):
+            model = build_model(name, speed_options(args))
+        counts = count_operations(model, height, width)
         yield "operations", {"model": name, "height": height, "width": width, **counts}
     if args.repeats:
         for setting, mode, pass_name in itertools.product(args.settings, args.modes, args.passes):

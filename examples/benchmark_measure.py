@@ -166,9 +166,13 @@ def clustering_share(step: Callable[[], None], device: str, repeats: int = 3) ->
     return statistics.median(shares)
 
 
-def count_operations(name: str, speed_options: Mapping[str, Any], height: int, width: int) -> dict[str, int]:
+def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int]:
     """
     Parameters of a model and the operations of a forward for one image, counted on tensors without data.
+
+    Args:
+        model (`PreTrainedModel`): On the meta device; its attention becomes the eager one.
+        height, width (`int`): Of the image, pixels.
 
     Returns:
         `dict[str, int]`:
@@ -181,8 +185,7 @@ def count_operations(name: str, speed_options: Mapping[str, Any], height: int, w
         - `paper_macs`: multiply-accumulates of convolutions and linear layers alone. The paper's tables leave out
           attention's products and the clustering too; their figures for ClusTR are 3 to 4 % higher.
     """
-    with torch.device("meta"):
-        model = build_model(name, speed_options).eval()
+    model.eval()
     # The counter sees plain matrix products on every device, but not every fused attention.
     model.set_attn_implementation("eager")
     window = getattr(model.config, "cluster_window", None)

@@ -167,15 +167,16 @@ def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) 
     settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
     model_class = getattr(peer, kind)
     if args.model_name_or_path is None:
-        return model_class(peer.config_class(**peer.make_fields(config), **settings))
+        return args.choose_attention(model_class(peer.config_class(**peer.make_fields(config), **settings)))
     saved = AutoConfig.from_pretrained(args.model_name_or_path)
     if not isinstance(saved, peer.config_class):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
-    return model_class.from_pretrained(
+    model = model_class.from_pretrained(
         args.model_name_or_path,
         config=peer.config_class.from_dict({**saved.to_dict(), **settings}),
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
     )
+    return args.choose_attention(model)
 
 
 def refuse_with_peer(**arguments: Any):

@@ -29,6 +29,32 @@ def test_single_scale_and_backbone_have_the_papers_parameters():
     assert count_parameters(ClusTRBackbone, ClusTRConfig.from_variant("small")) == pytest.approx(22.178e6, abs=1e3)
 
 
+@pytest.mark.parametrize("attention_type", ["spatial_reduction", "spatial_reduction_knn"])
+@pytest.mark.parametrize("ratios", [{}, {"reduction_ratios": [64, 16, 4, 1]}])
+def test_grids_have_the_papers_parameters(attention_type, ratios):
+    config = ClusTRConfig.from_variant("tiny", attention_type=attention_type, **ratios)
+    assert config.reduction_ratios == [[64], [16], [4], [1]]
+    assert count_parameters(ClusTRForImageClassification, config) == 13_181_544
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"attention_type": "window"}, "`attention_type` must be one of .* got 'window'"),
+        ({"attention_top_k": 0}, "`attention_top_k` must be positive, got"),
+        ({"reduction_ratios": [[64, 16], [16], [4], [1]]}, "`reduction_ratios` must hold one square .* stage 1"),
+        ({"reduction_ratios": [64, 8, 4, 1]}, "`reduction_ratios` must hold one square .* stage 2"),
+        ({"reduction_ratios": [64, 16, 4.5, 1]}, "`reduction_ratios` must hold one square .* stage 3"),
+        ({"cluster_window": 7}, "`cluster_window` must be None .* which has no clusters, got 7"),
+        ({"cluster_sharing": "stage"}, "`cluster_sharing` must be 'block'"),
+        ({"max_clusters": 9}, "`max_clusters` must be None"),
+    ],
+)
+def test_what_does_not_go_with_a_grid_is_named(fields, message):
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        ClusTRConfig.from_variant("tiny", **{"attention_type": "spatial_reduction", **fields})
+
+
 def test_nano_is_small():
     assert count_parameters(ClusTRForImageClassification, ClusTRConfig.from_variant("nano")) < 2_000_000
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PvtV2Config
+from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2SelfAttention
 
 from clustr_hf import (
     ClusTRBackbone,
@@ -17,7 +19,12 @@ from clustr_hf import (
     modeling_clustr,
 )
 from clustr_hf.convert_checkpoint import convert_checkpoint
-from clustr_hf.modeling_clustr import ClusTRAttention, ClusTRMLP
+from clustr_hf.modeling_clustr import (
+    ClusTRAttention,
+    ClusTRMLP,
+    ClusTRNearestKeysAttention,
+    ClusTRSpatialReductionAttention,
+)
 
 
 def tiny_config(**overrides):
@@ -232,6 +239,89 @@ def test_attention_agrees_with_loops(implementation, ratios):
     tolerance = 1e-12 if attention.is_clustered else 1e-5
     torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
     assert cluster_index is None if set(ratios) == {1} else len(cluster_index) == len(ratios)
+
+
+def pvt_v2_attention(attention: ClusTRSpatialReductionAttention, cell: int):
+    """transformers' spatial-reduction attention with the same weights."""
+    channels = attention.q_proj.in_features
+    config = PvtV2Config(num_attention_heads=[attention.num_heads], layer_norm_eps=attention.config.layer_norm_eps)
+    config.qkv_bias = True
+    theirs = PvtV2SelfAttention(config, channels, attention.num_heads, spatial_reduction_ratio=cell).double()
+    parts = {"query": attention.q_proj, "proj": attention.o_proj}
+    parts |= {"spatial_reduction": attention.reduction, "layer_norm": attention.reduction_layer_norm}
+    for name, part in parts.items():
+        getattr(theirs, name).load_state_dict(part.state_dict())
+    for name, rows in (("key", slice(0, channels)), ("value", slice(channels, None))):
+        getattr(theirs, name).weight.data = attention.kv_projs[0].weight[rows].detach()
+        getattr(theirs, name).bias.data = attention.kv_projs[0].bias[rows].detach()
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+def test_spatial_reduction_is_that_of_pvt(size):
+    config = tiny_config(attention_type="spatial_reduction", reduction_ratios=[4, 4, 4, 1])
+    attention = ClusTRSpatialReductionAttention(config, stage_index=1).double().eval()
+    tokens = torch.randn(2, size[0] * size[1], 32, dtype=torch.float64)
+    with torch.no_grad():
+        output, _, cluster_index = attention(tokens, size)
+        expected = pvt_v2_attention(attention, 2)(tokens, *size)[0]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    assert cluster_index is None
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("top_k", [1, 5, 12, 100])
+def test_nearest_keys_agree_with_loops(implementation, top_k):
+    """12 keys of a 6 x 8 grid: a query sees the `top_k` with the largest scores."""
+    fields = {"attention_type": "spatial_reduction_knn", "reduction_ratios": [4, 4, 4, 1], "attention_top_k": top_k}
+    config = tiny_config(**fields, attn_implementation=implementation)
+    attention = ClusTRNearestKeysAttention(config, stage_index=1).double().eval()
+    tokens = torch.randn(1, 48, 32, dtype=torch.float64)
+    with torch.no_grad():
+        output = attention(tokens, (6, 8))[0][0]
+        features = attention.reduction(tokens.mT.reshape(1, 32, 6, 8)).flatten(2).mT[0]
+        key, value = attention.kv_projs[0](attention.reduction_layer_norm(features)).split(32, dim=-1)
+        query, attended = attention.q_proj(tokens[0]), torch.zeros(48, 32, dtype=torch.float64)
+        for part in (slice(0, 16), slice(16, 32)):
+            for n in range(48):
+                scores = (key[:, part] @ query[n, part]).tolist()
+                best = sorted(range(12), key=lambda m: -scores[m])[:top_k]
+                weights = torch.tensor([scores[m] / 16**0.5 for m in best], dtype=torch.float64).softmax(0)
+                attended[n, part] = sum(weight * value[m, part] for weight, m in zip(weights, best))
+        torch.testing.assert_close(output, attention.o_proj(attended), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention_type", ["spatial_reduction", "spatial_reduction_knn"])
+def test_models_with_grids_train_save_and_find_no_clusters(tmp_path, attention_type):
+    fields = {"attention_type": attention_type, "reduction_ratios": [64, 16, 4, 1], "attention_top_k": 2}
+    model = tiny_classifier(**fields)
+    for size in (
+        (32, 32),
+        (57, 83),
+    ):  # the first stage's grid is smaller than one of its cells in one direction, or not
+        images = torch.randn(2, 3, *size)
+        output = model(images, labels=torch.tensor([0, 1]), output_clusters=True)
+        assert output.cluster_indices == ()
+        model.zero_grad()
+        output.loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    reloaded = ClusTRForImageClassification.from_pretrained(tmp_path).eval()
+    assert reloaded.config.attention_type == attention_type
+    assert torch.equal(reloaded(images).logits, model(images).logits)
+
+
+def test_a_grid_smaller_than_a_cell_is_padded_with_zeros():
+    config = tiny_config(attention_type="spatial_reduction", reduction_ratios=[16, 4, 4, 1])
+    attention = ClusTRSpatialReductionAttention(config, stage_index=0).double().eval()
+    tokens = torch.randn(1, 2, 5, 16, dtype=torch.float64)
+    padded = torch.cat([tokens, torch.zeros(1, 2, 5, 16, dtype=torch.float64)], dim=1)
+    with torch.no_grad():
+        output, _, _ = attention(tokens.flatten(1, 2), (2, 5))
+        expected, _, _ = attention(padded.flatten(1, 2), (4, 5))
+    torch.testing.assert_close(output, expected[:, :10], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="`size` must be the"):
+        attention(tokens.flatten(1, 2))
 
 
 def test_eager_and_sdpa_agree():

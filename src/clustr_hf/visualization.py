@@ -601,12 +601,59 @@ def plot_training_curves(log_history: Sequence[Mapping[str, float]], metric: str
     if loss_axis.lines:
         loss_axis.legend()
     _curve(metric_axis, log_history, metric, "validation", ORANGE)
-    metric_axis.set(
-        xlabel="epoch", ylabel=metric.removeprefix("eval_").replace("_", " ").replace("iou", "IoU").replace("ap", "AP")
-    )
+    metric_axis.set(xlabel="epoch", ylabel=_metric_title(metric))
     for axis in (loss_axis, metric_axis):
         axis.grid(alpha=0.3)
     return figure
+
+
+def plot_compared_curves(
+    log_histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], metric: str = "eval_accuracy"
+) -> Figure:
+    """
+    Training loss and validation metric of several models over the epochs (Figures A1 and A2): the mean over the runs of
+    a model, and the range from their lowest to their highest value.
+
+    Args:
+        log_histories (`Mapping[str, Sequence[Sequence[Mapping[str, float]]]]`):
+            For the name of each model, the log histories of its runs, as in [`plot_training_curves`]; all runs are
+            logged at the same epochs.
+        metric (`str`, defaults to `"eval_accuracy"`):
+            Name of the validation metric.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if a model has no runs, or runs that are logged at different epochs.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = dict(zip(("loss", metric), figure.subplots(1, 2)))
+    for number, (name, histories) in enumerate(log_histories.items()):
+        for value, axis in axes.items():
+            epochs, values = _values_of_runs(name, histories, value)
+            color = f"C{number}"
+            axis.plot(epochs, values.mean(axis=0), label=name, color=color, marker="o", markersize=3)
+            axis.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    for axis, title in zip(axes.values(), ("training loss", _metric_title(metric))):
+        axis.set(xlabel="epoch", ylabel=title)
+        axis.grid(alpha=0.3)
+    axes["loss"].legend()
+    return figure
+
+
+def _values_of_runs(
+    name: str, histories: Sequence[Sequence[Mapping[str, float]]], value: str
+) -> tuple[list[float], np.ndarray]:
+    """Epochs, and what was logged at them: an array (runs, epochs)."""
+    runs = [{entry["epoch"]: entry[value] for entry in history if value in entry} for history in histories]
+    if not runs or any(list(run) != list(runs[0]) for run in runs):
+        raise ValueError(f"`log_histories` must hold runs of {name!r} that log {value!r} at the same epochs.")
+    return list(runs[0]), np.array([list(run.values()) for run in runs])
+
+
+def _metric_title(metric: str) -> str:
+    return metric.removeprefix("eval_").replace("_", " ").replace("iou", "IoU").replace("ap", "AP")
 
 
 def _curve(axis, log_history: Sequence[Mapping[str, float]], name: str, label: str, color: str):
@@ -639,6 +686,7 @@ __all__ = [
     "draw_segmentation",
     "find_cluster_maps",
     "plot_clusters",
+    "plot_compared_curves",
     "plot_detections",
     "plot_keypoints",
     "plot_predictions",

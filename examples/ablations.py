@@ -1,0 +1,161 @@
+#!/usr/bin/env python
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Tables 6 and 7 of the paper on small data: every row with the same seeds, schedule and budget, by the training scripts.
+
+    python examples/ablations.py --table 6 7 --data imagenette128 --segmentation_data camvid --output_dir out/ablations
+
+A run is one command of `run_image_classification_no_trainer.py`, or of `run_semantic_segmentation_no_trainer.py` that
+starts from it; its folder holds what these write. Runs that are complete are not repeated, the one that was stopped
+goes on. With the same seed all rows see the same split, batches and augmentation. `--report` only reads what is there.
+What is compared: ablation_tables.py; commands with their results: README.md.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ablation_report import report_table
+from ablation_tables import ROWS, TABLES
+from tqdm import tqdm
+from training_checkpoints import write_json
+from transformers import HfArgumentParser
+
+
+EXAMPLES = Path(__file__).resolve().parent
+SCRIPTS = {
+    "classification": "run_image_classification_no_trainer.py",
+    "segmentation": "run_semantic_segmentation_no_trainer.py",
+}
+RESULTS, COMMAND = "all_results.json", "command.json"
+
+
+@dataclass
+class AblationArguments:
+    """What to run, and where."""
+
+    table: list[str] = field(metadata={"help": f"Any of {list(TABLES)}."})
+    data: str = field(metadata={"help": "Folder with train.parquet: images and labels."})
+    segmentation_data: str | None = field(
+        default=None, metadata={"help": "Folder with train.parquet, val.parquet, id2label.json: for the mean IoU."}
+    )
+    recipe: str = field(
+        default=str(EXAMPLES / "recipes/ablation_imagenette.json"), metadata={"help": "Of the classification runs."}
+    )
+    segmentation_recipe: str = field(
+        default=str(EXAMPLES / "recipes/ablation_camvid.json"), metadata={"help": "Of the segmentation runs."}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A run of every row for each."})
+    report: bool = field(default=False, metadata={"help": "Train nothing; tables and curves of what is complete."})
+    time_per_image: bool = field(default=True, metadata={"help": "Measure it too, for the tables."})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "Of every run."})
+    output_dir: str = field(default="out/ablations", metadata={"help": "Folder of all runs, tables and pictures."})
+
+    def __post_init__(self):
+        unknown = sorted(set(self.table) - set(TABLES))
+        if unknown:
+            raise ValueError(f"--table must be any of {list(TABLES)}, got {unknown}")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
+        files = {"data": ["train.parquet"], "segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
+        for name, needed in files.items():
+            folder = getattr(self, name)
+            missing = [file for file in needed if folder is not None and not (Path(folder) / file).is_file()]
+            if missing and not self.report:
+                raise ValueError(f"--{name} {folder} must be a folder with {needed}, without are {missing}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row of a table with a seed, for one of two tasks; its folder and the arguments of its script."""
+
+    row: str
+    seed: int
+    task: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.folder / RESULTS).is_file()
+
+    def start(self):
+        """
+        Train, or go on with it.
+
+        Raises:
+            ValueError: if the folder holds a run with other arguments.
+            RuntimeError: if the script failed.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = self.folder / COMMAND
+        if command.is_file() and json.loads(command.read_text()) != list(self.arguments):
+            raise ValueError(f"{self.folder} holds a run with other arguments, see {command}: choose an --output_dir")
+        write_json(command, list(self.arguments))
+        if self.is_complete:
+            return
+        script = [sys.executable, str(EXAMPLES / SCRIPTS[self.task])]
+        process = subprocess.run([*script, *self.arguments, "--output_dir", str(self.folder)])
+        if process.returncode != 0:
+            raise RuntimeError(f"{self.folder.name} failed with code {process.returncode}; start again to go on")
+
+
+def plan_runs(args: AblationArguments) -> list[Run]:
+    """All runs of the tables, each once, seed by seed: a segmentation starts from the classification before it."""
+    rows = dict.fromkeys(row for table in args.table for row in TABLES[table].rows)
+    tasks = ["classification"] + ([] if args.segmentation_data is None else ["segmentation"])
+    runs = [make_run(args, row, seed, task) for seed in args.seeds for task in tasks for row in rows]
+    return [run for run in runs if any(belongs_to(run, table) for table in args.table)]
+
+
+def belongs_to(run: Run, table: str) -> bool:
+    return run.row in TABLES[table].rows and (run.task == "classification" or TABLES[table].has_segmentation)
+
+
+def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
+    specific = _classification(args, row) if task == "classification" else _segmentation(args, row, seed)
+    peer = ROWS[row].peer
+    common = ["--seed", str(seed), "--resume_from_checkpoint", "latest", *(["--peer", peer] if peer else [])]
+    common += ["--dataloader_num_workers", str(args.dataloader_num_workers)]
+    return Run(row, seed, task, run_folder(args, row, seed, task), (*specific, *common))
+
+
+def run_folder(args: AblationArguments, name: str, seed: int, task: str) -> Path:
+    return Path(args.output_dir) / task / f"{name}-seed{seed}"
+
+
+def _classification(args: AblationArguments, name: str) -> list[str]:
+    overrides = model_overrides(args, name)
+    return ["--recipe", args.recipe, "--train_file", f"{args.data}/train.parquet"] + (
+        ["--config_overrides", json.dumps(overrides)] if overrides else []
+    )
+
+
+def model_overrides(args: AblationArguments, name: str) -> dict:
+    """Fields of a row's configuration: the recipe's, and those in which the row differs."""
+    return {**json.loads(Path(args.recipe).read_text()).get("config_overrides", {}), **ROWS[name].overrides}
+
+
+def _segmentation(args: AblationArguments, name: str, seed: int) -> list[str]:
+    data = args.segmentation_data
+    return [
+        *("--recipe", args.segmentation_recipe, "--train_file", f"{data}/train.parquet"),
+        *("--validation_file", f"{data}/val.parquet", "--id2label_file", f"{data}/id2label.json"),
+        *("--model_name_or_path", str(run_folder(args, name, seed, "classification")), "--num_pictures", "0"),
+    ]
+
+
+def main():
+    (args,) = HfArgumentParser(AblationArguments, allow_abbrev=False).parse_args_into_dataclasses()
+    runs = plan_runs(args)
+    if not args.report:
+        for run in tqdm(runs, desc="runs"):
+            run.start()
+    for name in args.table:
+        report_table(name, [run for run in runs if run.is_complete and belongs_to(run, name)], args)
+
+
+if __name__ == "__main__":
+    main()
