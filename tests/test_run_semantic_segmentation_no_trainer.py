@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+import run_image_classification_no_trainer as classification
 import run_semantic_segmentation_no_trainer as script
 import torch
 from conftest import REPOSITORY, run_process
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from peer_models import PvtV2ForSemanticSegmentation
+from peer_models import PeerArguments, PvtV2ForSemanticSegmentation, SwinForSemanticSegmentation, load_peer
 from PIL import Image
 from safetensors.torch import load_file
 from semantic_segmentation_data import class_weights, read_folder, segmentation_processor
@@ -19,7 +20,7 @@ from semantic_segmentation_evaluation import EvaluationArguments, predict_logits
 from semantic_segmentation_samples import AugmentationArguments, TrainingTransform, scaled_size
 from torch.nn.functional import interpolate
 from torchvision import tv_tensors
-from transformers import pipeline
+from transformers import SwinBackbone, SwinConfig, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
@@ -146,6 +147,49 @@ def test_a_peer_trains_under_the_same_head(train):
     assert (folder / "predictions.png").is_file()
     weights = load_file(folder / "model.safetensors")
     assert any(name.startswith("pvt_v2.encoder") for name in weights)
+
+
+def test_peers_go_on_from_their_classifiers(train, image_folders, tmp_path, run_script):
+    """The backbone's weights come along; another peer's do not go with it."""
+    overrides = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
+    classifier, options = tmp_path / "classifier", ["--peer", "swin", "--attn_implementation", "eager"]
+    settings = {"--output_dir": classifier, "--train_dir": image_folders / "train", "--max_train_steps": 1}
+    settings |= {"--validation_dir": image_folders / "validation", "--image_size": 32, "--train_batch_size": 8}
+    settings |= {"--cache_dir": tmp_path / "cache"}
+    run_script(classification, settings, *options, "--config_overrides", json.dumps(overrides))
+    assert read_json(classifier / "config.json")["model_type"] == "swin" and not (classifier / "README.md").exists()
+    start = [*options, "--model_name_or_path", classifier, "--max_train_steps", 1, "--learning_rate", 1e-6]
+    folder = train(*start)
+    before, after = (load_file(path / "model.safetensors") for path in (classifier, folder))
+    shared = [name for name in before if name.startswith(("swin.embeddings", "swin.encoder"))]
+    assert shared and all(torch.allclose(before[name], after[name], atol=1e-5) for name in shared)
+    model = SwinForSemanticSegmentation.from_pretrained(folder).eval()
+    assert model.config.embed_dim == 8 and model(torch.randn(1, 3, 50, 34)).logits.shape == (1, 3, 25, 17)
+    with pytest.raises(ValueError, match="must be a checkpoint of --peer pvt_v2"):
+        train("--peer", "pvt_v2", "--model_name_or_path", classifier, output_dir=tmp_path / "other")
+
+
+def test_maps_of_swin_are_those_of_its_backbone():
+    """transformers' own backbone of the same weights."""
+    fields = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2], "strides": [4, 2, 2, 2]}
+    arguments = PeerArguments(peer="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
+    model = load_peer(arguments, "segmenter", ["a", "b"]).eval()
+    stages = [f"stage{index}" for index in range(1, 5)]
+    fields = {name: value for name, value in model.config.to_dict().items() if name != "out_indices"}
+    backbone = SwinBackbone(SwinConfig.from_dict({**fields, "out_features": stages})).eval()
+    weights = {f"swin.{name}": weight for name, weight in model.swin.state_dict().items()}
+    for stage, norm in zip(stages, model.stage_norms):
+        weights |= {f"hidden_states_norms.{stage}.{name}": weight for name, weight in norm.state_dict().items()}
+    backbone.load_state_dict(weights)
+    images = torch.randn(2, 3, 90, 66)
+    with torch.no_grad():
+        for ours, theirs in zip(model._stage_maps(images)[0], backbone(images).feature_maps, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_swin_that_cannot_be_is_refused(train):
+    with pytest.raises(ValueError, match=r"--peer swin needs hidden_sizes that double .* got \[32, 64, 128, 160\]"):
+        train("--peer", "swin", "--max_train_steps", 1)
 
 
 def write_parquet(path, folder, shift):
@@ -293,7 +337,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
 @pytest.mark.parametrize(
     "arguments, without, message",
     [
-        (["--peer", "swin"], (), r"--peer must be one of \['pvt_v2'\].* got 'swin'"),
+        (["--peer", "vit"], (), r"--peer must be one of \['pvt_v2', 'swin'\], got 'vit'"),
         (["--segmentation_head", "mask2former"], (), "`segmentation_head` must be one of"),
         (["--eval_window", 64, "--eval_stride", 65], (), "--eval_stride must be from 1 to --eval_window, got 65"),
         (["--min_scale", 3], (), r"--min_scale and --max_scale must be 0 < min <= max, got \(3.0, 2.0\)"),

@@ -21,6 +21,7 @@ from clustr_hf.visualization import (
     draw_segmentation,
     find_cluster_maps,
     plot_clusters,
+    plot_compared_curves,
     plot_detections,
     plot_keypoints,
     plot_predictions,
@@ -94,6 +95,28 @@ def test_curves_hold_the_logged_points():
     assert metric_axis.get_ylabel() == "accuracy"
     assert plot_training_curves(history, "eval_mean_iou").axes[1].get_ylabel() == "mean IoU"
     assert rendered(plot_training_curves(history[:1])).std() > 0
+
+
+def test_compared_curves_are_means_and_ranges_over_runs():
+    runs = [
+        [{"epoch": 1, "loss": 2.0 + run}, {"epoch": 1, "eval_accuracy": 0.5}, {"epoch": 2, "loss": 1.0}]
+        for run in (0, 1)
+    ]
+    figure = plot_compared_curves({"a": runs, "b": runs[:1]})
+    loss_axis, metric_axis = figure.axes
+    assert [line.get_ydata().tolist() for line in loss_axis.lines] == [[2.5, 1.0], [2.0, 1.0]]
+    assert [text.get_text() for text in loss_axis.get_legend().get_texts()] == ["a", "b"]
+    band = loss_axis.collections[0].get_paths()[0].vertices
+    assert {(1.0, 2.0), (1.0, 3.0), (2.0, 1.0)} <= set(map(tuple, band.tolist()))
+    assert metric_axis.lines[0].get_xydata().tolist() == [[1, 0.5]] and metric_axis.get_ylabel() == "accuracy"
+    assert rendered(figure).std() > 0
+
+
+def test_runs_that_cannot_be_compared_are_named():
+    at_epochs = [[{"epoch": epoch, "loss": 1.0, "eval_accuracy": 0.5}] for epoch in (1, 2)]
+    for histories in (at_epochs, []):
+        with pytest.raises(ValueError, match="`log_histories` must hold runs of 'a' that log 'loss' at the same"):
+            plot_compared_curves({"a": histories})
 
 
 @pytest.mark.parametrize("num_labels", [2, 11, 21, 150])

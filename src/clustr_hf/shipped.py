@@ -1,0 +1,25 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The checkpoint that comes with the package, to try without a network."""
+
+from pathlib import Path
+
+
+CHECKPOINTS = Path(__file__).with_name("checkpoints")
+
+
+def shipped_checkpoint(name: str = "clustr-nano-cifar10") -> Path:
+    """
+    Folder of a checkpoint that comes with the package, for `from_pretrained`.
+
+    `clustr-nano-cifar10` classifies images into the ten classes of CIFAR-10; its card is the folder's README.md.
+
+    Args:
+        name (`str`): Its name.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    names = sorted(path.name for path in CHECKPOINTS.iterdir())
+    if name not in names:
+        raise ValueError(f"`name` must be one of {names}, got {name!r}.")
+    return CHECKPOINTS / name

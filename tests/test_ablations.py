@@ -1,0 +1,251 @@
+"""Tables 6 and 7: which commands run, what is repeated, and what the tables say of the runs."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import ablation_report
+import ablations
+import numpy as np
+import pytest
+import run_image_classification_no_trainer as classification
+import run_semantic_segmentation_no_trainer as segmentation
+from ablation_tables import ROWS, TABLES
+from conftest import REPOSITORY, run_process
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from peer_models import PeerArguments
+from PIL import Image
+from training_arguments import LoopArguments, parse_arguments
+
+
+RECIPES = REPOSITORY / "examples" / "recipes"
+RECIPE = {"variant": "nano", "config_overrides": {"depths": [1, 1, 1, 1]}, "image_size": 32, "train_val_split": 0.25}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Folders of the two tasks' data, without data, and recipes."""
+    for name in ("images/train.parquet", "maps/train.parquet", "maps/val.parquet", "maps/id2label.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "classification.json").write_text(json.dumps({**RECIPE, "num_train_epochs": 1, "train_batch_size": 4}))
+    settings = {"image_size": 64, "crop_size": 64, "train_batch_size": 2, "max_train_steps": 1}
+    (tmp_path / "segmentation.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def make_args(folder, **settings):
+    settings = {"table": ["7"], "segmentation_data": str(folder / "maps"), "seeds": [0, 3], **settings}
+    return ablations.AblationArguments(
+        data=str(folder / "images"),
+        recipe=str(folder / "classification.json"),
+        segmentation_recipe=str(folder / "segmentation.json"),
+        output_dir=str(folder / "out"),
+        time_per_image=False,
+        **settings,
+    )
+
+
+class FakeTraining:
+    """Stands for the scripts: writes the results that a run is given, or fails."""
+
+    def __init__(self, monkeypatch, scores=None):
+        self.scores, self.started, self.returncode = scores or {}, [], 0
+        monkeypatch.setattr(ablations.subprocess, "run", self)
+
+    def __call__(self, command):
+        folder = ablations.Path(command[command.index("--output_dir") + 1])
+        self.started.append((folder.parent.name, folder.name))
+        if self.returncode == 0:
+            score = self.scores.get(self.started[-1], 0.5)
+            metric = ablation_report.METRICS[folder.parent.name][0]
+            results = {metric: score, "eval_samples": 9, "step": 2, "train_runtime": 1.0}
+            (folder / "all_results.json").write_text(json.dumps(results))
+            history = [{"epoch": 1, "loss": 2.0, metric: 0.2}, {"epoch": 2, "loss": 1.0, metric: score}]
+            (folder / "log_history.json").write_text(json.dumps(history))
+        return SimpleNamespace(returncode=self.returncode)
+
+
+def run_all(args):
+    for run in ablations.plan_runs(args):
+        run.start()
+
+
+def test_every_row_runs_once_for_each_seed_before_its_segmentation(folders, monkeypatch):
+    training = FakeTraining(monkeypatch)
+    run_all(make_args(folders, table=["6", "7"]))
+    expected = []
+    for seed in (0, 3):
+        rows = ["sra", "sra-knn", "single-coarse", "single-fine", "clustr"]
+        expected += [("classification", f"{row}-seed{seed}") for row in rows]
+        expected += [("segmentation", f"{row}-seed{seed}") for row in rows[2:]]  # Table 6 has no mean IoU
+    assert training.started == expected
+    run_all(make_args(folders, table=["7", "6"]))
+    assert training.started == expected
+
+
+def test_a_run_that_failed_is_started_again(folders, monkeypatch):
+    training = FakeTraining(monkeypatch)
+    training.returncode = 1
+    run = ablations.plan_runs(make_args(folders))[0]
+    with pytest.raises(RuntimeError, match="single-coarse-seed0 failed with code 1; start again to go on"):
+        run.start()
+    training.returncode = 0
+    run.start()
+    assert len(training.started) == 2 and run.is_complete
+
+
+def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
+    training = FakeTraining(monkeypatch)
+    run_all(make_args(folders))
+    (folders / "other.json").write_text(json.dumps(RECIPE))
+    args = make_args(folders)
+    args.recipe = str(folders / "other.json")
+    with pytest.raises(ValueError, match="single-coarse-seed0 holds a run with other arguments"):
+        run_all(args)
+    assert len(training.started) == 12
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_scripts_take_the_commands(folders, row):
+    """All runs of a seed differ in the model alone."""
+    args = make_args(folders)
+    args.recipe, args.segmentation_recipe = (
+        str(RECIPES / f"ablation_{name}.json") for name in ("imagenette", "camvid")
+    )
+    run = ablations.make_run(args, row, 3, "classification")
+    classes = (classification.DataArguments, PeerArguments, classification.ClassificationRecipe, LoopArguments)
+    data, model, _, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
+    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.peer == ROWS[row].peer
+    assert data.train_val_split == 0.25 and data.validation_file is None
+    assert {"strides": [4, 2, 2, 2], **ROWS[row].overrides}.items() <= model.config_overrides.items()
+    run = ablations.make_run(args, row, 3, "segmentation")
+    classes = (segmentation.DataArguments, segmentation.SegmenterArguments, segmentation.AugmentationArguments)
+    classes += (segmentation.SegmentationRecipe, segmentation.EvaluationArguments, LoopArguments)
+    data, model, *_, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
+    assert loop.seed == 3 and model.peer == ROWS[row].peer and data.validation_file.endswith("val.parquet")
+    assert model.model_name_or_path == f"{folders}/out/classification/{row}-seed3"
+
+
+@pytest.mark.parametrize("recipe, table", [("ablation_imagenette", "peers"), ("ablation_cifar10", "peers-32")])
+def test_peers_have_as_many_parameters(recipe, table):
+    settings = json.loads((RECIPES / f"{recipe}.json").read_text())
+    sizes = [ablation_report.make_model(settings, row).num_parameters() for row in TABLES[table].rows]
+    assert sizes == pytest.approx([sizes[-1]] * 3, rel=0.03)
+
+
+def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
+    top1 = {"single-coarse": [0.5, 0.6], "single-fine": [0.55, 0.61], "clustr": [0.7, 0.72]}
+    scores = {("classification", f"{row}-seed{s}"): v for row, vs in top1.items() for s, v in zip((0, 3), vs)}
+    FakeTraining(monkeypatch, scores)
+    args = make_args(folders)
+    run_all(args)
+    monkeypatch.setattr(
+        sys, "argv", ["ablations.py", "--table", "7", "--report", "--data", args.data, *as_options(args)]
+    )
+    ablations.main()
+    table = (folders / "out" / "table-7.md").read_text()
+    assert table in capsys.readouterr().out
+    results = json.loads((folders / "out" / "table-7.json").read_text())
+    for row, values in top1.items():
+        score = results["rows"][row]["classification"]
+        assert score["mean"] == pytest.approx(np.mean(values)) and score["std"] == pytest.approx(np.std(values, ddof=1))
+        differences = np.subtract(values, top1["clustr"])
+        if row != "clustr":
+            assert score["difference"] == pytest.approx(differences.mean())
+            assert score["error"] == pytest.approx(np.std(differences, ddof=1) / 2**0.5)
+        assert results["rows"][row]["segmentation"]["mean"] == 0.5
+    assert len(results["runs"]) == 12 and all(run["seconds"] == 1.0 for run in results["runs"])
+    fine = next(line for line in table.splitlines() if "single-scale 16, 4, 1, 1" in line)
+    assert "| 58.00 ± 4.24 | -13.00 ± 2.00 | 50.00 ± 0.00 | +0.00 ± 0.00 | 10.8 | 2.1 | 77.4 | 41.8 |" in fine
+    with Image.open(folders / "out" / "table-7.png") as picture:
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def as_options(args):
+    names = ("segmentation_data", "recipe", "segmentation_recipe", "output_dir", "time_per_image")
+    return [part for name in names for part in (f"--{name}", str(getattr(args, name)))] + ["--seeds", "0", "3"]
+
+
+def test_a_row_is_compared_by_the_seeds_that_both_have():
+    runs = [
+        {"row": row, "task": "classification", "seed": seed, "score": score}
+        for row, seed, score in (("sra", 0, 0.4), ("sra", 1, 0.5), ("clustr", 1, 0.7), ("clustr", 2, 0.8))
+    ]
+    compared = ablation_report.compare(runs, "classification", "sra", "clustr")
+    assert compared["seeds"] == [1] and compared["mean"] == 0.5 and compared["std"] is None
+    assert compared["difference"] == pytest.approx(-0.2) and compared["error"] is None
+    assert ablation_report.compare(runs, "segmentation", "sra", "clustr") is None
+
+
+def test_costs_are_those_of_the_rows(folders):
+    """At 224 pixels and the tiny variant these are the paper's columns."""
+    (folders / "classification.json").write_text(json.dumps({"variant": "tiny", "image_size": 224}))
+    for name in ("6", "7"):
+        costs = ablation_report.measure_costs(TABLES[name], make_args(folders))
+        for row, cost in costs.items():
+            paper = ROWS[row].paper
+            head = 990 * 513  # of 1,000 classes instead of 10
+            assert (cost["parameters"] + head) / 1e6 == pytest.approx(paper["parameters"], abs=0.06)
+            assert cost["paper_macs"] / 1e9 == pytest.approx(paper["flops"], rel=0.06)
+            assert cost["flops"] > 2 * cost["paper_macs"]
+
+
+def test_time_is_measured_beside_the_others(folders):
+    args = make_args(folders)
+    args.time_per_image = True
+    costs = ablation_report.measure_costs(TABLES["7"], args)
+    assert costs["clustr"]["time"]["ratio"]["median"] == 1.0
+    assert all(cost["time"]["median_seconds_per_image"] > 0 for cost in costs.values())
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"table": ["8"]}, r"--table must be any of \['6', '7', .* got \['8'\]"),
+        ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
+        ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
+    ],
+)
+def test_wrong_arguments_are_named(folders, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_args(folders, **settings)
+
+
+@pytest.mark.parametrize("row", ["clustr", "swin-32"])
+def test_runs_train_and_go_on_to_segment(folders, row):
+    """The real commands, on noise."""
+    pixels = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(0, 240, 20)]
+    images = [Image.fromarray(values) for values in pixels]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["dark", "light"])})
+    labels = [index // 6 for index in range(12)]
+    Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(
+        folders / "images/train.parquet"
+    )
+    features = Features({"image": ImageFeature(), "annotation": ImageFeature()})
+    maps = [Image.fromarray((values[..., 0] > 100).astype(np.uint8)) for values in pixels]
+    for split in ("train", "val"):
+        rows = Dataset.from_dict({"image": images, "annotation": maps}, features=features)
+        rows.to_parquet(folders / f"maps/{split}.parquet")
+    (folders / "maps/id2label.json").write_text('{"0": "dark", "1": "light"}')
+    command = [sys.executable, "-c", START, row, folders]
+    run_process(command, REPOSITORY / "examples")
+    for task in ("classification", "segmentation"):
+        results = json.loads((folders / "out" / task / f"{row}-seed0" / "all_results.json").read_text())
+        assert 0 <= results[ablation_report.METRICS[task][0]] <= 1
+
+
+# In the scripts' folder, as a user's Python has it.
+START = """
+import sys
+from pathlib import Path
+import ablations
+row, folder = sys.argv[1], Path(sys.argv[2])
+names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
+names |= {"segmentation_recipe": "segmentation.json"}
+paths = {name: str(folder / path) for name, path in names.items()}
+args = ablations.AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
+for task in ("classification", "segmentation"):
+    ablations.make_run(args, row, 0, task).start()
+"""
