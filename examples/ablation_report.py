@@ -10,18 +10,21 @@ from typing import Any
 import torch
 from ablation_tables import ROWS, TABLES, Table
 from benchmark_measure import Setting, count_operations, image_like_noise, interleaved_seconds, make_step, summarize
-from peer_models import PeerArguments, load_peer
+from image_classification_data import load_classifier
+from peer_models import PeerArguments
 from torch import nn
 from training_checkpoints import write_json
-from training_report import write_picture
+from training_report import RESULTS, write_picture
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification
 from clustr_hf.visualization import plot_compared_curves
 
 
 # What is read of a run of each task, and what a table calls it.
 METRICS = {"classification": ("eval_accuracy", "top-1 (%)"), "segmentation": ("eval_mean_iou", "mean IoU (%)")}
+# The paper's columns, for ClusTR-T.
+PAPER = {"parameters": "parameters (M)", "flops": "FLOPs (G)", "top1": "top-1 (%)", "mean_iou": "mean IoU (%)"}
 TIMED_BATCH, TIMED_ROUNDS = 8, 15
+NUM_LABELS = 10
 
 
 def report_table(name: str, runs: Sequence, args) -> str:
@@ -55,7 +58,7 @@ def read_runs(runs: Sequence) -> list[dict[str, Any]]:
     """Row, seed, task and last score of each run, with its seconds and steps."""
     kept = []
     for run in runs:
-        results = json.loads((run.folder / "all_results.json").read_text())
+        results = json.loads((run.folder / RESULTS).read_text())
         kept.append(
             {
                 "row": run.row,
@@ -75,30 +78,35 @@ def compare(runs: Sequence[dict[str, Any]], task: str, row: str, reference: str)
     Scores of a row, and its differences from the reference with the same seed.
 
     Returns:
-        `dict`: `seeds` that both have; `mean` and standard deviation `std` of the row's scores, `difference` and its
-        standard error `error`, both over seeds. Shares, not percent. `None` if there are no such runs.
+        `dict`: `seeds` of the row; `mean` and standard deviation `std` of its scores; `difference` over the seeds that
+        the reference has too, and its standard error `error`. Shares, not percent; `None` where there are too few
+        seeds, or no runs at all.
     """
     scores = {
         name: {run["seed"]: run["score"] for run in runs if run["task"] == task and run["row"] == name}
         for name in (row, reference)
     }
-    seeds = sorted(set(scores[row]) & set(scores[reference]))
-    if not seeds:
+    values = list(scores[row].values())
+    if not values:
         return None
-    values = [scores[row][seed] for seed in seeds]
-    differences = [scores[row][seed] - scores[reference][seed] for seed in seeds]
+    differences = [value - scores[reference][seed] for seed, value in scores[row].items() if seed in scores[reference]]
+    if row == reference:
+        differences = []
     return {
-        "seeds": seeds,
+        "seeds": sorted(scores[row]),
         "mean": statistics.mean(values),
-        "std": statistics.stdev(values) if len(seeds) > 1 else None,
-        "difference": None if row == reference else statistics.mean(differences),
-        "error": statistics.stdev(differences) / len(seeds) ** 0.5 if len(seeds) > 1 and row != reference else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "difference": statistics.mean(differences) if differences else None,
+        "error": statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None,
     }
 
 
 def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
-    """For each row parameters and operations, and the time of an image beside the others."""
-    recipe = json.loads(Path(args.recipe).read_text())
+    """
+    For each row parameters and operations, and the time of an image beside the others: float32, a forward of a batch,
+    every model with the attention function that transformers gives it.
+    """
+    recipe = args.read_recipe("classification")
     side = recipe["image_size"]
     costs = {}
     for row in table.rows:
@@ -115,41 +123,31 @@ def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
 
 
 def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
-    """A row's classifier with random weights."""
+    """A row's classifier with random weights, as its script makes it; for so many classes as both data sets have."""
     overrides = {**recipe.get("config_overrides", {}), **ROWS[row].overrides}
-    labels = [str(index) for index in range(10)]
-    if ROWS[row].peer is not None:
-        arguments = PeerArguments(variant=recipe["variant"], config_overrides=overrides, peer=ROWS[row].peer)
-        return load_peer(arguments, "classifier", labels)
-    return ClusTRForImageClassification(ClusTRConfig.from_variant(recipe["variant"], num_labels=10, **overrides))
+    labels = [str(index) for index in range(NUM_LABELS)]
+    settings = {"variant": recipe.get("variant", "nano"), "config_overrides": overrides}
+    arguments = PeerArguments(**settings, peer=ROWS[row].peer, image_size=recipe["image_size"])
+    return load_classifier(arguments, labels)[0]
 
 
 def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
     """The table in Markdown; the paper's columns only where the paper has the rows."""
-    with_paper = all(row["paper"] for row in rows.values())
     tasks = [task for task in METRICS if any(row[task] for row in rows.values())]
-    header = [table.title, "parameters (M)", "GMACs as the paper counts", "GFLOPs, all", "ms an image"]
-    for task in tasks:
-        header += [METRICS[task][1], "difference"]
-    if with_paper:
-        header += ["*paper:* parameters (M)", "FLOPs (G)", "top-1"] + ["mean IoU"] * table.has_segmentation
+    with_paper = all(row["paper"] for row in rows.values())
+    paper = {name: title for name, title in PAPER.items() if table.has_segmentation or name != "mean_iou"}
+    header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all", "ms an image (ratio)"]
+    header += [METRICS[task][1] for task in tasks]
+    header += [f"*paper: {title}*" for title in paper.values()] if with_paper else []
     lines = [header, ["---"] * len(header)]
     for row in rows.values():
         cells = [row["title"], f"{row['parameters'] / 1e6:.2f}", f"{row['paper_macs'] / 1e9:.3f}"]
         cells += [f"{row['flops'] / 1e9:.3f}", _time(row.get("time"))]
-        for task in tasks:
-            cells += _score(row[task])
-        if with_paper:
-            names = ("parameters", "flops", "top1", "mean_iou")[: 4 if table.has_segmentation else 3]
-            cells += [str(row["paper"].get(name, "-")) for name in names]
+        cells += [_score(row[task]) for task in tasks]
+        cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
         lines.append(cells)
-    seeds = {task: next(row[task]["seeds"] for row in rows.values() if row[task]) for task in tasks}
-    notes = [
-        f"{METRICS[task][1]}: mean and standard deviation over the seeds {', '.join(map(str, numbers))}; difference "
-        f"from {rows[table.reference]['title']} with the same seed, mean and standard error."
-        for task, numbers in seeds.items()
-    ]
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", *notes]) + "\n"
+    notes = [note for task in tasks for note in _notes(table, task, rows)]
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", *notes]) + "\n"
 
 
 def _time(time: dict[str, Any] | None) -> str:
@@ -158,13 +156,32 @@ def _time(time: dict[str, Any] | None) -> str:
     return f"{1000 * time['median_seconds_per_image']:.2f} ({time['ratio']['median']:.2f})"
 
 
-def _score(score: dict[str, Any] | None) -> list[str]:
+def _score(score: dict[str, Any] | None) -> str:
+    """Mean and spread, and in brackets the difference with its standard error."""
     if score is None:
-        return ["-", "-"]
-    spread = "" if score["std"] is None else f" ± {100 * score['std']:.2f}"
-    error = "" if score["error"] is None else f" ± {100 * score['error']:.2f}"
-    difference = "-" if score["difference"] is None else f"{100 * score['difference']:+.2f}{error}"
-    return [f"{100 * score['mean']:.2f}{spread}", difference]
+        return "-"
+    text = _with_spread(f"{100 * score['mean']:.1f}", score["std"])
+    if score["difference"] is None:
+        return text
+    difference = _with_spread(f"{100 * score['difference']:+.1f}", score["error"])
+    return f"{text} ({difference})"
+
+
+def _with_spread(text: str, spread: float | None) -> str:
+    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+
+
+def _notes(table: Table, task: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What the numbers of a task are, and which rows are not complete."""
+    seeds = {name: row[task]["seeds"] for name, row in rows.items() if row[task]}
+    most = max(seeds.values(), key=len)
+    notes = [
+        f"{METRICS[task][1]}: mean ± standard deviation of the seeds {', '.join(map(str, most))}; in brackets the "
+        f"difference from *{rows[table.reference]['title']}* with the same seed, mean ± standard error."
+    ]
+    return notes + [
+        f"Only seeds {numbers} of *{rows[name]['title']}*." for name, numbers in seeds.items() if numbers != most
+    ]
 
 
 def draw_curves(table: Table, runs: Sequence, path: Path):

@@ -52,6 +52,9 @@ COARSE = [64, 16, 4, 1]
 PVT_V2 = {"hidden_sizes": [32, 64, 120, 144], "num_attention_heads": [1, 2, 4, 6]}
 SWIN = {"depths": [2, 2, 2, 1], "num_attention_heads": [1, 2, 4, 8]}
 
+# Blocks can share clusters where a stage has several.
+DEEP = {"depths": [2, 2, 2, 1]}
+
 ROWS = {
     "sra": Row(
         "SRA: grid",
@@ -85,9 +88,13 @@ ROWS = {
     "swin-32": Row("Swin", {**SWIN, "hidden_sizes": [27, 54, 108, 216]}, peer="swin"),
     "nearest": Row("cluster_assignment nearest_center", {"cluster_assignment": "nearest_center"}),
     "window": Row("cluster_window 16 (of 32 x 32 tokens)", {"cluster_window": 16}),
-    "sharing": Row("cluster_sharing stage", {"cluster_sharing": "stage"}),
     "capped": Row("max_clusters 32 (of 64)", {"max_clusters": 32}),
-    "options": Row("the last three together", {"cluster_window": 16, "cluster_sharing": "stage", "max_clusters": 32}),
+    "deep": Row("ClusTR, two blocks in stages 1 to 3", DEEP),
+    "deep-sharing": Row("cluster_sharing stage", {**DEEP, "cluster_sharing": "stage"}),
+    "deep-options": Row(
+        "cluster_sharing stage, cluster_window 16, max_clusters 32",
+        {**DEEP, "cluster_sharing": "stage", "cluster_window": 16, "max_clusters": 32},
+    ),
 }
 
 TABLES = {
@@ -95,5 +102,6 @@ TABLES = {
     "7": Table("Table 7: single scale, multi-scale", ("single-coarse", "single-fine", "clustr"), "clustr", True),
     "peers": Table("Backbones of as many parameters", ("pvt-v2", "swin", "clustr"), "clustr", True),
     "peers-32": Table("Backbones of as many parameters", ("pvt-v2-32", "swin-32", "clustr"), "clustr"),
-    "options": Table("The price of options", ("clustr", "nearest", "window", "sharing", "capped", "options"), "clustr"),
+    "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr"),
+    "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep"),
 }

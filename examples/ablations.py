@@ -12,15 +12,18 @@ What is compared: ablation_tables.py; commands with their results: README.md.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ablation_report import report_table
 from ablation_tables import ROWS, TABLES
 from tqdm import tqdm
 from training_checkpoints import write_json
+from training_report import RESULTS
 from transformers import HfArgumentParser
 
 
@@ -29,7 +32,9 @@ SCRIPTS = {
     "classification": "run_image_classification_no_trainer.py",
     "segmentation": "run_semantic_segmentation_no_trainer.py",
 }
-RESULTS, COMMAND = "all_results.json", "command.json"
+SETTINGS = "ablation.json"
+# Arguments of a run that its result does not depend on; of the recipe it depends on the contents.
+HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe")
 
 
 @dataclass
@@ -59,6 +64,11 @@ class AblationArguments:
             raise ValueError(f"--table must be any of {list(TABLES)}, got {unknown}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
+        for name in ("recipe", "segmentation_recipe"):
+            if not Path(getattr(self, name)).is_file():
+                raise ValueError(f"--{name} {getattr(self, name)} must be a JSON file, which is not there")
+        if "image_size" not in self.read_recipe("classification"):
+            raise ValueError(f"--recipe {self.recipe} must name the image_size")
         files = {"data": ["train.parquet"], "segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
         for name, needed in files.items():
             folder = getattr(self, name)
@@ -66,40 +76,70 @@ class AblationArguments:
             if missing and not self.report:
                 raise ValueError(f"--{name} {folder} must be a folder with {needed}, without are {missing}")
 
+    def read_recipe(self, task: str) -> dict[str, Any]:
+        """The recipe of a task, `"classification"` or `"segmentation"`."""
+        return json.loads(Path(self.recipe if task == "classification" else self.segmentation_recipe).read_text())
+
 
 @dataclass(frozen=True)
 class Run:
-    """A row of a table with a seed, for one of two tasks; its folder and the arguments of its script."""
+    """
+    A row of a table with a seed, for one of two tasks.
+
+    Args:
+        row (`str`), seed (`int`), task (`str`): Which one.
+        folder (`Path`): Where it is written.
+        arguments (`tuple[str, ...]`): Of its script.
+        recipe (`dict`): What the recipe that these name says.
+    """
 
     row: str
     seed: int
     task: str
     folder: Path
     arguments: tuple[str, ...]
+    recipe: dict[str, Any]
 
     @property
     def is_complete(self) -> bool:
+        """
+        Whether it has results.
+
+        Raises:
+            ValueError: if the folder holds a run with other arguments, or of another recipe.
+        """
+        path = self.folder / SETTINGS
+        if path.is_file() and json.loads(path.read_text()) != self.settings():
+            raise ValueError(f"{self.folder} holds a run with other settings, see {path}: choose an --output_dir")
         return (self.folder / RESULTS).is_file()
+
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on."""
+        pairs = zip(self.arguments[::2], self.arguments[1::2])
+        kept = {name: _absolute(name, value) for name, value in pairs if name not in HOUSEKEEPING}
+        return {"arguments": kept, "recipe": self.recipe}
 
     def start(self):
         """
-        Train, or go on with it.
+        Train, or go on with it, unless it is complete.
 
         Raises:
-            ValueError: if the folder holds a run with other arguments.
+            ValueError: if the folder holds a run with other settings.
             RuntimeError: if the script failed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        command = self.folder / COMMAND
-        if command.is_file() and json.loads(command.read_text()) != list(self.arguments):
-            raise ValueError(f"{self.folder} holds a run with other arguments, see {command}: choose an --output_dir")
-        write_json(command, list(self.arguments))
         if self.is_complete:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SETTINGS, self.settings())
         script = [sys.executable, str(EXAMPLES / SCRIPTS[self.task])]
         process = subprocess.run([*script, *self.arguments, "--output_dir", str(self.folder)])
         if process.returncode != 0:
             raise RuntimeError(f"{self.folder.name} failed with code {process.returncode}; start again to go on")
+
+
+def _absolute(name: str, value: str) -> str:
+    """Files and folders by one name, from wherever they are given."""
+    return str(Path(value).resolve()) if name.endswith(("_file", "_path")) else value
 
 
 def plan_runs(args: AblationArguments) -> list[Run]:
@@ -119,7 +159,8 @@ def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
     peer = ROWS[row].peer
     common = ["--seed", str(seed), "--resume_from_checkpoint", "latest", *(["--peer", peer] if peer else [])]
     common += ["--dataloader_num_workers", str(args.dataloader_num_workers)]
-    return Run(row, seed, task, run_folder(args, row, seed, task), (*specific, *common))
+    recipe = args.read_recipe(task)
+    return Run(row, seed, task, run_folder(args, row, seed, task), (*specific, *common), recipe)
 
 
 def run_folder(args: AblationArguments, name: str, seed: int, task: str) -> Path:
@@ -135,7 +176,7 @@ def _classification(args: AblationArguments, name: str) -> list[str]:
 
 def model_overrides(args: AblationArguments, name: str) -> dict:
     """Fields of a row's configuration: the recipe's, and those in which the row differs."""
-    return {**json.loads(Path(args.recipe).read_text()).get("config_overrides", {}), **ROWS[name].overrides}
+    return {**args.read_recipe("classification").get("config_overrides", {}), **ROWS[name].overrides}
 
 
 def _segmentation(args: AblationArguments, name: str, seed: int) -> list[str]:
@@ -150,6 +191,7 @@ def _segmentation(args: AblationArguments, name: str, seed: int) -> list[str]:
 def main():
     (args,) = HfArgumentParser(AblationArguments, allow_abbrev=False).parse_args_into_dataclasses()
     runs = plan_runs(args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends the run that is going on, too
     if not args.report:
         for run in tqdm(runs, desc="runs"):
             run.start()

@@ -35,6 +35,8 @@ HEAD_FIELDS = (
 )
 # Tokens on the side of Swin's windows: an eighth of the first stage's at 128 pixels and stride 4, as 7 is at 224.
 SWIN_WINDOW = 4
+# The paper's, for peers whose images may have any size.
+LARGE_IMAGE = 512
 
 
 class PeerForSemanticSegmentation(ClusTRForSemanticSegmentation):
@@ -72,31 +74,51 @@ class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
 
     def _make_backbone(self, config: SwinConfig):
         self.swin = SwinModel(config, add_pooling_layer=False)
-        self.stage_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes)
+        fit_windows(self.swin)
+        # The last stage has one already, which a classifier brings along.
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes[:-1])
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], Any]:
         kwargs["output_hidden_states"] = True
         before_merging = {"always_partition": True, "output_hidden_states_before_downsampling": True}
         features = self.swin(pixel_values, **before_merging, **kwargs)
         maps = features.reshaped_hidden_states[1:]  # without the stem
+        norms = (*self.stage_norms, self.swin.layernorm)
         features.hidden_states = None
-        return [
-            norm(stage_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, stage_map in zip(self.stage_norms, maps)
-        ], features
+        return [norm(each.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, each in zip(norms, maps)], features
 
 
-class SwinForAnySize(SwinForImageClassification):
-    """Swin with windows of one size for maps of any size: padded, where transformers' would shrink the windows."""
+class SwinForSmallImages(SwinForImageClassification):
+    """Swin whose windows are no larger than the maps of its stages, where transformers' are of one size."""
+
+    def __init__(self, config: SwinConfig):
+        super().__init__(config)
+        fit_windows(self.swin)
+        self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **kwargs):
         return super().forward(pixel_values, always_partition=True, **kwargs)
+
+
+def fit_windows(swin: SwinModel):
+    """As in the Swin of its authors: one window without a shift in stages whose maps are no larger than a window."""
+    config = swin.config
+    side = config.image_size // config.patch_size
+    for stage, heads in zip(swin.encoder.layers, config.num_heads):
+        for layer in stage.blocks:
+            if side <= config.window_size:
+                layer.shift_size = 0
+            if side < config.window_size:
+                layer.window_size = side
+                layer.attention = type(layer.attention)(config, layer.layernorm_before.normalized_shape[0], heads, side)
+        side = (side + 1) // 2
 
 
 def pvt_v2_fields(config: ClusTRConfig) -> dict[str, Any]:
     """Grids as coarse as the coarsest scale of the clusters: a reduction of r x r for lambda = r^2."""
     same = ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "patch_sizes", "strides", "layer_norm_eps")
     sr_ratios = [round(max(ratios) ** 0.5) for ratios in config.reduction_ratios]
-    return {"image_size": 512, "sr_ratios": sr_ratios, **{name: getattr(config, name) for name in same}}
+    return {"image_size": LARGE_IMAGE, "sr_ratios": sr_ratios, **{name: getattr(config, name) for name in same}}
 
 
 def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
@@ -108,7 +130,7 @@ def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
             f"first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
         )
     return {
-        "image_size": 512,
+        "image_size": LARGE_IMAGE,
         "patch_size": config.strides[0],
         "embed_dim": config.hidden_sizes[0],
         "depths": config.depths,
@@ -133,7 +155,7 @@ class Peer(NamedTuple):
 
 PEERS = {
     "pvt_v2": Peer(PvtV2Config, pvt_v2_fields, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation),
-    "swin": Peer(SwinConfig, swin_fields, SwinForAnySize, SwinForSemanticSegmentation),
+    "swin": Peer(SwinConfig, swin_fields, SwinForSmallImages, SwinForSemanticSegmentation),
 }
 
 
@@ -156,27 +178,45 @@ def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) 
     A peer's model of random weights, or with the backbone of one of its checkpoints.
 
     Args:
-        args: `variant` and `config_overrides` say how large it is, and which head it has.
+        args: `variant` and `config_overrides` say how large a new one is, and which head it has; `image_size` how large
+            the maps of a new Swin are.
         kind (`str`): `"classifier"` or `"segmenter"`.
         labels (`list[str]`): Names of the classes.
         fields: Fields of the configuration, which `--config_overrides` may change.
     """
     peer = PEERS[args.peer]
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    config = ClusTRConfig.from_variant(args.variant, **{**names, **fields, **(args.config_overrides or {})})
+    given = {**names, **fields, **(args.config_overrides or {})}
+    unknown = sorted(set(given) - set(ClusTRConfig().to_dict()))
+    if unknown:
+        raise ValueError(f"--config_overrides names {unknown}, which are no fields of ClusTRConfig")
+    config = ClusTRConfig.from_variant(args.variant, **given)
     settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
     model_class = getattr(peer, kind)
     if args.model_name_or_path is None:
-        return args.choose_attention(model_class(peer.config_class(**peer.make_fields(config), **settings)))
-    saved = AutoConfig.from_pretrained(args.model_name_or_path)
-    if not isinstance(saved, peer.config_class):
-        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
+        architecture = peer.make_fields(config)
+        if args.image_size is not None and kind == "classifier":
+            architecture["image_size"] = args.image_size
+        return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings})))
+    saved = _saved_config(args, peer)
+    kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
     model = model_class.from_pretrained(
         args.model_name_or_path,
-        config=peer.config_class.from_dict({**saved.to_dict(), **settings}),
+        config=peer.config_class.from_dict({**saved.to_dict(), **kept}),
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
     )
     return args.choose_attention(model)
+
+
+def _saved_config(args: PeerArguments, peer: Peer) -> PreTrainedConfig:
+    """The configuration of a checkpoint that a script of this folder has trained."""
+    overrides = sorted(set(args.config_overrides or {}) - set(HEAD_FIELDS))
+    if overrides:
+        raise ValueError(f"--config_overrides can change only the head of a --peer's checkpoint, got {overrides}")
+    saved = AutoConfig.from_pretrained(args.model_name_or_path)
+    if not isinstance(saved, peer.config_class) or not hasattr(saved, "strides"):
+        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
+    return saved
 
 
 def refuse_with_peer(**arguments: Any):

@@ -57,7 +57,7 @@ from training_data import (
     training_loader,
 )
 from training_plan import TrainingPlan
-from training_report import CURVE, format_values, print_dry_run, summarize, write_history
+from training_report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -202,12 +202,13 @@ def freeze_stages(model: PreTrainedModel, number: int):
 
 
 def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.AdamW:
-    """AdamW that leaves biases, norms and frozen weights undecayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": args.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW that leaves biases (those of relative positions, too), norms and frozen weights undecayed."""
+    decayed, undecayed = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_bias = parameter.ndim <= 1 or "relative_position_bias" in name
+            (undecayed if is_bias else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
 
 
@@ -489,7 +490,7 @@ class TrainingLoop:
         def write(folder: Path):
             self._save_model(folder)
             if self.accelerator.is_main_process:
-                write_json(folder / "all_results.json", results)
+                write_json(folder / RESULTS, results)
                 if (self.output_dir / CURVE).is_file():  # the card shows it
                     shutil.copy(self.output_dir / CURVE, folder)
                 if self.task.write_card is not None:
@@ -497,7 +498,8 @@ class TrainingLoop:
 
         write_folder(staging, write, self.accelerator)
         if self.accelerator.is_main_process:
-            for path in staging.iterdir():
+            # The results last: where they are, all is.
+            for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
                 path.replace(self.output_dir / path.name)
             shutil.rmtree(staging)
         self.accelerator.wait_for_everyone()

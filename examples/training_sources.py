@@ -69,7 +69,8 @@ class ModelArguments:
         if not isinstance(self.config_overrides, dict | None):
             raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
         if self.model_name_or_path is None:
-            self.override(ClusTRConfig())
+            self._check_overrides(ClusTRConfig())
+            ClusTRConfig.from_variant(self.variant, **(self.config_overrides or {}))
 
     def override(self, config: PreTrainedConfig, **fields: Any) -> PreTrainedConfig:
         """
@@ -78,11 +79,14 @@ class ModelArguments:
         Raises:
             ValueError: if `--config_overrides` has a field that the configuration has not, or a value does not fit.
         """
+        self._check_overrides(config)
         overrides = self.config_overrides or {}
-        unknown = sorted(set(overrides) - set(config.to_dict()))
+        return type(config).from_dict({**config.to_dict(), **fields, **overrides})
+
+    def _check_overrides(self, config: PreTrainedConfig):
+        unknown = sorted(set(self.config_overrides or {}) - set(config.to_dict()))
         if unknown:
             raise ValueError(f"--config_overrides names {unknown}, which are no fields of {type(config).__name__}")
-        return type(config).from_dict({**config.to_dict(), **fields, **overrides})
 
     def choose_attention(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, with the attention function of `--attn_implementation`, if that is given."""

@@ -21,6 +21,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Data and recordings that may lie beside a checkout; tests that use them skip where they do not.
 SHARED = REPOSITORY.parent / "shared"
+# Checkpoints that come along, in the package and beside it.
+CHECKPOINT_FOLDERS = sorted(
+    path.parent
+    for place in ("src/clustr_hf/checkpoints", "checkpoints")
+    for path in REPOSITORY.glob(f"{place}/*/config.json")
+)
 
 
 @pytest.fixture

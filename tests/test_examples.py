@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from conftest import REPOSITORY, run_process
+from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
 from local_hub import LocalHub, card_errors
 from PIL import Image
 
@@ -34,9 +34,15 @@ def test_readme_shows_the_space():
 
 
 def test_cards_are_of_checkpoints_that_exist(demo):
-    """The demo's card is the one that the demo writes, but for the numbers; there is no other."""
+    """The demo's card is the one that the demo writes, but for the numbers; others lie beside their checkpoints."""
     cards = REPOSITORY / "model_cards"
-    assert {path.name for path in cards.iterdir()} == {"README.md", "template.md", "clustr-nano-digits.md"}
+    names = {
+        "README.md",
+        "template.md",
+        "clustr-nano-digits.md",
+        *(f"{folder.name}.md" for folder in CHECKPOINT_FOLDERS),
+    }
+    assert {path.name for path in cards.iterdir()} == names
     assert (cards / "template.md").read_text() == TEMPLATE.read_text()
     texts = [path.read_text() for path in (cards / "clustr-nano-digits.md", demo / "out/clustr-nano-digits/README.md")]
     without_numbers = [re.sub(r"\d+(\.\d+)?", "0", text) for text in texts]
@@ -60,7 +66,9 @@ def test_quickstart_learns_reloads_and_draws(demo):
     predictions = json.loads((out / "predictions.json").read_text())
     assert len(predictions["predictions"]) == 360
     assert predictions["code"].startswith("transformers_modules.")
-    for name in ("training_curve.png", "predictions.png", "clusters.png"):
+    results = json.loads((out / "results.json").read_text())
+    assert results["photograph"]["label"] == "cat"
+    for name in ("training_curve.png", "predictions.png", "clusters.png", "photograph.png"):
         with Image.open(out / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 10
     card = (out / "clustr-nano-digits" / "README.md").read_text()

@@ -178,7 +178,7 @@ def test_maps_of_swin_are_those_of_its_backbone():
     fields = {name: value for name, value in model.config.to_dict().items() if name != "out_indices"}
     backbone = SwinBackbone(SwinConfig.from_dict({**fields, "out_features": stages})).eval()
     weights = {f"swin.{name}": weight for name, weight in model.swin.state_dict().items()}
-    for stage, norm in zip(stages, model.stage_norms):
+    for stage, norm in zip(stages, (*model.stage_norms, model.swin.layernorm), strict=True):
         weights |= {f"hidden_states_norms.{stage}.{name}": weight for name, weight in norm.state_dict().items()}
     backbone.load_state_dict(weights)
     images = torch.randn(2, 3, 90, 66)

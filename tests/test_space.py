@@ -15,7 +15,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 import pytest
-import torch
 from conftest import REPOSITORY, run_process
 from hub_repositories import PIPELINES, make_image, make_model
 from huggingface_hub import constants
@@ -23,7 +22,7 @@ from local_hub import LocalHub
 from PIL import Image
 from transformers import pipeline
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
+from clustr_hf import ClusTRForImageClassification
 from clustr_hf.publish import build_repository
 
 
@@ -143,40 +142,28 @@ def test_cluster_pictures_are_of_the_place_that_is_picked():
     assert brightness[~is_member[bright]].max() < 0.35
 
 
-def make_demo(folder: Path) -> Path:
-    """What `make demo` leaves, untrained."""
-    torch.manual_seed(7)  # not the weights of the others
-    names = {digit: str(digit) for digit in range(10)}
-    labels = {"id2label": names, "label2id": {name: digit for digit, name in names.items()}}
-    model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", **labels))
-    processor = ClusTRImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
-    return build_repository(model, processor, folder / "clustr-nano-digits")
-
-
-def test_without_the_hub_the_demos_checkpoint_is_shown(tmp_path, monkeypatch):
-    demo = make_demo(tmp_path)
-    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", (tmp_path / "nowhere", demo))
+def test_without_the_hub_the_packages_checkpoint_is_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     models = space_models.load_models(["me/clustr-cats@4f2a0c9"])
-    assert list(models.pipelines) == ["Classification"] and "handwritten digits" in models.names["Classification"]
+    assert list(models.pipelines) == ["Classification"]
+    assert models.names["Classification"].startswith("clustr-nano-cifar10, which comes with the package")
     [note] = models.notes
     assert "me/clustr-cats" in note and "could not be loaded: " in note
     features = build_repository(*make_model("features"), tmp_path / "features")
-    models = space_models.load_models([str(features), str(demo), str(demo)])
+    cats = build_repository(*make_model("classification"), tmp_path / "cats")
+    models = space_models.load_models([str(features), str(cats), str(cats)])
     assert "must be a model of a task, got a ClusTRModel" in models.notes[0]
-    assert "is shown for classification, instead of clustr-nano-digits" in models.notes[1]
+    assert "is shown for classification, instead of cats" in models.notes[1]
     assert type(models.pipelines["Classification"].model) is ClusTRForImageClassification  # not the repository's code
     listed = tmp_path / "models.json"
-    listed.write_text(json.dumps([{"model": str(demo)}]))
+    listed.write_text(json.dumps([{"model": str(cats)}]))
     models = space_models.load_models(path=listed)
-    assert models.names == {"Classification": "clustr-nano-digits"} and models.notes == []
-    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", ())
-    assert space_models.load_models(path=tmp_path / "missing.json").pipelines == {}
+    assert models.names == {"Classification": "cats"} and models.notes == []
+    assert list(space_models.load_models(path=tmp_path / "missing.json").pipelines) == ["Classification"]
     assert isinstance(app.build_space(space_models.SpaceModels()), gr.Blocks)
 
 
-def test_persons_are_found_by_the_detector_if_it_knows_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(space_models, "DEMO_CHECKPOINTS", ())
+def test_persons_are_found_by_the_detector_if_it_knows_them(tmp_path):
     detector, processor = make_model("detection")
     folders = [build_repository(*make_model("poses"), tmp_path / "poses"), tmp_path / "persons", tmp_path / "cats"]
     build_repository(detector, processor, folders[2])
@@ -189,12 +176,9 @@ def test_persons_are_found_by_the_detector_if_it_knows_them(tmp_path, monkeypatc
 
 def test_the_space_is_pushed_in_one_commit(tmp_path):
     script = [sys.executable, REPOSITORY / "examples" / "publish_space.py"]
-    demo = make_demo(tmp_path)
-    for name in ("training_args.bin", ".env", "notes.txt"):
-        (demo / name).write_text("hush-hush")
     with LocalHub() as hub:
         environment = {**hub.environment, "HF_HOME": str(tmp_path / "home")}
-        command = [*script, "--models", "me/cats@abc", "me/dogs", "--repo_id", "clustr", "--demo_checkpoint", demo]
+        command = [*script, "--models", "me/cats@abc", "me/dogs", "--repo_id", "clustr"]
         output = run_process(command, tmp_path, **environment)
         [_, (revision, files)] = hub.repositories["spaces/me/clustr"]
     assert f"revision {revision}" in output
@@ -202,7 +186,7 @@ def test_the_space_is_pushed_in_one_commit(tmp_path):
     assert {"app.py", "space_models.py", "clustr_hf/modeling_clustr.py", "images/cat.jpg", "README.md"} <= files.keys()
     assert b"sdk: gradio" in files["README.md"] and b"matplotlib" in files["requirements.txt"]
     assert {Path(name).suffix for name in files} == {".py", ".md", ".json", ".txt", ".jpg", ".png", ".safetensors"}
-    assert "clustr-nano-digits/model.safetensors" in files and b"hush-hush" not in b"".join(files.values())
+    assert "clustr_hf/checkpoints/clustr-nano-cifar10/model.safetensors" in files
     assert re.search(rb"sdk_version: \d+\.\d+", files["README.md"])
 
 
@@ -210,7 +194,7 @@ def test_the_space_is_pushed_in_one_commit(tmp_path):
 def space(tmp_path_factory):
     """Address of an assembled Space with a model in every tab, which runs with the package that lies in it."""
     folder = tmp_path_factory.mktemp("space")
-    place = publish_space.assemble_space(folder / "space", [], make_demo(folder))
+    place = publish_space.assemble_space(folder / "space", [])
     repositories = [build_repository(*make_model(kind), folder / kind) for kind in TITLES if kind != "classification"]
     (place / "models.json").write_text(json.dumps([{"model": str(path)} for path in repositories]))
     with socket.socket() as free:
@@ -320,7 +304,7 @@ def test_people_read_the_prediction_of_every_task(page, space):
         page.click(f"#predict-{tab}")
         if kind == "classification":
             answer = wait_for_text(page, f"#answer-{tab}", "%")
-            assert re.search(r"^\d$", answer, flags=re.MULTILINE)
+            assert re.search(r"^(cat|dog|frog)$", answer, flags=re.MULTILINE)
         else:
             names = ["person"] if kind == "poses" else ["cat", "dog", "owl"]
             wait_for_new_picture(page, f"#picture-{tab}", None)

@@ -3,7 +3,7 @@
 """
 A Gradio Space: ClusTR's predictions for an image, a tab for each task, and the clusters that it finds on the way.
 
-    python examples/space/app.py                              # the checkpoint that `make demo` leaves
+    python examples/space/app.py                              # the checkpoint of the package
     python examples/space/app.py out/camvid me/clustr-bccd@4f2a0c9
 
 As a Space it shows the models that `models.json` beside it lists, by the classes of the package: their code is not run.

@@ -33,6 +33,8 @@ class ClusterView:
     @property
     def stages(self) -> list[int]:
         """Those that cluster."""
+        if getattr(self.config, "attention_type", "clustered") != "clustered":
+            return []
         return [stage for stage, ratios in enumerate(self.config.reduction_ratios, start=1) if max(ratios) > 1]
 
     def blocks(self, stage: int) -> list[int]:
@@ -89,7 +91,7 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         views = {title: ClusterView(run) for title, run in pipelines.items()}
         views = {title: view for title, view in views.items() if view.stages}
         if not views:
-            gr.Markdown("No model is here whose clusters could be shown. `make demo` trains a small one.")
+            gr.Markdown("No model is here whose clusters could be shown.")
             return
         first, view = next(iter(views.items()))
         first_stage = view.stages[0]

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The models of the Space: those that `models.json` or the command line names, or what `make demo` leaves."""
+"""The models of the Space: those that `models.json` or the command line names, and what comes with the package."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,11 @@ from pathlib import Path
 
 from transformers import Pipeline, PreTrainedConfig, pipeline
 
-from clustr_hf import ClusTRKeypointDetectionPipeline
+from clustr_hf import ClusTRKeypointDetectionPipeline, shipped_checkpoint
 from clustr_hf.handler_clustr import pipeline_task
 
 
 HERE = Path(__file__).resolve().parent
-# Where the demo's checkpoint may lie: beside a Space's app, or where `make demo` leaves it.
-DEMO = "clustr-nano-digits"
-DEMO_CHECKPOINTS = (HERE / DEMO, Path("out") / DEMO, HERE.parents[1] / "out" / DEMO)
 MODELS_FILE = HERE / "models.json"
 
 # Title of a tab -> the class of models that it can show.
@@ -61,7 +58,7 @@ def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
     task = pipeline_task(config)
     # A pipeline that transformers does not know would be taken from the repository.
     own = {"pipeline_class": ClusTRKeypointDetectionPipeline} if task == "keypoint-detection" else {}
-    return pipeline(task, model=model, revision=revision, **own)
+    return pipeline(task, model=model, revision=revision, trust_remote_code=False, **own)  # False: it would ask
 
 
 def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:
@@ -74,7 +71,7 @@ def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]
 
 def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceModels:
     """
-    Load what the Space shows, and the demo's checkpoint where that leaves the first tab empty: because nothing is
+    Load what the Space shows, and the package's checkpoint where that leaves the first tab empty: because nothing is
     named, or because the Hub cannot be reached.
 
     Args:
@@ -87,10 +84,9 @@ def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceMod
             models.add(entry["model"], entry.get("revision"))
         except Exception as error:  # a page without one of its models is better than none
             models.notes.append(f"{entry} could not be loaded: {type(error).__name__} {str(error)[:200]}")
-    demo = next((folder for folder in DEMO_CHECKPOINTS if (folder / "config.json").is_file()), None)
-    if "Classification" not in models.pipelines and demo is not None:
-        models.add(str(demo))
-        models.names["Classification"] = "the demo's checkpoint, which knows handwritten digits and nothing else"
+    if "Classification" not in models.pipelines:
+        models.add(str(shipped_checkpoint()))
+        models.names["Classification"] += ", which comes with the package and knows ten kinds of animals and vehicles"
     poses, detector = models.pipelines.get("Poses"), models.pipelines.get("Object detection")
     if poses is not None and detector is not None and "person" in detector.model.config.id2label.values():
         poses.detector = detector

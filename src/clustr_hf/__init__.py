@@ -37,6 +37,7 @@ from .modeling_clustr_detection import (
 from .modeling_clustr_pose import ClusTRForPoseEstimation, ClusTRPoseEstimatorOutput
 from .modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
 from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
+from .shipped import shipped_checkpoint
 
 
 __version__ = "0.1.0"
@@ -84,4 +85,5 @@ __all__ = [
     "ClusTRSemanticSegmenterOutput",
     "aggregate_tokens",
     "find_clusters",
+    "shipped_checkpoint",
 ]

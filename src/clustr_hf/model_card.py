@@ -269,6 +269,8 @@ def _facts(config: Mapping[str, Any], folder: Path) -> str:
         "hidden sizes": config["hidden_sizes"],
         "reduction ratios, of each stage and scale": config["reduction_ratios"],
     }
+    if config.get("attention_type", "clustered") != "clustered":
+        rows["attention"] = f"`{config['attention_type']}`, not the paper's"
     labels = list((config.get("id2label") or {}).values())
     if labels:
         shown = ", ".join(map(str, labels[:20])) + (", ..." if len(labels) > 20 else "")

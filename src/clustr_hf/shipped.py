@@ -19,7 +19,7 @@ def shipped_checkpoint(name: str = "clustr-nano-cifar10") -> Path:
     Raises:
         ValueError: if there is none of this name.
     """
-    names = sorted(path.name for path in CHECKPOINTS.iterdir())
+    names = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
     if name not in names:
         raise ValueError(f"`name` must be one of {names}, got {name!r}.")
     return CHECKPOINTS / name

@@ -95,10 +95,13 @@ def coarsen_clusters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
         factor (`float`): A cluster has so many times the tokens on average; positive.
 
     Raises:
-        ValueError: for a factor that is not positive.
+        ValueError: for a factor that is not positive, or a model without clusters.
     """
     if not factor > 0:
         raise ValueError(f"`factor` must be positive, got {factor}.")
+    attention_type = getattr(model.config, "attention_type", "clustered")  # older remote code does not know it
+    if attention_type != "clustered":
+        raise ValueError(f"`model` must have clusters, got one with `attention_type` {attention_type!r}.")
     config = copy.deepcopy(model.config)
     config.reduction_ratios = [
         [ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in config.reduction_ratios

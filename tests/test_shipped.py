@@ -1,0 +1,77 @@
+"""The checkpoints that come along: what they are, that they work, and that their cards say what they measure."""
+
+import json
+import re
+import sys
+
+import pytest
+from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
+from datasets import load_dataset
+from local_hub import card_errors
+from PIL import Image
+from skimage.data import chelsea
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from clustr_hf import shipped_checkpoint
+from clustr_hf.metrics import Accuracy
+from clustr_hf.model_card import load_card
+
+
+NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
+
+
+def test_scikit_images_cat_is_a_cat():
+    classify = pipeline("image-classification", model=str(shipped_checkpoint()), trust_remote_code=False)
+    answers = classify(Image.fromarray(chelsea()))
+    assert answers[0]["label"] == "cat" and answers[0]["score"] > 0.5
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ValueError, match=r"`name` must be one of \['clustr-nano-cifar10'\], got 'clustr-huge'"):
+        shipped_checkpoint("clustr-huge")
+
+
+@pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
+def test_checkpoints_are_small_and_have_a_card_and_curves(folder):
+    """And no code: whoever publishes them takes that of the package."""
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= names
+    assert {"training_curve.png", "all_results.json", "log_history.json"} <= names
+    assert not any(name.endswith((".py", ".bin", ".jpg")) or name == "predictions.png" for name in names)
+    card = (folder / "README.md").read_text()
+    assert card_errors(card) == [] and "python examples/run_" in card
+    assert (REPOSITORY / "model_cards" / f"{folder.name}.md").resolve() == folder / "README.md"
+    results = json.loads((folder / "all_results.json").read_text())
+    for value in (result.metric_value for result in load_card(folder / "README.md").data.eval_results):
+        assert any(value == pytest.approx(result, abs=0.002) for result in results.values())
+
+
+def test_the_classifier_has_at_most_two_million_parameters():
+    model = AutoModelForImageClassification.from_pretrained(shipped_checkpoint())
+    assert model.num_parameters() <= 2_000_000
+
+
+def test_the_card_of_the_classifier_says_what_its_weights_score(shared):
+    """On all 2,000 images, batch by batch as the training script does."""
+    folder = shipped_checkpoint()
+    classify = pipeline(
+        "image-classification",
+        model=AutoModelForImageClassification.from_pretrained(folder).eval(),
+        image_processor=AutoImageProcessor.from_pretrained(folder),
+    )
+    rows = load_dataset("parquet", data_files=str(shared / "data" / "cifar10" / "test.parquet"), split="train")
+    names = rows.features["label"].names
+    answers = classify([row["image"] for row in rows], batch_size=100, top_k=1)
+    predictions = [names.index(answer[0]["label"]) for answer in answers]
+    accuracy = Accuracy().compute(predictions=predictions, references=rows["label"])["accuracy"]
+    stated = float(re.search(r"\| Top-1 accuracy \| (0\.\d+) \|", (folder / "README.md").read_text())[1])
+    assert accuracy == pytest.approx(stated, abs=0.002)  # four images: sums differ from machine to machine
+
+
+@pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
+def test_checkpoints_become_whole_repositories(folder, tmp_path):
+    script = REPOSITORY / "examples" / "publish_to_hub.py"
+    output = run_process([sys.executable, script, folder, "--dry_run", "--repository_dir", tmp_path / "hub"], tmp_path)
+    assert "is whole, and answers without clustr_hf" in output and "A new card is written" not in output
+    assert (tmp_path / "hub" / "README.md").read_text() == (folder / "README.md").read_text()
