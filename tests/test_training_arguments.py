@@ -218,7 +218,8 @@ def transforms_of(settings):
 @pytest.mark.parametrize("file", sorted(path.name for path in RECIPES.glob("*.json")))
 def test_every_recipe_is_of_the_variant_in_its_name(file):
     settings, _ = parse_recipe(file)
-    assert file.startswith(f"clustr_{settings['variant']}_")
+    variant = "nano" if file.startswith("ablation_") else file.split("_")[1]
+    assert settings["variant"] == variant and file.split("_")[0] in ("clustr", "ablation")
     assert settings["recipe"] == str(RECIPES / file)
 
 

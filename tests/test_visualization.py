@@ -7,7 +7,7 @@ from hub_repositories import PIPELINES, make_image, make_model
 from PIL import Image
 from transformers import pipeline
 
-from clustr_hf import ClusTRConfig
+from clustr_hf import ClusTRConfig, ClusTRModel
 from clustr_hf.visualization import (
     BLUE,
     GREEN,
@@ -291,6 +291,10 @@ def test_coarser_models_have_the_same_weights():
     assert numbers == [[64, 256, 64, 256], [16, 64, 16, 64]]
     with pytest.raises(ValueError, match="`factor` must be positive, got 0"):
         coarsen_clusters(model, 0)
+    grid = ClusTRModel(ClusTRConfig.from_variant("nano", attention_type="spatial_reduction"))
+    assert find_cluster_maps(grid, torch.randn(1, 3, 32, 32)) == []
+    with pytest.raises(ValueError, match="`model` must have clusters, got one with `attention_type` 'spatial_red"):
+        coarsen_clusters(grid, 2)
 
 
 def test_images_are_prepared_whole_and_normalised():
