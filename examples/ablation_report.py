@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation_tables import ROWS, TABLES, Table
+from ablation_tables import ROWS, TABLES, Table, row_overrides
 from benchmark_measure import Setting, count_operations, image_like_noise, interleaved_seconds, make_step, summarize
 from image_classification_data import load_classifier
 from peer_models import PeerArguments
@@ -124,9 +124,8 @@ def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
 
 def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
     """A row's classifier with random weights, as its script makes it; for so many classes as both data sets have."""
-    overrides = {**recipe.get("config_overrides", {}), **ROWS[row].overrides}
     labels = [str(index) for index in range(NUM_LABELS)]
-    settings = {"variant": recipe.get("variant", "nano"), "config_overrides": overrides}
+    settings = {"variant": recipe.get("variant", "nano"), "config_overrides": row_overrides(recipe, row)}
     arguments = PeerArguments(**settings, peer=ROWS[row].peer, image_size=recipe["image_size"])
     return load_classifier(arguments, labels)[0]
 

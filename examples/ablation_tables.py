@@ -105,3 +105,8 @@ TABLES = {
     "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr"),
     "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep"),
 }
+
+
+def row_overrides(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    """Fields of a row's configuration: the `config_overrides` of a recipe, and those in which the row differs."""
+    return {**recipe.get("config_overrides", {}), **ROWS[name].overrides}

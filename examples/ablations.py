@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_report import report_table
-from ablation_tables import ROWS, TABLES
+from ablation_tables import ROWS, TABLES, row_overrides
 from tqdm import tqdm
 from training_checkpoints import write_json
 from training_report import RESULTS
@@ -168,15 +168,10 @@ def run_folder(args: AblationArguments, name: str, seed: int, task: str) -> Path
 
 
 def _classification(args: AblationArguments, name: str) -> list[str]:
-    overrides = model_overrides(args, name)
+    overrides = row_overrides(args.read_recipe("classification"), name)
     return ["--recipe", args.recipe, "--train_file", f"{args.data}/train.parquet"] + (
         ["--config_overrides", json.dumps(overrides)] if overrides else []
     )
-
-
-def model_overrides(args: AblationArguments, name: str) -> dict:
-    """Fields of a row's configuration: the recipe's, and those in which the row differs."""
-    return {**args.read_recipe("classification").get("config_overrides", {}), **ROWS[name].overrides}
 
 
 def _segmentation(args: AblationArguments, name: str, seed: int) -> list[str]:

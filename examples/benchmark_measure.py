@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from clustr_hf import modeling_clustr
+from clustr_hf import modeling_clustr_attention
 from clustr_hf.clustering_clustr import find_clusters
 
 
@@ -158,7 +158,7 @@ def clustering_share(step: Callable[[], None], device: str, repeats: int = 3) ->
         return found[0]
 
     shares = []
-    with mock.patch.object(modeling_clustr, "find_clusters", timed):
+    with mock.patch.object(modeling_clustr_attention, "find_clusters", timed):
         for _ in range(repeats):
             spent.clear()
             whole = seconds_of(step, device)
@@ -199,7 +199,7 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
         return [tokens.new_zeros(batch_size, num_tokens, dtype=torch.long) for _ in num_clusters]
 
     with (
-        mock.patch.object(modeling_clustr, "find_clusters", stand_in),
+        mock.patch.object(modeling_clustr_attention, "find_clusters", stand_in),
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):

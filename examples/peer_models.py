@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from training_sources import ModelArguments
+from training_sources import ModelArguments, name_labels
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -185,8 +185,7 @@ def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) 
         fields: Fields of the configuration, which `--config_overrides` may change.
     """
     peer = PEERS[args.peer]
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    given = {**names, **fields, **(args.config_overrides or {})}
+    given = {**name_labels(labels), **fields, **(args.config_overrides or {})}
     config = ClusTRConfig.from_variant(args.variant, **given)
     settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
     model_class = getattr(peer, kind)

@@ -52,11 +52,10 @@ RECIPE = {
     "label_smoothing_factor": 0.1,
     "lr_scheduler_type": "cosine",
 }
-PHOTOGRAPH_SIZE = 320
-PHOTOGRAPH_FACTOR = 32
-# For the checkpoint of the package, which was trained on 32 pixels.
-SHIPPED_SIZE = 128
-SHIPPED_FACTOR = 8
+# Pixels of a photograph's shorter side, and how many times coarser its clusters are than those of the images of the
+# training: the model of digits sees 100 times their tokens, the checkpoint of the package 16 times those of CIFAR-10.
+DIGITS_SCALING = (320, 32)
+SHIPPED_SCALING = (128, 8)
 
 
 def parse_args() -> argparse.Namespace:
@@ -157,36 +156,29 @@ def describe(command: str, num_right: int, num_test_images: int) -> CardContents
     )
 
 
-def draw_photograph_clusters(folder: Path, path: Path):
+def draw_clusters(model: ClusTRForImageClassification, processor, photograph: Image.Image, scaling, path: Path):
     """
-    Clusters in a photograph (the astronaut Eileen Collins), by content alone: the model saw nothing but digits.
+    Clusters of the last block of every stage in a photograph.
 
-    The photograph has 100 times the tokens of a digit: larger clusters keep them few.
+    Args:
+        scaling (`tuple[int, float]`): Pixels of the shorter side, and how many times the model's clusters are coarser:
+            the photograph has more tokens than the images of the training.
     """
-    model = ClusTRForImageClassification.from_pretrained(folder)
-    photograph, pixel_values = prepare_image(Image.fromarray(astronaut()), make_processor(), PHOTOGRAPH_SIZE)
-    found = find_cluster_maps(coarsen_clusters(model, PHOTOGRAPH_FACTOR), pixel_values)
-    named = {f"stage {each.stage}": (each.cluster_index, each.grid_size) for each in found if each.scale == 1}
+    side, factor = scaling
+    photograph, pixel_values = prepare_image(photograph, processor, side)
+    named = {
+        f"stage {found.stage}, scale {found.scale}": (found.cluster_index, found.grid_size)
+        for found in find_cluster_maps(coarsen_clusters(model, factor), pixel_values)
+        if found.block == model.config.depths[found.stage - 1]
+    }
     plot_clusters(photograph, named).savefig(path, dpi=110)
 
 
 def classify_photograph(path: Path) -> dict:
-    """
-    What the checkpoint of the package sees in a photograph of a cat, label and score; its clusters there, drawn.
-
-    Four times the pixels on a side: clusters are coarser by half as much as there are more tokens.
-    """
+    """What the checkpoint of the package sees in a photograph of a cat, label and score; its clusters there, drawn."""
     classify = pipeline("image-classification", model=str(shipped_checkpoint()), trust_remote_code=False)
     cat = Image.fromarray(chelsea())
-    photograph, pixel_values = prepare_image(cat, classify.image_processor, SHIPPED_SIZE)
-    found = find_cluster_maps(coarsen_clusters(classify.model, SHIPPED_FACTOR), pixel_values)
-    last_blocks = classify.model.config.depths
-    named = {
-        f"stage {each.stage}, scale {each.scale}": (each.cluster_index, each.grid_size)
-        for each in found
-        if each.block == last_blocks[each.stage - 1]
-    }
-    plot_clusters(photograph, named).savefig(path, dpi=110)
+    draw_clusters(classify.model, classify.image_processor, cat, SHIPPED_SCALING, path)
     return classify(cat, top_k=1)[0]
 
 
@@ -222,7 +214,8 @@ def main():
     pictures = {name: args.output_dir / f"{name}.png" for name in ("training_curve", "predictions", "clusters")}
     plot_training_curves(history).savefig(pictures["training_curve"], dpi=110)
     draw_predictions(held_out, predicted, expected, pictures["predictions"])
-    draw_photograph_clusters(folder, pictures["clusters"])
+    digits_model = ClusTRForImageClassification.from_pretrained(folder)
+    draw_clusters(digits_model, processor, Image.fromarray(astronaut()), DIGITS_SCALING, pictures["clusters"])
     card = describe(
         f"python examples/quickstart.py --num_train_epochs {args.num_train_epochs:g}", num_right, len(held_out)
     )

@@ -150,6 +150,11 @@ def check_columns(data: Dataset | IterableDataset, **columns: str):
             raise ValueError(f"--{argument} {column!r} is not in the data set, which has {data.column_names}")
 
 
+def name_labels(labels: list[str]) -> dict[str, dict]:
+    """`id2label` and `label2id` of a configuration."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
 def load_model(
     args: ModelArguments,
     labels: list[str],
@@ -168,9 +173,9 @@ def load_model(
         processor: Of a new model.
         fields: Fields of the configuration, which `--config_overrides` may change.
     """
-    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    fields = {**name_labels(labels), **fields}
     if args.model_name_or_path is None:
-        settings = {**names, **fields, **(args.config_overrides or {})}
+        settings = {**fields, **(args.config_overrides or {})}
         return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor
     hub = {
         "cache_dir": args.cache_dir,
@@ -179,7 +184,7 @@ def load_model(
         "trust_remote_code": args.trust_remote_code,
     }
     config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **hub)
-    config = args.override(config, **names, **fields)
+    config = args.override(config, **fields)
     model = auto_class.from_pretrained(
         args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
     )

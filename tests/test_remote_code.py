@@ -36,6 +36,7 @@ CODE_FILES = {
     "clustering_kernel_clustr.py",
     "clustering_clustr.py",
     "modeling_clustr.py",
+    "modeling_clustr_attention.py",
     "image_processing_clustr.py",
 }
 
