@@ -23,6 +23,7 @@ from transformers import HfArgumentParser
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "polynomial", "multistep", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
@@ -77,7 +78,11 @@ class LoopArguments:
     warmup_steps: int | None = field(default=None, metadata={"help": "So many steps instead."})
     warmup_learning_rate: float = field(default=0.0, metadata={"help": "Where the growth begins."})
 
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, on all but biases and norms."})
+    optimizer: str = field(
+        default="adamw",
+        metadata={"help": f"One of {OPTIMIZERS}; muon moves the backbone's matrices by it, which takes fewer steps."},
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Of all but biases and norms."})
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's momentum."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of squared gradients."})
     max_grad_norm: float | None = field(default=None, metadata={"help": "Clip gradients to this norm."})
@@ -121,6 +126,7 @@ class LoopArguments:
 
     def _check_choices(self):
         choices = {
+            "optimizer": OPTIMIZERS,
             "lr_scheduler_type": SCHEDULES,
             "mixed_precision": (None, *PRECISIONS),
             "hub_strategy": HUB_STRATEGIES,

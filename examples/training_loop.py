@@ -31,6 +31,7 @@ from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object, send_to_device
 from huggingface_hub import HfApi
+from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import batch_norm
@@ -201,15 +202,38 @@ def freeze_stages(model: PreTrainedModel, number: int):
         stage.requires_grad_(False)
 
 
-def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.AdamW:
-    """AdamW that leaves biases (those of relative positions, too), norms and frozen weights undecayed."""
-    decayed, undecayed = [], []
+def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.Optimizer:
+    """
+    AdamW; or timm's Muon (Jordan et al. 2024) for the matrices of the backbone, and AdamW with Nesterov's momentum for
+    the rest: head, biases, norms, depthwise convolutions, the convolution on pixels. Biases, also those of relative
+    positions, and norms are not decayed.
+    """
+    decayed, undecayed, matrices = [], [], []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            is_bias = parameter.ndim <= 1 or "relative_position_bias" in name
-            (undecayed if is_bias else decayed).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim <= 1 or "relative_position_bias" in name:
+            undecayed.append(parameter)
+        elif args.optimizer == "muon" and f"{model.base_model_prefix}." in name and min(parameter.shape[:2]) > 3:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
     groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
+    settings = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **settings)
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        *({**group, "use_fallback": True} for group in groups),
+    ]
+    return Muon(groups, nesterov=True, **settings)
+
+
+def refuse_with_fsdp(args: LoopArguments):
+    """Raise a `ValueError` for an argument that needs whole weights where FSDP has shards."""
+    for name, is_given in (("ema_decay", args.ema_decay is not None), ("optimizer muon", args.optimizer == "muon")):
+        if is_given:
+            raise ValueError(f"--{name} does not work with FSDP, which shards the weights: use DDP")
 
 
 class TrainingLoop:
@@ -256,9 +280,9 @@ class TrainingLoop:
         # Saving fills a copy with the trained weights: wrappers and shards need not be undone.
         self.skeleton = copy.deepcopy(model) if self.accelerator.is_main_process else None
         self.ema = None
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            refuse_with_fsdp(args)
         if args.ema_decay is not None:
-            if self.accelerator.distributed_type == DistributedType.FSDP:
-                raise ValueError("--ema_decay does not work with FSDP, which shards the weights: use DDP")
             self.ema = ModelEmaV3(model.to(self.accelerator.device), decay=args.ema_decay, use_warmup=True)
             self.accelerator.register_for_checkpointing(self.ema)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu":

@@ -120,8 +120,8 @@ def estimate_memory(
     model: nn.Module, compute_loss: Callable[[nn.Module, dict], torch.Tensor], batch: dict, num_images: int
 ) -> dict[str, float]:
     """
-    Memory of a training step in float32, in GB: weights, gradients, AdamW's two moments, and what the forward pass
-    saves for the backward pass, measured on a small batch and multiplied.
+    Memory of a training step in float32, in GB: weights, gradients, AdamW's two moments (Muon's are half of it), and
+    what the forward pass saves for the backward pass, measured on a small batch and multiplied.
 
     Args:
         model, compute_loss, batch: As in the training loop, all on the CPU; `batch["pixel_values"]` has its images.

@@ -155,6 +155,46 @@ def test_biases_and_norms_are_not_decayed():
         assert (id(parameter) in decayed, id(parameter) in undecayed) == expected, name
 
 
+def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
+    """One step without decay: singular values of a matrix's change are equal; all else moves in AdamW's direction."""
+    torch.manual_seed(0)
+    model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizers = {
+        name: training_loop.make_optimizer(
+            model, LoopArguments(output_dir="x", optimizer=name, learning_rate=1e-3, weight_decay=0.0)
+        )
+        for name in ("adamw", "muon")
+    }
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    changes = {}
+    for optimizer_name, optimizer in optimizers.items():
+        model.load_state_dict(before)
+        optimizer.step()
+        changes[optimizer_name] = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    matrices = set()
+    for name, change in changes["muon"].items():
+        is_hidden = name.startswith("clustr.") and change.ndim >= 2 and "depthwise" not in name
+        if is_hidden and "token_weight" not in name and change.shape[1] > 3:
+            matrices.add(name)
+            matrix = change.flatten(1)
+            values = torch.linalg.svdvals(matrix) / (1e-3 * 0.2 * max(matrix.shape) ** 0.5)
+            assert values.quantile(0.1) > 0.9 and values.max() < 1.3, name
+        else:
+            assert torch.cosine_similarity(change.flatten(), changes["adamw"][name].flatten(), dim=0) > 0.99, name
+    config = model.config  # of every block: queries, keys and values of each scale, output, two of the feed-forward
+    in_blocks = [depth * (4 + len(scales)) for depth, scales in zip(config.depths, config.reduction_ratios)]
+    assert len(matrices) == len(config.depths) - 1 + sum(in_blocks)
+
+
+@pytest.mark.parametrize("name, value", [("ema_decay", 0.9), ("optimizer", "muon")])
+def test_what_needs_whole_weights_is_refused_with_fsdp(name, value):
+    training_loop.refuse_with_fsdp(LoopArguments(output_dir="x"))
+    with pytest.raises(ValueError, match=f"--{name}.* does not work with FSDP"):
+        training_loop.refuse_with_fsdp(LoopArguments(output_dir="x", **{name: value}))
+
+
 @pytest.mark.parametrize("interval", [1, 3])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(train, tmp_path, monkeypatch, interval):
     calls = []

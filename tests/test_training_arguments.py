@@ -160,6 +160,7 @@ INTERVALS = ["eval_steps", "checkpointing_steps"]
 @pytest.mark.parametrize(
     "name, value",
     [
+        ("optimizer", "sgd"),
         ("lr_scheduler_type", "linear"),
         ("mixed_precision", "fp8"),
         ("hub_strategy", "always"),

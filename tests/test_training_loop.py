@@ -107,6 +107,15 @@ def test_ten_kills_change_nothing(image_folders, tmp_path):
     assert len(list(killed.glob("checkpoint-*"))) == 2 and len(list(killed.glob("best-*"))) == 1
 
 
+def test_a_run_by_muon_resumes_exactly(image_folders, tmp_path):
+    arguments = [*EIGHT_STEPS, "--optimizer", "muon", "--checkpointing_steps", 4]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(image_folders, whole, *arguments)
+    shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
+    run(image_folders, resumed, *arguments, "--resume_from_checkpoint", "latest")
+    assert_same_run(whole, resumed)
+
+
 @pytest.fixture(scope="module")
 def one_process(image_folders, tmp_path_factory):
     """Eight steps on one process, and their weights; neither drop path nor mixup, which processes draw themselves."""
