@@ -25,6 +25,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("clusters.png"), help="picture to write")
     parser.add_argument("--shorter_side", type=int, default=320, help="pixels of the image's shorter side")
     parser.add_argument("--coarser", type=float, default=1, help="multiplies the reduction ratios")
+    parser.add_argument("--stages", type=int, nargs="+", help="only these stages, from 1")
+    parser.add_argument("--scales", type=int, nargs="+", help="only these scales, from 1, the coarsest")
     parser.add_argument("--block", type=int, help="block of each stage, from 1; default is the last one")
     return parser.parse_args()
 
@@ -36,9 +38,19 @@ def main():
         image, pixel_values = prepare_image(opened, AutoImageProcessor.from_pretrained(args.model), args.shorter_side)
     maps = find_cluster_maps(model, pixel_values)
     depths = model.config.depths
-    shown = [found for found in maps if found.block == (args.block or depths[found.stage - 1])]
+    shown = [
+        found
+        for found in maps
+        if found.block == (args.block or depths[found.stage - 1])
+        and found.stage in (args.stages or [found.stage])
+        and found.scale in (args.scales or [found.scale])
+    ]
     if not shown:
-        raise SystemExit(f"error: --block {args.block} must be in 1 to the number of blocks of a stage, {depths}")
+        raise SystemExit(
+            f"error: no clusters of --stages {args.stages}, --scales {args.scales}, --block {args.block}: found are "
+            f"those of stages {sorted({m.stage for m in maps})}, scales {sorted({m.scale for m in maps})}, and "
+            f"blocks {[depths[stage - 1] for stage in sorted({m.stage for m in maps})]}"
+        )
     titles = {f"stage {m.stage}, block {m.block}, scale {m.scale}": (m.cluster_index, m.grid_size) for m in shown}
     plot_clusters(image, titles).savefig(args.output, dpi=110)
     print(f"Wrote {args.output}: {', '.join(titles)}")
