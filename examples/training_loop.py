@@ -545,6 +545,6 @@ class TrainingLoop:
         self._write_outputs()
         if self.args.push_to_hub:
             self._push("End of training", must_succeed=True)
-        if self.args.report_to:
-            self.accelerator.end_training()
+        # Trackers, and the process group: a thread of gloo that outlives it can abort a process that has done its work.
+        self.accelerator.end_training()
         return summarize(self.state)
