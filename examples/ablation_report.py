@@ -145,8 +145,7 @@ def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
         cells += [_score(row[task]) for task in tasks]
         cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
         lines.append(cells)
-    notes = [note for task in tasks for note in _notes(table, task, rows)]
-    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", *notes]) + "\n"
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", *_notes(table, rows)]) + "\n"
 
 
 def _time(time: dict[str, Any] | None) -> str:
@@ -170,17 +169,25 @@ def _with_spread(text: str, spread: float | None) -> str:
     return text if spread is None else f"{text} ± {100 * spread:.1f}"
 
 
-def _notes(table: Table, task: str, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """What the numbers of a task are, and which rows are not complete."""
-    seeds = {name: row[task]["seeds"] for name, row in rows.items() if row[task]}
+def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """What the scores are, and which are not of all seeds."""
+    seeds = {(task, name): row[task]["seeds"] for task in METRICS for name, row in rows.items() if row[task]}
+    if not seeds:
+        return []
     most = max(seeds.values(), key=len)
     notes = [
-        f"{METRICS[task][1]}: mean ± standard deviation of the seeds {', '.join(map(str, most))}; in brackets the "
-        f"difference from *{rows[table.reference]['title']}* with the same seed, mean ± standard error."
+        f"Scores: mean ± standard deviation of the seeds {_listed(most)}; in brackets the difference from "
+        f"*{rows[table.reference]['title']}* with the same seed, mean ± standard error."
     ]
     return notes + [
-        f"Only seeds {numbers} of *{rows[name]['title']}*." for name, numbers in seeds.items() if numbers != most
+        f"Only seeds {_listed(numbers)}: {METRICS[task][1]} of *{rows[name]['title']}*."
+        for (task, name), numbers in seeds.items()
+        if numbers != most
     ]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def draw_curves(table: Table, runs: Sequence, path: Path):

@@ -33,8 +33,9 @@ SCRIPTS = {
     "segmentation": "run_semantic_segmentation_no_trainer.py",
 }
 SETTINGS = "ablation.json"
-# Arguments of a run that its result does not depend on; of the recipe it depends on the contents.
-HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe")
+# Arguments of a run that its result does not depend on. Of the recipe it depends on the contents, and the checkpoint is
+# that of the same row and seed, wherever the folder of all runs lies.
+HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe", "--model_name_or_path")
 
 
 @dataclass
@@ -138,8 +139,8 @@ class Run:
 
 
 def _absolute(name: str, value: str) -> str:
-    """Files and folders by one name, from wherever they are given."""
-    return str(Path(value).resolve()) if name.endswith(("_file", "_path")) else value
+    """Files by one name, from wherever they are given."""
+    return str(Path(value).resolve()) if name.endswith("_file") else value
 
 
 def plan_runs(args: AblationArguments) -> list[Run]:

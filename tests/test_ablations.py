@@ -116,7 +116,8 @@ def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, m
     args = make_args(folders)
     args.dataloader_num_workers = 7
     monkeypatch.chdir(folders)
-    args.data, args.output_dir, args.recipe = "images/", "out", "./classification.json"
+    (folders / "out").rename(folders / "moved")
+    args.data, args.output_dir, args.recipe = "images/", "moved", "./classification.json"
     run_all(args)
     assert len(training.started) == 12
 
@@ -203,7 +204,7 @@ def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     ablation_report.report_table("7", [run for run in ablations.plan_runs(args) if run.is_complete], args)
     text = capsys.readouterr().out
     assert "standard deviation of the seeds 0, 3; in brackets the difference from *ClusTR, multi-scale" in text
-    assert "Only seeds [0] of *ClusTR, single-scale 16, 4, 1, 1*." in text
+    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 16, 4, 1, 1*." in text
 
 
 @pytest.mark.parametrize("name", ["6", "7"])

@@ -105,7 +105,7 @@ def test_compared_curves_are_means_and_ranges_over_runs():
     figure = plot_compared_curves({"a": runs, "b": runs[:1]})
     loss_axis, metric_axis = figure.axes
     assert [line.get_ydata().tolist() for line in loss_axis.lines] == [[2.5, 1.0], [2.0, 1.0]]
-    assert [text.get_text() for text in loss_axis.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
     band = loss_axis.collections[0].get_paths()[0].vertices
     assert {(1.0, 2.0), (1.0, 3.0), (2.0, 1.0)} <= set(map(tuple, band.tolist()))
     assert metric_axis.lines[0].get_xydata().tolist() == [[1, 0.5]] and metric_axis.get_ylabel() == "accuracy"

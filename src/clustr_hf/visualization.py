@@ -641,7 +641,8 @@ def plot_compared_curves(
     for axis, title in zip(axes.values(), ("training loss", _metric_title(metric))):
         axis.set(xlabel="epoch", ylabel=title)
         axis.grid(alpha=0.3)
-    axes["loss"].legend()
+    handles, labels = axes["loss"].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)  # curves fill the axes
     return figure
 
 
