@@ -176,7 +176,7 @@ def draw_clusters(model: ClusTRForImageClassification, processor, photograph: Im
 
 def classify_photograph(path: Path) -> dict:
     """What the checkpoint of the package sees in a photograph of a cat, label and score; its clusters there, drawn."""
-    classify = pipeline("image-classification", model=str(shipped_checkpoint()), trust_remote_code=False)
+    classify = pipeline("image-classification", model=str(shipped_checkpoint()))
     cat = Image.fromarray(chelsea())
     draw_clusters(classify.model, classify.image_processor, cat, SHIPPED_SCALING, path)
     return classify(cat, top_k=1)[0]

@@ -192,6 +192,7 @@ def test_readme_has_only_blocks_that_these_tests_run():
         "python",
         "python",
         "python",
+        "python",
         "bash",
         "bash",
         "bash",
@@ -210,20 +211,25 @@ def test_readme_opens_with_the_two_commands():
         assert {"make demo": "quickstart.py", "make test": "pytest"}[command] in plan.stdout
 
 
-def test_readme_loads_and_predicts(demo):
-    assert re.match(r"\d: 0\.\d{3}\n", run_process([sys.executable, "-c", code_blocks("python")[0]], demo))
+def test_readme_classifies_a_photograph():
+    printed = run_process([sys.executable, "-c", code_blocks("python")[0]], REPOSITORY)
+    assert re.fullmatch(r"\{'label': 'cat', 'score': 0\.\d+\}\n", printed)
+
+
+def test_readme_loads_and_predicts_by_remote_code(demo):
+    assert re.match(r"\d: 0\.\d{3}\n", run_process([sys.executable, "-c", code_blocks("python")[1]], demo))
 
 
 def test_readme_uses_the_classes(demo):
     shapes = "\nprint(*logits.shape, len(clusters), *(m.shape[-1] for m in maps))"
-    assert run_process([sys.executable, "-c", code_blocks("python")[1] + shapes], demo) == "1 1000 9 56 28 14 7\n"
+    assert run_process([sys.executable, "-c", code_blocks("python")[2] + shapes], demo) == "1 1000 9 56 28 14 7\n"
 
 
 def test_readme_segments(demo):
     shapes = (
         "\nprint(*(tuple(m.shape) for m in maps), outputs.logits.shape[1], *outputs.logits_sizes.flatten().tolist())"
     )
-    printed = run_process([sys.executable, "-c", code_blocks("python")[2] + shapes], demo)
+    printed = run_process([sys.executable, "-c", code_blocks("python")[3] + shapes], demo)
     assert printed == "(360, 480) (120, 90) 11 32 43 43 32\n"
 
 
@@ -231,14 +237,14 @@ def test_readme_detects(demo):
     shapes = (
         "\nprint(*(list(b) for b in boxes), *(tuple(m['segmentation'].shape) for m in masks), outputs.logits.shape[2])"
     )
-    printed = run_process([sys.executable, "-c", code_blocks("python")[3] + shapes], demo)
+    printed = run_process([sys.executable, "-c", code_blocks("python")[4] + shapes], demo)
     keys = "['scores', 'labels', 'boxes']"
     assert printed == f"{keys} {keys} (360, 480) (120, 90) 3\n"
 
 
 def test_readme_estimates_poses(demo):
     shapes = "\nprint(len(persons), *persons[0], len(persons[0]['keypoints']), *persons[1]['keypoints'][0])"
-    printed = run_process([sys.executable, "-c", code_blocks("python")[4] + shapes], demo)
+    printed = run_process([sys.executable, "-c", code_blocks("python")[5] + shapes], demo)
     assert printed == "2 score box keypoints 133 label score x y\n"
 
 

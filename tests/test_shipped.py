@@ -21,7 +21,7 @@ NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
 
 
 def test_scikit_images_cat_is_a_cat():
-    classify = pipeline("image-classification", model=str(shipped_checkpoint()), trust_remote_code=False)
+    classify = pipeline("image-classification", model=str(shipped_checkpoint()))
     answers = classify(Image.fromarray(chelsea()))
     assert answers[0]["label"] == "cat" and answers[0]["score"] > 0.5
 
@@ -33,12 +33,13 @@ def test_unknown_names_are_told():
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
 def test_checkpoints_are_small_and_have_a_card_and_curves(folder):
-    """And no code: whoever publishes them takes that of the package."""
+    """And no code, and no files of code named: whoever publishes them takes that of the package."""
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= names
     assert {"training_curve.png", "all_results.json", "log_history.json"} <= names
     assert not any(name.endswith((".py", ".bin", ".jpg")) or name == "predictions.png" for name in names)
+    assert not any("auto_map" in (folder / name).read_text() for name in names if name.endswith("config.json"))
     card = (folder / "README.md").read_text()
     assert card_errors(card) == [] and "python examples/run_" in card
     assert (REPOSITORY / "model_cards" / f"{folder.name}.md").resolve() == folder / "README.md"
