@@ -12,6 +12,7 @@ from ablation_tables import ROWS, TABLES, Table, row_overrides
 from benchmark_measure import Setting, count_operations, image_like_noise, interleaved_seconds, make_step, summarize
 from image_classification_data import load_classifier
 from peer_models import PeerArguments
+from scipy.stats import t as student_t
 from torch import nn
 from training_checkpoints import write_json
 from training_report import RESULTS, write_picture
@@ -78,9 +79,9 @@ def compare(runs: Sequence[dict[str, Any]], task: str, row: str, reference: str)
     Scores of a row, and its differences from the reference with the same seed.
 
     Returns:
-        `dict`: `seeds` of the row; `mean` and standard deviation `std` of its scores; `difference` over the seeds that
-        the reference has too, and its standard error `error`. Shares, not percent; `None` where there are too few
-        seeds, or no runs at all.
+        `dict`: `seeds` of the row; number of images that each was evaluated on, `samples`; `mean` and standard
+        deviation `std` of its scores; `difference` over the seeds that the reference has too, and its standard error
+        `error`. Shares, not percent; `None` where there are too few seeds, or no runs at all.
     """
     scores = {
         name: {run["seed"]: run["score"] for run in runs if run["task"] == task and run["row"] == name}
@@ -89,11 +90,13 @@ def compare(runs: Sequence[dict[str, Any]], task: str, row: str, reference: str)
     values = list(scores[row].values())
     if not values:
         return None
+    (samples,) = {run["samples"] for run in runs if run["task"] == task and run["row"] == row}
     differences = [value - scores[reference][seed] for seed, value in scores[row].items() if seed in scores[reference]]
     if row == reference:
         differences = []
     return {
         "seeds": sorted(scores[row]),
+        "samples": samples,
         "mean": statistics.mean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
         "difference": statistics.mean(differences) if differences else None,
@@ -104,7 +107,7 @@ def compare(runs: Sequence[dict[str, Any]], task: str, row: str, reference: str)
 def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
     """
     For each row parameters and operations, and the time of an image beside the others: float32, a forward of a batch,
-    every model with the attention function that transformers gives it.
+    every model with the attention function that transformers gives it (PVTv2 has but the eager one).
     """
     recipe = args.read_recipe("classification")
     side = recipe["image_size"]
@@ -123,7 +126,7 @@ def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
 
 
 def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
-    """A row's classifier with random weights, as its script makes it; for so many classes as both data sets have."""
+    """A row's classifier with random weights, as its script makes it, for the ten classes of either data set."""
     labels = [str(index) for index in range(NUM_LABELS)]
     settings = {"variant": recipe.get("variant", "nano"), "config_overrides": row_overrides(recipe, row)}
     arguments = PeerArguments(**settings, peer=ROWS[row].peer, image_size=recipe["image_size"])
@@ -175,10 +178,21 @@ def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
     if not seeds:
         return []
     most = max(seeds.values(), key=len)
+    reference = rows[table.reference]
+    samples = {task: rows[name][task]["samples"] for task, name in seeds}
+    images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
     notes = [
-        f"Scores: mean ± standard deviation of the seeds {_listed(most)}; in brackets the difference from "
-        f"*{rows[table.reference]['title']}* with the same seed, mean ± standard error."
+        f"{', '.join(images)}: mean ± standard deviation of the seeds {_listed(most)}; in brackets the difference from "
+        f"*{reference['title']}* with the same seed, mean ± standard error."
     ]
+    if len(most) > 1:
+        width = student_t.ppf(0.975, df=len(most) - 1)
+        notes.append(f"A 95 % confidence interval of {len(most)} seeds is ± {width:.1f} standard errors.")
+    if reference.get("time"):
+        notes.append(
+            f"Time: a forward of {TIMED_BATCH} images in float32, random weights, in one process with the rows taking "
+            f"turns; median, and median of the ratios to *{reference['title']}*."
+        )
     return notes + [
         f"Only seeds {_listed(numbers)}: {METRICS[task][1]} of *{rows[name]['title']}*."
         for (task, name), numbers in seeds.items()

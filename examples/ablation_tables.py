@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""What ablations.py compares: the rows of Tables 6 and 7 of the paper, other backbones, and our options for speed."""
+"""What ablations.py compares: the rows of Tables 6 and 7 of the paper, other backbones, and ClusTR's options."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,12 +32,14 @@ class Table:
         title (`str`): Heading.
         rows (`tuple[str, ...]`): Names of rows; differences are to `reference`, one of them.
         has_segmentation (`bool`): Whether the models are also compared by the mean IoU of a segmentation.
+        image_size (`int`, *optional*): Pixels on the side of the images that rows are made for; default is any.
     """
 
     title: str
     rows: tuple[str, ...]
     reference: str
     has_segmentation: bool = False
+    image_size: int | None = None
 
 
 def single_scale(coarsest: list[int]) -> dict[str, Any]:
@@ -47,8 +49,9 @@ def single_scale(coarsest: list[int]) -> dict[str, Any]:
 COARSE = [64, 16, 4, 1]
 
 # Depths, heads and widths that leave as many parameters as ClusTR nano has, within 3 %: at 128 pixels (stem stride 4,
-# ratios of the paper), and at 32 (the variant as it is). Swin has two blocks in each stage with more than one window,
-# since the second one shifts them.
+# ratios of the paper), and at 32 (the variant as it is). Swin has two blocks in each stage with more than one window
+# there, since the second one shifts them. (On the larger images of a segmentation its last stage, too, has several
+# windows, between which nothing passes in that stage.)
 PVT_V2 = {"hidden_sizes": [32, 64, 120, 144], "num_attention_heads": [1, 2, 4, 6]}
 SWIN = {"depths": [2, 2, 2, 1], "num_attention_heads": [1, 2, 4, 8]}
 
@@ -64,7 +67,7 @@ ROWS = {
     # Half of the 16 keys that 128 pixels leave. With the 100 of the method's authors the row would be SRA's, here as in
     # the paper's setting: 224 pixels leave 49 keys.
     "sra-knn": Row(
-        "SRA + k-NN attention: grid, the 8 best of 16 keys",
+        "SRA + k-NN attention, top 8 keys: grid",
         {"attention_type": "spatial_reduction_knn", "attention_top_k": 8, **single_scale(COARSE)},
         paper={"parameters": 13.2, "flops": 2.1, "top1": 76.8},
     ),
@@ -100,10 +103,10 @@ ROWS = {
 TABLES = {
     "6": Table("Table 6: sparse attentions", ("sra", "sra-knn", "single-coarse"), "single-coarse"),
     "7": Table("Table 7: single scale, multi-scale", ("single-coarse", "single-fine", "clustr"), "clustr", True),
-    "peers": Table("Backbones of as many parameters", ("pvt-v2", "swin", "clustr"), "clustr", True),
-    "peers-32": Table("Backbones of as many parameters", ("pvt-v2-32", "swin-32", "clustr"), "clustr"),
-    "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr"),
-    "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep"),
+    "peers": Table("Backbones with equal parameters", ("pvt-v2", "swin", "clustr"), "clustr", True, 128),
+    "peers-32": Table("Backbones with equal parameters", ("pvt-v2-32", "swin-32", "clustr"), "clustr", image_size=32),
+    "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr", image_size=128),
+    "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep", image_size=128),
 }
 
 

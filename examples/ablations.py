@@ -7,8 +7,9 @@ Tables 6 and 7 of the paper on small data: every row with the same seeds, schedu
 
 A run is one command of `run_image_classification_no_trainer.py`, or of `run_semantic_segmentation_no_trainer.py` that
 starts from it; its folder holds what these write. Runs that are complete are not repeated, the one that was stopped
-goes on. With the same seed all rows see the same split, batches and augmentation. `--report` only reads what is there.
-What is compared: ablation_tables.py; commands with their results: README.md.
+goes on. With the same seed all rows see the same split, batches and augmentation. `--report` trains nothing: it reads
+what is complete of the tables, data and seeds that are named, and measures times, best with nothing else running.
+What is compared: ablation_tables.py; commands: README.md; what came of them: results/.
 """
 
 import json
@@ -33,8 +34,8 @@ SCRIPTS = {
     "segmentation": "run_semantic_segmentation_no_trainer.py",
 }
 SETTINGS = "ablation.json"
-# Arguments of a run that its result does not depend on. Of the recipe it depends on the contents, and the checkpoint is
-# that of the same row and seed, wherever the folder of all runs lies.
+# Arguments of a run that its result does not depend on, or that its settings say otherwise: the recipe by its contents,
+# the checkpoint by the run that it is of.
 HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe", "--model_name_or_path")
 
 
@@ -54,7 +55,7 @@ class AblationArguments:
         default=str(EXAMPLES / "recipes/ablation_camvid.json"), metadata={"help": "Of the segmentation runs."}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "A run of every row for each."})
-    report: bool = field(default=False, metadata={"help": "Train nothing; tables and curves of what is complete."})
+    report: bool = field(default=False, metadata={"help": "Train nothing; make tables and curves of what is complete."})
     time_per_image: bool = field(default=True, metadata={"help": "Measure it too, for the tables."})
     dataloader_num_workers: int = field(default=1, metadata={"help": "Of every run."})
     output_dir: str = field(default="out/ablations", metadata={"help": "Folder of all runs, tables and pictures."})
@@ -68,8 +69,12 @@ class AblationArguments:
         for name in ("recipe", "segmentation_recipe"):
             if not Path(getattr(self, name)).is_file():
                 raise ValueError(f"--{name} {getattr(self, name)} must be a JSON file, which is not there")
-        if "image_size" not in self.read_recipe("classification"):
+        side = self.read_recipe("classification").get("image_size")
+        if side is None:
             raise ValueError(f"--recipe {self.recipe} must name the image_size")
+        others = [name for name in self.table if TABLES[name].image_size not in (None, side)]
+        if others:
+            raise ValueError(f"--table {others} have rows for other images than those of {side} pixels of --recipe")
         files = {"data": ["train.parquet"], "segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
         for name, needed in files.items():
             folder = getattr(self, name)
@@ -92,6 +97,7 @@ class Run:
         folder (`Path`): Where it is written.
         arguments (`tuple[str, ...]`): Of its script.
         recipe (`dict`): What the recipe that these name says.
+        start_from (`Run`, *optional*): The run whose weights it starts from.
     """
 
     row: str
@@ -100,8 +106,8 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]
     recipe: dict[str, Any]
+    start_from: "Run | None" = None
 
-    @property
     def is_complete(self) -> bool:
         """
         Whether it has results.
@@ -109,16 +115,18 @@ class Run:
         Raises:
             ValueError: if the folder holds a run with other arguments, or of another recipe.
         """
-        path = self.folder / SETTINGS
-        if path.is_file() and json.loads(path.read_text()) != self.settings():
+        path, has_results = self.folder / SETTINGS, (self.folder / RESULTS).is_file()
+        if (has_results or path.is_file()) and not (path.is_file() and json.loads(path.read_text()) == self.settings()):
             raise ValueError(f"{self.folder} holds a run with other settings, see {path}: choose an --output_dir")
-        return (self.folder / RESULTS).is_file()
+        return has_results
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on."""
         pairs = zip(self.arguments[::2], self.arguments[1::2])
         kept = {name: _absolute(name, value) for name, value in pairs if name not in HOUSEKEEPING}
-        return {"arguments": kept, "recipe": self.recipe}
+        recipe = {name: value for name, value in self.recipe.items() if name != "description"}
+        start = {} if self.start_from is None else {"start_from": self.start_from.settings()}
+        return {"arguments": kept, "recipe": recipe, **start}
 
     def start(self):
         """
@@ -128,7 +136,7 @@ class Run:
             ValueError: if the folder holds a run with other settings.
             RuntimeError: if the script failed.
         """
-        if self.is_complete:
+        if self.is_complete():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS, self.settings())
@@ -156,16 +164,16 @@ def belongs_to(run: Run, table: str) -> bool:
 
 
 def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
-    specific = _classification(args, row) if task == "classification" else _segmentation(args, row, seed)
+    if task == "classification":
+        start_from, specific = None, _classification(args, row)
+    else:
+        start_from = make_run(args, row, seed, "classification")
+        specific = _segmentation(args, start_from.folder)
     peer = ROWS[row].peer
     common = ["--seed", str(seed), "--resume_from_checkpoint", "latest", *(["--peer", peer] if peer else [])]
     common += ["--dataloader_num_workers", str(args.dataloader_num_workers)]
-    recipe = args.read_recipe(task)
-    return Run(row, seed, task, run_folder(args, row, seed, task), (*specific, *common), recipe)
-
-
-def run_folder(args: AblationArguments, name: str, seed: int, task: str) -> Path:
-    return Path(args.output_dir) / task / f"{name}-seed{seed}"
+    folder = Path(args.output_dir) / task / f"{row}-seed{seed}"
+    return Run(row, seed, task, folder, (*specific, *common), args.read_recipe(task), start_from)
 
 
 def _classification(args: AblationArguments, name: str) -> list[str]:
@@ -175,12 +183,12 @@ def _classification(args: AblationArguments, name: str) -> list[str]:
     )
 
 
-def _segmentation(args: AblationArguments, name: str, seed: int) -> list[str]:
+def _segmentation(args: AblationArguments, checkpoint: Path) -> list[str]:
     data = args.segmentation_data
     return [
         *("--recipe", args.segmentation_recipe, "--train_file", f"{data}/train.parquet"),
         *("--validation_file", f"{data}/val.parquet", "--id2label_file", f"{data}/id2label.json"),
-        *("--model_name_or_path", str(run_folder(args, name, seed, "classification")), "--num_pictures", "0"),
+        *("--model_name_or_path", str(checkpoint), "--num_pictures", "0"),
     ]
 
 
@@ -188,11 +196,12 @@ def main():
     (args,) = HfArgumentParser(AblationArguments, allow_abbrev=False).parse_args_into_dataclasses()
     runs = plan_runs(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends the run that is going on, too
+    complete = [run.is_complete() for run in runs]  # all, so that none is trained before another one is refused
     if not args.report:
-        for run in tqdm(runs, desc="runs"):
+        for run in tqdm(runs, desc=f"runs, {sum(complete)} of them complete"):
             run.start()
     for name in args.table:
-        report_table(name, [run for run in runs if run.is_complete and belongs_to(run, name)], args)
+        report_table(name, [run for run in runs if run.is_complete() and belongs_to(run, name)], args)
 
 
 if __name__ == "__main__":

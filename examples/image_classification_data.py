@@ -138,10 +138,11 @@ def load_classifier(
     """Classifier for the labels, and its image processor; `fields` are those of the configuration."""
     new_processor = resized_processor(ClusTRImageProcessor(), args.image_size or 224)
     if isinstance(args, PeerArguments) and args.peer is not None:
-        return load_peer(args, "classifier", labels, **fields), new_processor
-    model, processor = load_model(
-        args, labels, ClusTRForImageClassification, AutoModelForImageClassification, new_processor, **fields
-    )
+        model, processor = load_peer(args, "classifier", labels, new_processor, **fields)
+    else:
+        model, processor = load_model(
+            args, labels, ClusTRForImageClassification, AutoModelForImageClassification, new_processor, **fields
+        )
     return model, resized_processor(processor, args.image_size) if args.image_size else processor
 
 

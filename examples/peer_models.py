@@ -173,15 +173,18 @@ class PeerArguments(ModelArguments):
             raise ValueError(f"--peer must be one of {sorted(PEERS)}, got {self.peer!r}")
 
 
-def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) -> PreTrainedModel:
+def load_peer(
+    args: PeerArguments, kind: str, labels: list[str], processor, **fields: Any
+) -> tuple[PreTrainedModel, Any]:
     """
-    A peer's model of random weights, or with the backbone of one of its checkpoints.
+    A peer's model of random weights, or with the backbone of one of its checkpoints, and its image processor.
 
     Args:
         args: `variant` and `config_overrides` say how large a new one is, and which head it has; `image_size` how large
             the maps of a new Swin are.
         kind (`str`): `"classifier"` or `"segmenter"`.
         labels (`list[str]`): Names of the classes.
+        processor: Of a new model.
         fields: Fields of the configuration, which `--config_overrides` may change.
     """
     peer = PEERS[args.peer]
@@ -193,15 +196,16 @@ def load_peer(args: PeerArguments, kind: str, labels: list[str], **fields: Any) 
         architecture = peer.make_fields(config)
         if args.image_size is not None and kind == "classifier":
             architecture["image_size"] = args.image_size
-        return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings})))
+        return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings}))), processor
     saved = _saved_config(args, peer)
     kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
     model = model_class.from_pretrained(
         args.model_name_or_path,
         config=peer.config_class.from_dict({**saved.to_dict(), **kept}),
         ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+        **args.hub_arguments,
     )
-    return args.choose_attention(model)
+    return args.choose_attention(model), args.load_processor()
 
 
 def _saved_config(args: PeerArguments, peer: Peer) -> PreTrainedConfig:
@@ -209,7 +213,7 @@ def _saved_config(args: PeerArguments, peer: Peer) -> PreTrainedConfig:
     overrides = sorted(set(args.config_overrides or {}) - set(HEAD_FIELDS))
     if overrides:
         raise ValueError(f"--config_overrides can change only the head of a --peer's checkpoint, got {overrides}")
-    saved = AutoConfig.from_pretrained(args.model_name_or_path)
+    saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
     if not isinstance(saved, peer.config_class) or not hasattr(saved, "strides"):
         raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
     return saved

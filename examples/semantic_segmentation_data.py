@@ -148,7 +148,7 @@ def load_segmenter(
         fields["segmentation_head"] = args.segmentation_head
     new_processor = segmentation_processor(ClusTRImageProcessor(), args.image_size or SHORT_SIDE, do_reduce_labels)
     if args.peer is not None:
-        model, processor = load_peer(args, "segmenter", labels, **fields), new_processor
+        model, processor = load_peer(args, "segmenter", labels, new_processor, **fields)
     else:
         model, processor = load_model(
             args, labels, ClusTRForSemanticSegmentation, AutoModelForSemanticSegmentation, new_processor, **fields

@@ -80,11 +80,11 @@ class LoopArguments:
 
     optimizer: str = field(
         default="adamw",
-        metadata={"help": f"One of {OPTIMIZERS}; muon moves the backbone's matrices by it, which takes fewer steps."},
+        metadata={"help": f"One of {OPTIMIZERS}; muon moves the backbone's matrices, NAdamW the rest."},
     )
     weight_decay: float = field(default=0.05, metadata={"help": "Of all but biases and norms."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's momentum."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's decay of squared gradients."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "Momentum of AdamW and NAdamW."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "Their decay of squared gradients."})
     max_grad_norm: float | None = field(default=None, metadata={"help": "Clip gradients to this norm."})
     ema_decay: float | None = field(
         default=None, metadata={"help": "Evaluate and save a moving average of the weights, with this decay."}

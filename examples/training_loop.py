@@ -204,9 +204,10 @@ def freeze_stages(model: PreTrainedModel, number: int):
 
 def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.Optimizer:
     """
-    AdamW; or timm's Muon (Jordan et al. 2024) for the matrices of the backbone, and AdamW with Nesterov's momentum for
-    the rest: head, biases, norms, depthwise convolutions, the convolution on pixels. Biases, also those of relative
-    positions, and norms are not decayed.
+    AdamW; or timm's Muon (Jordan et al. 2024: Nesterov momentum 0.95, five Newton-Schulz steps, as fast as AdamW moves
+    a weight on average) for the matrices of the backbone, and NAdamW, AdamW with Nesterov's momentum, for the rest:
+    head, biases, norms, convolutions on pixels or on single channels, matrices of up to three rows or columns. Biases,
+    also those of relative positions, and norms are not decayed.
     """
     decayed, undecayed, matrices = [], [], []
     for name, parameter in model.named_parameters():
@@ -226,7 +227,7 @@ def make_optimizer(model: nn.Module, args: LoopArguments) -> torch.optim.Optimiz
         {"params": matrices, "weight_decay": args.weight_decay},
         *({**group, "use_fallback": True} for group in groups),
     ]
-    return Muon(groups, nesterov=True, **settings)
+    return Muon(groups, nesterov=True, momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw", **settings)
 
 
 def refuse_with_fsdp(args: LoopArguments):

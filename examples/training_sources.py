@@ -83,6 +83,22 @@ class ModelArguments:
         overrides = self.config_overrides or {}
         return type(config).from_dict({**config.to_dict(), **fields, **overrides})
 
+    @property
+    def hub_arguments(self) -> dict[str, Any]:
+        """What `from_pretrained` is told about where a checkpoint is."""
+        return {
+            "cache_dir": self.cache_dir,
+            "revision": self.model_revision,
+            "token": self.token,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def load_processor(self):
+        """The image processor of the checkpoint, or of `--image_processor_name`."""
+        return AutoImageProcessor.from_pretrained(
+            self.image_processor_name or self.model_name_or_path, **self.hub_arguments
+        )
+
     def _check_overrides(self, config: PreTrainedConfig):
         unknown = sorted(set(self.config_overrides or {}) - set(config.to_dict()))
         if unknown:
@@ -177,16 +193,10 @@ def load_model(
     if args.model_name_or_path is None:
         settings = {**fields, **(args.config_overrides or {})}
         return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor
-    hub = {
-        "cache_dir": args.cache_dir,
-        "revision": args.model_revision,
-        "token": args.token,
-        "trust_remote_code": args.trust_remote_code,
-    }
+    hub = args.hub_arguments
     config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **hub)
     config = args.override(config, **fields)
     model = auto_class.from_pretrained(
         args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
     )
-    args.choose_attention(model)
-    return model, AutoImageProcessor.from_pretrained(args.image_processor_name or args.model_name_or_path, **hub)
+    return args.choose_attention(model), args.load_processor()

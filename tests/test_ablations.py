@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import ablation_report
@@ -20,6 +21,7 @@ from training_arguments import LoopArguments, parse_arguments
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
+STORED = sorted((REPOSITORY / "examples" / "results").glob("*/table-*.json"))
 RECIPE = {"variant": "nano", "config_overrides": {"depths": [1, 1, 1, 1]}, "image_size": 32, "train_val_split": 0.25}
 
 
@@ -93,7 +95,7 @@ def test_a_run_that_failed_is_started_again(folders, monkeypatch):
         run.start()
     training.returncode = 0
     run.start()
-    assert len(training.started) == 2 and run.is_complete
+    assert len(training.started) == 2 and run.is_complete()
 
 
 def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
@@ -110,6 +112,21 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
     assert len(training.started) == 12
 
 
+def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
+    """A segmentation of another classifier, here, or results of nobody knows what."""
+    training = FakeTraining(monkeypatch)
+    args = make_args(folders)
+    ablations.make_run(args, "clustr", 3, "segmentation").start()
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", *as_options(args)])
+    monkeypatch.setitem(ROWS, "clustr", replace(ROWS["clustr"], overrides={"num_neighbors": 7}))
+    with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
+        ablations.main()
+    (folders / "out/segmentation/clustr-seed3/ablation.json").unlink()
+    with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
+        ablations.main()
+    assert len(training.started) == 1
+
+
 def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     run_all(make_args(folders))
@@ -117,6 +134,8 @@ def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, m
     args.dataloader_num_workers = 7
     monkeypatch.chdir(folders)
     (folders / "out").rename(folders / "moved")
+    described = {**json.loads((folders / "classification.json").read_text()), "description": "in other words"}
+    (folders / "classification.json").write_text(json.dumps(described))
     args.data, args.output_dir, args.recipe = "images/", "moved", "./classification.json"
     run_all(args)
     assert len(training.started) == 12
@@ -172,6 +191,8 @@ def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
     assert len(results["runs"]) == 12 and all(run["seconds"] == 1.0 for run in results["runs"])
     fine = next(line for line in table.splitlines() if "single-scale 16, 4, 1, 1" in line)
     assert "| 58.0 ± 4.2 (-13.0 ± 2.0) | 50.0 ± 0.0 (+0.0 ± 0.0) | 10.8 | 2.1 | 77.4 | 41.8 |" in fine
+    assert "top-1 (%) of 9 images, mean IoU (%) of 9 images: mean ± standard deviation of the seeds 0, 3;" in table
+    assert "A 95 % confidence interval of 2 seeds is ± 12.7 standard errors." in table
     with Image.open(folders / "out" / "table-7.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 
@@ -183,7 +204,7 @@ def as_options(args):
 
 def test_a_row_is_compared_by_the_seeds_that_both_have():
     runs = [
-        {"row": row, "task": "classification", "seed": seed, "score": score}
+        {"row": row, "task": "classification", "seed": seed, "score": score, "samples": 9}
         for row, seed, score in (("sra", 0, 0.4), ("sra", 1, 0.5), ("clustr", 1, 0.7), ("clustr", 2, 0.8))
     ]
     compared = ablation_report.compare(runs, "classification", "sra", "clustr")
@@ -201,10 +222,27 @@ def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     args = make_args(folders, segmentation_data=None)
     for run in ablations.plan_runs(args)[:4]:
         run.start()
-    ablation_report.report_table("7", [run for run in ablations.plan_runs(args) if run.is_complete], args)
+    ablation_report.report_table("7", [run for run in ablations.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
     assert "standard deviation of the seeds 0, 3; in brackets the difference from *ClusTR, multi-scale" in text
     assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 16, 4, 1, 1*." in text
+
+
+@pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
+def test_stored_tables_are_those_of_their_runs_and_shown(path):
+    """Of at least three seeds, the same for all rows; every line is in a README."""
+    table, results = TABLES[path.stem.removeprefix("table-")], json.loads(path.read_text())
+    for row in table.rows:
+        kept = results["rows"][row]
+        assert (kept["title"], kept["paper"]) == (ROWS[row].title, ROWS[row].paper) and "time" in kept
+        for task in ablation_report.METRICS:
+            assert kept[task] == ablation_report.compare(results["runs"], task, row, table.reference)
+        assert kept["classification"]["seeds"] == results["rows"][table.reference]["classification"]["seeds"]
+        assert len(kept["classification"]["seeds"]) >= 3 and (kept["segmentation"] is None) != table.has_segmentation
+    text = path.with_suffix(".md").read_text()
+    assert text == ablation_report.format_results(table, results["rows"])
+    shown = [(REPOSITORY / name).read_text() for name in ("README.md", "examples/README.md")]
+    assert any(all(line in each for line in text.splitlines() if line.startswith("|")) for each in shown)
 
 
 @pytest.mark.parametrize("name", ["6", "7"])
@@ -223,7 +261,8 @@ def test_costs_are_those_of_the_paper(folders, name):
 def test_every_row_has_costs(folders, name):
     recipe = "ablation_cifar10" if name == "peers-32" else "ablation_imagenette"
     args = make_args(folders)
-    args.recipe = str(RECIPES / f"{recipe}.json")
+    args.table, args.recipe = [name], str(RECIPES / f"{recipe}.json")
+    args.__post_init__()  # takes the table for this recipe
     costs = ablation_report.measure_costs(TABLES[name], args)
     assert list(costs) == list(TABLES[name].rows) and min(cost["flops"] for cost in costs.values()) > 1e7
 
@@ -241,6 +280,7 @@ def test_time_is_measured_beside_the_others(folders):
     [
         ({"table": ["8"]}, r"--table must be any of \['6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
+        ({"table": ["7", "peers"]}, r"--table \['peers'\] have rows for other images than those of 32 pixels"),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],
 )

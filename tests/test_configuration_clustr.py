@@ -48,6 +48,8 @@ def test_grids_have_the_papers_parameters(attention_type, ratios):
         ({"cluster_window": 7}, "`cluster_window` must be None .* which has no clusters, got 7"),
         ({"cluster_sharing": "stage"}, "`cluster_sharing` must be 'block'"),
         ({"max_clusters": 9}, "`max_clusters` must be None"),
+        ({"cluster_assignment": "nearest_center"}, "`cluster_assignment` must be 'density_parent'"),
+        ({"num_neighbors": 9}, "`num_neighbors` must be 5"),
     ],
 )
 def test_what_does_not_go_with_a_grid_is_named(fields, message):

@@ -173,7 +173,7 @@ def test_maps_of_swin_are_those_of_its_backbone():
     """transformers' own backbone of the same weights."""
     fields = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2], "strides": [4, 2, 2, 2]}
     arguments = PeerArguments(peer="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
-    model = load_peer(arguments, "segmenter", ["a", "b"]).eval()
+    model = load_peer(arguments, "segmenter", ["a", "b"], None)[0].eval()
     stages = [f"stage{index}" for index in range(1, 5)]
     fields = {name: value for name, value in model.config.to_dict().items() if name != "out_indices"}
     backbone = SwinBackbone(SwinConfig.from_dict({**fields, "out_features": stages})).eval()

@@ -84,7 +84,13 @@ NANO_VARIANT: dict[str, Any] = {
 }
 
 # What only clusters have: the values that other attentions leave these fields at.
-CLUSTERS_ONLY = {"cluster_window": None, "cluster_sharing": "block", "max_clusters": None}
+CLUSTERS_ONLY = {
+    "num_neighbors": 5,
+    "cluster_assignment": "density_parent",
+    "cluster_window": None,
+    "cluster_sharing": "block",
+    "max_clusters": None,
+}
 
 # Fields with one entry for each stage.
 PER_STAGE_FIELDS = (

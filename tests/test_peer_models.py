@@ -1,0 +1,107 @@
+"""What makes a comparison with another backbone fair: its windows, its optimizer's groups, and that nothing is lost."""
+
+import json
+
+import pytest
+import torch
+import training_loop
+from ablation_report import make_model
+from ablation_tables import TABLES
+from conftest import REPOSITORY
+from peer_models import PeerArguments, load_peer
+from training_arguments import LoopArguments
+from transformers import SwinForImageClassification
+
+from clustr_hf import ClusTRImageProcessor
+
+
+SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
+PEERS = [("peers", "pvt-v2"), ("peers", "swin"), ("peers-32", "pvt-v2-32"), ("peers-32", "swin-32")]
+
+
+def classifier(table, row):
+    recipe = {"peers": "ablation_imagenette", "peers-32": "ablation_cifar10"}[table]
+    return make_model(json.loads((REPOSITORY / "examples" / "recipes" / f"{recipe}.json").read_text()), row)
+
+
+@pytest.mark.parametrize("row, sides", [("swin", [32, 16, 8, 4]), ("swin-32", [16, 8, 4, 2])])
+def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides):
+    model = classifier("peers" if row == "swin" else "peers-32", row).eval()
+    side = model.config.image_size
+    stem = model(torch.rand(1, 3, side, side), output_hidden_states=True).reshaped_hidden_states[0]
+    assert stem.shape[-1] == sides[0]
+    for stage, side in zip(model.swin.encoder.layers, sides, strict=True):
+        window = min(4, side)
+        assert [block.window_size for block in stage.blocks] == [window] * len(stage.blocks)
+        shifts = [0, window // 2] if side > window else [0] * len(stage.blocks)
+        assert [block.shift_size for block in stage.blocks] == shifts
+        tables = [p for name, p in stage.named_parameters() if "relative_position_bias_table" in name]
+        assert all(len(table) == (2 * window - 1) ** 2 for table in tables) and len(tables) == len(stage.blocks)
+
+
+@pytest.mark.parametrize("table, row", PEERS)
+def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
+    """Swin's attentions that were made anew, with their tables and indices of positions, too."""
+    model = classifier(table, row).eval()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    side = 32 if table == "peers-32" else 128
+    images = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        assert torch.equal(model(images).logits, loaded(images).logits)
+
+
+def test_a_swin_without_small_maps_is_transformers_own():
+    """Where no map is smaller than a window there is nothing to fit but the shift."""
+    model = classifier("peers", "swin").eval()
+    theirs = SwinForImageClassification(model.config).eval()
+    theirs.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).logits, theirs(images).logits)
+
+
+@pytest.mark.parametrize("table, row", [*PEERS, ("peers", "clustr")])
+def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(table, row):
+    model = classifier(table, row)
+    args = LoopArguments(output_dir="x", optimizer="muon", weight_decay=0.1)
+    groups = training_loop.make_optimizer(model, args).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    matrices, decayed, undecayed = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0]
+    assert matrices | decayed | undecayed == set(names.values())
+    vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
+    assert undecayed == vectors | {name for name in names.values() if "relative_position_bias_table" in name}
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    assert sum(numbers[name] for name in matrices) > 0.9 * sum(numbers.values())
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter"])
+@pytest.mark.parametrize("peer", ["pvt_v2", "swin"])
+def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monkeypatch):
+    """Revision and folder for downloads too; and its own processor comes along."""
+    processor = ClusTRImageProcessor(size={"shortest_edge": 44}, crop_size={"height": 32, "width": 32})
+    new = PeerArguments(peer=peer, config_overrides=SMALL, image_size=32)
+    model, same = load_peer(new, kind, ["a", "b"], processor)
+    assert same is processor
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    given = {}
+    original = type(model).from_pretrained.__func__
+
+    def spy(cls, *args, **kwargs):
+        given.update(kwargs)
+        return original(cls, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "from_pretrained", classmethod(spy))
+    saved = PeerArguments(
+        peer=peer, model_name_or_path=str(tmp_path), model_revision="4f2a0c9", cache_dir=str(tmp_path / "cache")
+    )
+    _, loaded = load_peer(saved, kind, ["a", "b"], ClusTRImageProcessor())
+    assert (given["revision"], given["cache_dir"]) == ("4f2a0c9", str(tmp_path / "cache"))
+    assert loaded.to_dict() == processor.to_dict()
+
+
+def test_tables_of_peers_have_all_of_them():
+    rows = {row for name in ("peers", "peers-32") for row in TABLES[name].rows}
+    assert rows == {row for _, row in PEERS} | {"clustr"}
