@@ -151,7 +151,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         max_clusters (`int`, *optional*):
             The most clusters M that a scale may have, also where lambda is 1 (with `cluster_window`, at least one for
             each window), which makes attention linear in N. Default: N / lambda. The last three trade exactness for
-            speed; what they cost in accuracy is not known yet.
+            speed; README says what they cost a small model in accuracy.
         hidden_act (`str`, defaults to `"gelu"`):
             Activation of the feed-forward network, one of `transformers.activations.ACT2FN` (the model checks).
         qkv_bias (`bool`, defaults to `True`):
