@@ -201,7 +201,7 @@ def main():
         for run in tqdm(runs, desc=f"runs, {sum(complete)} of them complete"):
             run.start()
     for name in args.table:
-        report_table(name, [run for run in runs if run.is_complete() and belongs_to(run, name)], args)
+        report_table(name, [run for run in runs if belongs_to(run, name) and run.is_complete()], args)
 
 
 if __name__ == "__main__":
