@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import shapes_on_ground
@@ -321,6 +322,26 @@ def test_small_images_are_padded_and_their_logits_are_not(head, size):
     output = model(pixel_values, labels=labels)
     assert output.logits.shape == (2, 5, -(-size[0] // 4), -(-size[1] // 4))
     assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", [(64, 90), (45, 64), (33, 97)])
+def test_images_are_mirrored_up_to_whole_strides(head, size):
+    """The oracle is NumPy's mirror; logits, those of the loss's second term too, are those of the image alone."""
+    model, image = make_model(head), torch.randn(1, 3, *size)
+    labels = torch.randint(0, 5, (1, *size))
+    margins = [(0, 0), (0, 0), *((0, -extent % 32) for extent in size)]
+    mirrored = torch.from_numpy(np.pad(image.numpy(), margins, mode="reflect"))
+    with torch.no_grad():
+        output, whole = model(image, labels=labels), model(mirrored).logits
+        logits = whole[..., : -(-size[0] // 4), : -(-size[1] // 4)]
+        torch.testing.assert_close(output.logits, logits)
+        loss = cross_entropy(interpolate(logits, size=size, mode="bilinear"), labels)
+        if head == "upernet":
+            auxiliary = model.head(model._stage_maps(mirrored)[0], with_auxiliary=True)[1]
+            auxiliary = auxiliary[..., : -(-size[0] // 16), : -(-size[1] // 16)]
+            loss += 0.4 * cross_entropy(interpolate(auxiliary, size=size, mode="bilinear"), labels)
+    torch.testing.assert_close(output.loss, loss)
 
 
 def test_class_weights_work_under_autocast():

@@ -25,31 +25,19 @@ class ClusTRDensePredictor(ClusTRPreTrainedModel):
         self.clustr = ClusTRModel(config)
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], ClusTRModelOutput]:
-        """
-        Maps of all stages, the finest first, and what else the backbone gives; hidden states only if they are wanted.
-        An image that is smaller than the product of the strides is padded, and its maps are cut.
-        """
+        """Maps of all stages, the finest first, and what else the backbone gives; hidden states only if wanted."""
         is_wanted = kwargs.pop("output_hidden_states", None)
         is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
-        size, least = pixel_values.shape[-2:], math.prod(self.config.strides)
-        if min(size) < least:
-            pixel_values = pad_to(pixel_values, (max(least, size[0]), max(least, size[1])))
         features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
-        stage_maps = [
-            features.hidden_states[stage - len(self.config.depths)][..., :height, :width]
-            for stage, (height, width) in enumerate(self._map_sizes(size))
-        ]
+        stage_maps = list(features.hidden_states[-len(self.config.depths) :])
         if not is_wanted:
             features.hidden_states = None
         return stage_maps, features
 
-    def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Size of the map of each stage for an image of the given size."""
-        sizes = []
-        for kernel_size, stride in zip(self.config.patch_sizes, self.config.strides):
-            size = tuple((extent + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for extent in size)
-            sizes.append(size)
-        return sizes
+    def _whole_strides(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The least multiples of the product of the strides that hold an image of the given size."""
+        stride = math.prod(self.config.strides)
+        return tuple(-(-extent // stride) * stride for extent in size)
 
     def _refuse_recorded(self, kwargs: dict):
         """Raise a `ValueError` if something is to be returned that differs in size from image to image."""

@@ -250,8 +250,7 @@ class ClusTRDetector(ClusTRDensePredictor):
 
     def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """As torchvision pads, so that the maps of all stages have whole strides, which its anchors need."""
-        stride = math.prod(self.config.strides)
-        return pad_to(pixel_values, tuple(-(-extent // stride) * stride for extent in pixel_values.shape[-2:]))
+        return pad_to(pixel_values, self._whole_strides(pixel_values.shape[-2:]))
 
     def _pyramid(self, pixel_values: torch.Tensor, first_stage: int, **kwargs) -> tuple[OrderedDict, ModelOutput]:
         """Levels of the pyramid by name, the finest first, and the output of the backbone."""

@@ -5,13 +5,14 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, pad
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from transformers import UperNetConfig
 from transformers import initialization as init
@@ -89,11 +90,11 @@ class ClusTRUperNetHead(nn.Module):
 
     def __init__(self, config: ClusTRConfig, in_channels: Sequence[int]):
         super().__init__()
-        auxiliary_index = max(0, len(in_channels) - 2)
+        self.auxiliary_index = max(0, len(in_channels) - 2)
         head_config = UperNetConfig(
             hidden_size=config.upernet_hidden_size,
             pool_scales=config.pool_scales,
-            auxiliary_in_channels=in_channels[auxiliary_index],
+            auxiliary_in_channels=in_channels[self.auxiliary_index],
             auxiliary_channels=config.auxiliary_hidden_size,
             num_labels=config.num_labels,
         )
@@ -102,7 +103,9 @@ class ClusTRUperNetHead(nn.Module):
         last_convolutions = [self.decode_head.fpn_bottleneck]
         self.auxiliary_head = None
         if config.auxiliary_loss_weight > 0:
-            self.auxiliary_head = UperNetFCNHead(head_config, in_channels=list(in_channels), in_index=auxiliary_index)
+            self.auxiliary_head = UperNetFCNHead(
+                head_config, in_channels=list(in_channels), in_index=self.auxiliary_index
+            )
             last_convolutions.append(self.auxiliary_head.convs[-1])
         for convolution in last_convolutions:
             convolution.activation = nn.Sequential(nn.ReLU(), nn.Dropout2d(config.classifier_dropout_prob))
@@ -163,7 +166,9 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size. Those smaller than the product of the strides (32) are padded with 0.
+                Normalised images of any size. On the right and below they are mirrored up to multiples of the product
+                of the strides (32), sides that are smaller than that filled with 0 before; the logits of what was
+                added are cut, hidden states and clusters are those with it.
             labels (`torch.LongTensor` of shape `(B, H', W')`, *optional*):
                 Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` where it does not
                 count; the logits are resized to the labels. Without a pixel that counts, the loss is 0.
@@ -200,12 +205,15 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
     ) -> tuple[ClusTRSemanticSegmenterOutput, torch.Tensor | None, torch.Tensor | None]:
         """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
-        stage_maps, features = self._stage_maps(pixel_values, **kwargs)
+        map_sizes = self._map_sizes(pixel_values.shape[-2:])
+        stage_maps, features = self._stage_maps(self._mirror(pixel_values), **kwargs)
         logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
+        logits = _cut(logits, map_sizes[0])
         loss = weight = None
         if labels is not None:
             loss, weight = self._sum_loss(logits, labels)
             if auxiliary_logits is not None:
+                auxiliary_logits = _cut(auxiliary_logits, map_sizes[self.head.auxiliary_index])
                 loss = loss + self.config.auxiliary_loss_weight * self._sum_loss(auxiliary_logits, labels)[0]
         output = ClusTRSemanticSegmenterOutput(
             logits=logits,
@@ -214,6 +222,25 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
             cluster_indices=features.get("cluster_indices"),
         )
         return output, loss, weight
+
+    def _mirror(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Images up to whole strides. Otherwise the convolutions between stages would meet their zero padding on the right
+        and below, too, and map and image would not lie on one another, which training crops of whole strides never
+        show. A mirrored image looks like one to the model, a margin of 0 does not.
+        """
+        least = math.prod(self.config.strides)
+        pixel_values = pad_to(pixel_values, tuple(max(least, extent) for extent in pixel_values.shape[-2:]))
+        (height, width), size = self._whole_strides(pixel_values.shape[-2:]), pixel_values.shape[-2:]
+        return pad(pixel_values, (0, width - size[1], 0, height - size[0]), mode="reflect")
+
+    def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Size of the map of each stage for an image of the given size, not mirrored."""
+        sizes = []
+        for kernel_size, stride in zip(self.config.patch_sizes, self.config.strides):
+            size = tuple((extent + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for extent in size)
+            sizes.append(size)
+        return sizes
 
     def _segment_each(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, sizes: list[tuple[int, int]], **kwargs
@@ -265,6 +292,11 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
                     f"`labels` must be in [0, {num_labels}), or {ignored} for pixels that do not count, "
                     f"got {wrong[0].item()}."
                 )
+
+
+def _cut(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The upper left of maps (..., h, w)."""
+    return maps[..., : size[0], : size[1]]
 
 
 def _mean(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
