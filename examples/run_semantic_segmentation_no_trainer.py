@@ -121,7 +121,7 @@ def check_fit(
 def config_fields(recipe: SegmentationRecipe, args: LoopArguments, maps: ReadLabelMap, show_progress: bool) -> dict:
     """Fields of the configuration that the recipe sets; `None` clears a checkpoint's class weights."""
     fields = {"semantic_loss_ignore_index": IGNORE_INDEX, "semantic_class_weights": None, **recipe.config_fields()}
-    if recipe.class_weight_exponent > 0 and not args.dry_run:
+    if recipe.class_weight_exponent > 0 and not (args.dry_run or args.eval_only):
         weights = class_weights(maps, maps.num_labels, recipe.class_weight_exponent, show_progress)
         fields["semantic_class_weights"] = weights
     return fields

@@ -29,7 +29,7 @@ PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
 # What the settings on a card leave out, besides paths and names: the same model comes of any of it.
 HOUSEKEEPING = {
-    *("recipe", "dry_run", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
+    *("recipe", "dry_run", "eval_only", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
     *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
     *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
@@ -49,6 +49,9 @@ class LoopArguments:
     output_dir: str = field(metadata={"help": "Folder for the model, checkpoints, results and pictures."})
     recipe: str | None = field(default=None, metadata={"help": "JSON file with arguments, for example recipes/*.json."})
     dry_run: bool = field(default=False, metadata={"help": "Print what would be trained, draw the schedule, stop."})
+    eval_only: bool = field(
+        default=False, metadata={"help": "Evaluate the model, write eval_results.json, train nothing."}
+    )
     seed: int = field(default=0, metadata={"help": "All that is random is a function of it and of the step."})
     mixed_precision: str | None = field(
         default=None, metadata={"help": f"One of {PRECISIONS}; default is what `accelerate launch` says."}

@@ -58,7 +58,7 @@ from training_data import (
     training_loader,
 )
 from training_plan import TrainingPlan
-from training_report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
+from training_report import CURVE, EVALUATION, RESULTS, format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -166,10 +166,11 @@ def _enable_fsdp_on_cpus(accelerator: Accelerator):
 
 def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, float]:
     """
-    Train, or go on training; or, with `dry_run`, say what would be done.
+    Train, or go on training; or, with `dry_run`, say what would be done; or, with `eval_only`, evaluate the model that
+    the training would begin with, or the checkpoint that it would go on from.
 
     Returns:
-        `dict[str, float]`: what is in `all_results.json`.
+        `dict[str, float]`: what is in `all_results.json`, with `eval_only` in `eval_results.json`.
 
     Raises:
         FloatingPointError: if the loss or a weight is not finite; names the step and the last good checkpoint.
@@ -180,7 +181,8 @@ def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str
     plan = TrainingPlan.make(args, task.train_data.num_samples, accelerator.num_processes)
     if args.dry_run:
         return dry_run(task, plan, accelerator)
-    return TrainingLoop(task, args, plan, accelerator).run()
+    loop = TrainingLoop(task, args, plan, accelerator)
+    return loop.evaluate() if args.eval_only else loop.run()
 
 
 def dry_run(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float]:
@@ -352,6 +354,15 @@ class TrainingLoop:
                     bar.update()
         return self._finish()
 
+    def evaluate(self) -> dict[str, float]:
+        """Score the model, without training; nothing but the scores is written."""
+        scores = self._score()
+        if self.accelerator.is_main_process:
+            write_json(self.output_dir / EVALUATION, scores)
+            logger.info(format_values(scores))
+        self.accelerator.end_training()
+        return scores
+
     def _rest_of_epoch(self) -> Iterator[Iterator[dict]]:
         """The micro-batches of each step that is left in this epoch; one at a time is on the device."""
         epoch, step = divmod(self.state.step, self.plan.steps_per_epoch)
@@ -436,9 +447,16 @@ class TrainingLoop:
         self.accelerator.log(values, step=self.state.step)
         logger.info(format_values(self.state.log_history[-1]))
 
-    @torch.no_grad()
     def _evaluate(self):
         self._collect_losses()
+        scores = self._score()
+        self._log(scores)
+        self._keep_best(scores[self.task.metric])
+        self._report()
+
+    @torch.no_grad()
+    def _score(self) -> dict[str, float]:
+        """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
         records = []
@@ -448,9 +466,7 @@ class TrainingLoop:
             records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
         records = sorted(gather_object(records), key=lambda pair: pair[0])
         metrics = self.task.compute_metrics([record for _, record in records])
-        self._log({**metrics, "eval_samples": len(records)})
-        self._keep_best(metrics[self.task.metric])
-        self._report()
+        return {**metrics, "eval_samples": len(records)}
 
     def _keep_best(self, metric: float):
         if self.state.best_metric is not None and metric <= self.state.best_metric:

@@ -17,7 +17,7 @@ from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
 from clustr_hf.visualization import plot_training_curves
 
 
-CURVE, RESULTS = "training_curve.png", "all_results.json"
+CURVE, RESULTS, EVALUATION = "training_curve.png", "all_results.json", "eval_results.json"
 
 
 def write_picture(figure: Figure, path: Path):

@@ -88,6 +88,14 @@ def test_the_picture_shows_three_images_with_truth_and_prediction(trained):
     assert pixels.shape[0] / pixels.shape[1] == pytest.approx(3 * 90 / (3 * 120), rel=0.15)
 
 
+def test_evaluates_a_checkpoint_without_training(train, trained):
+    windows = ["--eval_window", 96, "--eval_stride", 48]
+    folder = train("--eval_only", "--model_name_or_path", trained, "--class_weight_exponent", 0.5, *windows)
+    assert [path.name for path in folder.iterdir()] == ["eval_results.json"]
+    results, of_training = read_json(folder / "eval_results.json"), read_json(trained / "all_results.json")
+    assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
+
+
 def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, segmentation_folders, train):
     folder = train("--model_name_or_path", trained, "--max_train_steps", 1, "--learning_rate", 1e-12)
     results = read_json(folder / "all_results.json")
