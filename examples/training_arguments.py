@@ -194,10 +194,20 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
     for args in parsed:
         if isinstance(args, LoopArguments):
             args.command = command_line(sys.argv[0], given)
-            args.settings = {name: value for part in parsed for name, value in settings_of(part).items()}
-            if args.max_train_steps is not None:
-                del args.settings["num_train_epochs"]
+            settings = {name: value for part in parsed for name, value in settings_of(part).items()}
+            unused = _without_effect(parsed)
+            args.settings = {name: value for name, value in settings.items() if name not in unused}
     return parsed
+
+
+def _without_effect(parsed: Sequence[Any]) -> set[str]:
+    """Settings in the place of which another one was given."""
+    replaced_by = {
+        "num_train_epochs": ("max_train_steps",),
+        "train_val_split": ("validation_dir", "validation_file"),
+    }
+    given = {name for part in parsed for name, value in vars(part).items() if value is not None}
+    return {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
 
 
 def command_line(script: str, arguments: Sequence[str]) -> str:

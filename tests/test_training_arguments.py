@@ -496,3 +496,10 @@ def test_the_settings_on_a_card_are_what_the_weights_depend_on():
     assert args.settings["num_train_epochs"] == 10.0
     assert not {"output_dir", "dry_run", "push_to_hub", "logging_steps", "recipe"} & args.settings.keys()
     assert args.command.endswith("--output_dir x \\\n    --learning_rate 0.5 \\\n    --seed 3")
+    splits = ["--output_dir", "x", "--train_file", "a.parquet", "--train_val_split", "0.2"]
+    _, args = parse_arguments(DataArguments, LoopArguments, arguments=splits)
+    assert args.settings["train_val_split"] == 0.2 and "max_train_steps" not in args.settings
+    splits += ["--validation_file", "b.parquet", "--max_train_steps", "7"]
+    _, args = parse_arguments(DataArguments, LoopArguments, arguments=splits)
+    assert args.settings["max_train_steps"] == 7
+    assert not {"train_val_split", "num_train_epochs"} & args.settings.keys()
