@@ -87,6 +87,7 @@ ROWS = {
     ),
     "pvt-v2": Row("PVTv2", {**PVT_V2, **single_scale(COARSE)}, peer="pvt_v2"),
     "swin": Row("Swin", {**SWIN, "hidden_sizes": [28, 56, 112, 224]}, peer="swin"),
+    "clustr-32": Row("ClusTR, multi-scale {16, 4}, {4, 1}, 1, 1"),
     "pvt-v2-32": Row("PVTv2", single_scale([16, 4, 1, 1]), peer="pvt_v2"),
     "swin-32": Row("Swin", {**SWIN, "hidden_sizes": [27, 54, 108, 216]}, peer="swin"),
     "nearest": Row("cluster_assignment nearest_center", {"cluster_assignment": "nearest_center"}),
@@ -104,7 +105,9 @@ TABLES = {
     "6": Table("Table 6: sparse attentions", ("sra", "sra-knn", "single-coarse"), "single-coarse"),
     "7": Table("Table 7: single scale, multi-scale", ("single-coarse", "single-fine", "clustr"), "clustr", True),
     "peers": Table("Backbones with equal parameters", ("pvt-v2", "swin", "clustr"), "clustr", True, 128),
-    "peers-32": Table("Backbones with equal parameters", ("pvt-v2-32", "swin-32", "clustr"), "clustr", image_size=32),
+    "peers-32": Table(
+        "Backbones with equal parameters", ("pvt-v2-32", "swin-32", "clustr-32"), "clustr-32", image_size=32
+    ),
     "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr", image_size=128),
     "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep", image_size=128),
 }

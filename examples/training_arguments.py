@@ -193,6 +193,7 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
     parsed = parser.parse_args_into_dataclasses(arguments)
     for args in parsed:
         if isinstance(args, LoopArguments):
+            _check_evaluation(args, parsed)
             args.command = command_line(sys.argv[0], given)
             settings = {name: value for part in parsed for name, value in settings_of(part).items()}
             unused = _without_effect(parsed)
@@ -205,9 +206,24 @@ def _without_effect(parsed: Sequence[Any]) -> set[str]:
     replaced_by = {
         "num_train_epochs": ("max_train_steps",),
         "train_val_split": ("validation_dir", "validation_file"),
+        "warmup_epochs": ("warmup_steps",),
     }
-    given = {name for part in parsed for name, value in vars(part).items() if value is not None}
-    return {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
+    return {name for name, others in replaced_by.items() if not _given(parsed).isdisjoint(others)}
+
+
+def _check_evaluation(args: LoopArguments, parsed: Sequence[Any]):
+    """Raise a `ValueError` if there is nothing to evaluate but random weights, or something to push afterwards."""
+    if not args.eval_only:
+        return
+    if _given(parsed).isdisjoint({"model_name_or_path", "resume_from_checkpoint"}):
+        raise ValueError("--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint, got neither")
+    if args.push_to_hub:
+        raise ValueError("--push_to_hub does not go with --eval_only: examples/publish_to_hub.py uploads a checkpoint")
+
+
+def _given(parsed: Sequence[Any]) -> set[str]:
+    """Names of the arguments that are not `None`."""
+    return {name for part in parsed for name, value in vars(part).items() if value is not None}
 
 
 def command_line(script: str, arguments: Sequence[str]) -> str:

@@ -247,8 +247,9 @@ class TrainingLoop:
         self.output_dir = Path(args.output_dir)
         self.losses: list[torch.Tensor] = []  # of steps that were not looked at yet
         self.started = time.perf_counter()
-        checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
-        self._prepare_folder()
+        checkpoint = self._find_checkpoint()
+        if not args.eval_only:  # else another run may be writing there
+            self._prepare_folder()
         accelerator.gradient_accumulation_steps = plan.accumulation
         self._prepare_model()
         self._prepare_data()
@@ -261,6 +262,16 @@ class TrainingLoop:
         if args.push_to_hub and accelerator.is_main_process:
             HfApi().whoami()  # whoever is not logged in learns it before the training
             self.repository = full_repository_id(args.hub_model_id or self.output_dir.resolve().name)
+
+    def _find_checkpoint(self) -> Path | None:
+        """Where to go on from. An evaluation may write into the folder of any run."""
+        resume_from = self.args.resume_from_checkpoint
+        if not self.args.eval_only or resume_from is not None:
+            checkpoint = find_checkpoint(self.output_dir, resume_from)
+            if self.args.eval_only and checkpoint is None:
+                raise ValueError(f"--resume_from_checkpoint {resume_from}: {self.output_dir} has none to evaluate")
+            return checkpoint
+        return None
 
     def _prepare_folder(self):
         """Make it and remove what a killed run was writing; a mark in it shows whether all machines see the same."""
@@ -358,8 +369,10 @@ class TrainingLoop:
         """Score the model, without training; nothing but the scores is written."""
         scores = self._score()
         if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
             write_json(self.output_dir / EVALUATION, scores)
             logger.info(format_values(scores))
+        self.accelerator.log(scores, step=self.state.step)
         self.accelerator.end_training()
         return scores
 

@@ -1,5 +1,6 @@
 """Semantic segmentation: heads against other implementations, loss, masks, checkpoints, Trainer."""
 
+import re
 import subprocess
 import sys
 
@@ -325,7 +326,7 @@ def test_small_images_are_padded_and_their_logits_are_not(head, size):
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", [(64, 90), (45, 64), (33, 97)])
+@pytest.mark.parametrize("size", [(64, 90), (45, 64), (33, 97), (17, 64)])
 def test_images_are_mirrored_up_to_whole_strides(head, size):
     """The oracle is NumPy's mirror; logits, those of the loss's second term too, are those of the image alone."""
     model, image = make_model(head), torch.randn(1, 3, *size)
@@ -342,6 +343,12 @@ def test_images_are_mirrored_up_to_whole_strides(head, size):
             auxiliary = auxiliary[..., : -(-size[0] // 16), : -(-size[1] // 16)]
             loss += 0.4 * cross_entropy(interpolate(auxiliary, size=size, mode="bilinear"), labels)
     torch.testing.assert_close(output.loss, loss)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (3, 45, 64), (1, 1, 3, 45, 64)])
+def test_images_of_another_rank_are_named_as_they_came(size):
+    with pytest.raises(ValueError, match=rf"must be a tensor of shape \(B, 3, H, W\), got {re.escape(str(size))}"):
+        make_model()(torch.zeros(size))
 
 
 def test_class_weights_work_under_autocast():

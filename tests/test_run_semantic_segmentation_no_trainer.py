@@ -94,6 +94,24 @@ def test_evaluates_a_checkpoint_without_training(train, trained):
     assert [path.name for path in folder.iterdir()] == ["eval_results.json"]
     results, of_training = read_json(folder / "eval_results.json"), read_json(trained / "all_results.json")
     assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
+    with pytest.raises(ValueError, match="--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint"):
+        train("--eval_only")
+    with pytest.raises(ValueError, match="--push_to_hub does not go with --eval_only"):
+        train("--eval_only", "--model_name_or_path", trained, "--push_to_hub")
+
+
+def test_evaluates_the_last_checkpoint_of_a_run_and_leaves_the_run_alone(train):
+    """With its moving average; what a run beside it is writing stays."""
+    settings = ["--max_train_steps", 2, "--ema_decay", 0.9, "--checkpointing_steps", 2, "--num_pictures", 0]
+    folder = train(*settings)
+    of_training, names = read_json(folder / "all_results.json"), {path.name for path in folder.iterdir()}
+    (folder / "best-9.incomplete").mkdir()
+    train(*settings, "--eval_only", "--resume_from_checkpoint", "latest")
+    results = read_json(folder / "eval_results.json")
+    assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
+    assert {path.name for path in folder.iterdir()} == names | {"eval_results.json", "best-9.incomplete"}
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint latest: .* has none to evaluate"):
+        train(*settings, "--eval_only", "--resume_from_checkpoint", "latest", output_dir=folder / "other")
 
 
 def test_the_pipeline_and_the_metric_agree_with_the_scripts_evaluation(trained, segmentation_folders, train):

@@ -499,7 +499,7 @@ def test_the_settings_on_a_card_are_what_the_weights_depend_on():
     splits = ["--output_dir", "x", "--train_file", "a.parquet", "--train_val_split", "0.2"]
     _, args = parse_arguments(DataArguments, LoopArguments, arguments=splits)
     assert args.settings["train_val_split"] == 0.2 and "max_train_steps" not in args.settings
-    splits += ["--validation_file", "b.parquet", "--max_train_steps", "7"]
+    splits += ["--validation_file", "b.parquet", "--max_train_steps", "7", "--warmup_steps", "2"]
     _, args = parse_arguments(DataArguments, LoopArguments, arguments=splits)
     assert args.settings["max_train_steps"] == 7
-    assert not {"train_val_split", "num_train_epochs"} & args.settings.keys()
+    assert not {"train_val_split", "num_train_epochs", "warmup_epochs"} & args.settings.keys()

@@ -348,7 +348,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
         self._check_pixel_values(pixel_values)
         if kwargs.get("pixel_mask") is not None:
             raise ValueError("`pixel_mask` must be None: padding would count as image; give images of one size.")
-        _fix_exported_size(pixel_values)
+        fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
         cluster_indices = []
         for stage in self.stages:
@@ -381,7 +381,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
             )
 
 
-def _fix_exported_size(pixel_values: torch.Tensor):
+def fix_exported_size(pixel_values: torch.Tensor):
     """
     Height and width are constants of an exported graph, as the numbers of tokens and clusters are: torch.export names
     a dimension that was to be dynamic, where it would otherwise give a graph that is wrong for other sizes.

@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What the models for dense prediction share: maps of all stages for images of any size, and images that were padded.
+What the models for dense prediction share: maps of all stages, whole strides, and images that were padded.
 
 B images of H x W pixels; maps (B, C, h, w). Sizes are (height, width).
 """

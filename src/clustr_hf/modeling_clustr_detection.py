@@ -249,7 +249,10 @@ class ClusTRDetector(ClusTRDensePredictor):
         return self._detect(self._pad(pixel_values[..., :height, :width]), sizes, targets, **kwargs)
 
     def _pad(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """As torchvision pads, so that the maps of all stages have whole strides, which its anchors need."""
+        """
+        As torchvision pads, so that the maps of all stages have whole strides, which its anchors need. With 0 and not
+        with a mirror, as for segmentation: in that, objects at the margin would be found twice.
+        """
         return pad_to(pixel_values, self._whole_strides(pixel_values.shape[-2:]))
 
     def _pyramid(self, pixel_values: torch.Tensor, first_stage: int, **kwargs) -> tuple[OrderedDict, ModelOutput]:

@@ -23,6 +23,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
+from .modeling_clustr import fix_exported_size
 from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to
 
 
@@ -37,7 +38,7 @@ class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
         logits (`torch.Tensor` of shape `(B, num_labels, h, w)`):
             Scores before the softmax at the stride of the first stage (4 in the paper), h and w rounded up.
         hidden_states, attentions, cluster_indices (*optional*):
-            As in [`ClusTRModelOutput`].
+            As in [`ClusTRModelOutput`], of the image up to whole strides.
         logits_sizes (`torch.LongTensor` of shape `(B, 2)`, *optional*, with a `pixel_mask` in evaluation):
             (h, w) of the logits of each image; those to the right and below are padding, 0.
     """
@@ -167,8 +168,8 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
                 Normalised images of any size. On the right and below they are mirrored up to multiples of the product
-                of the strides (32), sides that are smaller than that filled with 0 before; the logits of what was
-                added are cut, hidden states and clusters are those with it.
+                of the strides (32); where half of that is more than there is, 0 fills the rest before. Logits are those
+                of the image alone; hidden states, attentions and clusters are those of the enlarged one.
             labels (`torch.LongTensor` of shape `(B, H', W')`, *optional*):
                 Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` where it does not
                 count; the logits are resized to the labels. Without a pixel that counts, the loss is 0.
@@ -205,6 +206,7 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
     ) -> tuple[ClusTRSemanticSegmenterOutput, torch.Tensor | None, torch.Tensor | None]:
         """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
+        fix_exported_size(pixel_values)
         map_sizes = self._map_sizes(pixel_values.shape[-2:])
         stage_maps, features = self._stage_maps(self._mirror(pixel_values), **kwargs)
         logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
@@ -226,12 +228,15 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
     def _mirror(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         Images up to whole strides. Otherwise the convolutions between stages would meet their zero padding on the right
-        and below, too, and map and image would not lie on one another, which training crops of whole strides never
-        show. A mirrored image looks like one to the model, a margin of 0 does not.
+        and below, too, and coarse maps would be resized by other factors than their strides, which training crops of
+        whole strides never show. A mirrored image looks like one to the model, a margin of 0 does not.
         """
-        least = math.prod(self.config.strides)
+        height, width = whole = self._whole_strides(pixel_values.shape[-2:])
+        if pixel_values.ndim != 4 or whole == tuple(pixel_values.shape[-2:]):
+            return pixel_values  # the backbone says what is wrong with other ranks
+        least = math.prod(self.config.strides) // 2 + 1  # a mirror needs more pixels than it adds
         pixel_values = pad_to(pixel_values, tuple(max(least, extent) for extent in pixel_values.shape[-2:]))
-        (height, width), size = self._whole_strides(pixel_values.shape[-2:]), pixel_values.shape[-2:]
+        size = pixel_values.shape[-2:]
         return pad(pixel_values, (0, width - size[1], 0, height - size[0]), mode="reflect")
 
     def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -54,7 +54,8 @@ class ClusterMap:
 @torch.no_grad()
 def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[ClusterMap]:
     """
-    What a model clusters in an image, in every block of its clustered stages (as in Figure A3).
+    What a model's backbone clusters in an image, in every block of its clustered stages (as in Figure A3): in the image
+    as it is, while models for dense prediction enlarge one whose sides are no multiples of the product of the strides.
 
     Args:
         model (`PreTrainedModel`): Any ClusTR model, also one that was loaded by remote code.
