@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from clustr_hf import shipped_checkpoint
 from clustr_hf.metrics import Accuracy
-from clustr_hf.model_card import load_card
+from clustr_hf.model_card import METRICS, load_card
 
 
 NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
@@ -68,6 +69,27 @@ def test_the_card_of_the_classifier_says_what_its_weights_score(shared):
     accuracy = Accuracy().compute(predictions=predictions, references=rows["label"])["accuracy"]
     stated = float(re.search(r"\| Top-1 accuracy \| (0\.\d+) \|", (folder / "README.md").read_text())[1])
     assert accuracy == pytest.approx(stated, abs=0.002)  # four images: sums differ from machine to machine
+
+
+@pytest.mark.parametrize("name, data_folder", [("camvid", "camvid-jpeg"), ("bccd", "bccd"), ("nuclei", "nuclei-dev")])
+def test_the_other_cards_say_what_their_commands_measure(shared, tmp_path, name, data_folder):
+    """The command on the card that evaluates, with the folders that there are here."""
+    path = REPOSITORY / "checkpoints" / f"clustr-nano-{name}" / "README.md"
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "--eval_only" in block)
+    python, *command = shlex.split(block.replace("\\\n", " "))
+    assert python == "python" and f"checkpoints/{path.parent.name}" in command
+    folders = {"examples": REPOSITORY / "examples", "checkpoints": REPOSITORY / "checkpoints", "out": tmp_path}
+    folders[name] = shared / "data" / data_folder
+    parts = [part.split("/", maxsplit=1) for part in command]
+    command = ["/".join([str(folders.get(first, first)), *rest]) for first, *rest in parts]
+    run_process([sys.executable, *command], tmp_path)
+    (results,) = (json.loads(path.read_text()) for path in tmp_path.rglob("eval_results.json"))
+    measured = load_card(path).data.eval_results
+    assert len(measured) >= 2
+    for result in measured:
+        (metric,) = (key for key, (_, title) in METRICS.items() if title == result.metric_name)
+        assert result.metric_value == pytest.approx(results[metric], abs=0.002), metric
 
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
