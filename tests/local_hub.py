@@ -20,7 +20,7 @@ PIPELINE_TAGS = {
     *("image-classification", "image-segmentation", "object-detection", "keypoint-detection"),
     *("image-feature-extraction", "depth-estimation", "mask-generation", "zero-shot-image-classification"),
 }
-LICENSES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "openrail", "other"}
+LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-clause", "openrail", "other"}
 
 
 def card_errors(text: str) -> list[str]:

@@ -104,4 +104,4 @@ def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monk
 
 def test_tables_of_peers_have_all_of_them():
     rows = {row for name in ("peers", "peers-32") for row in TABLES[name].rows}
-    assert rows == {row for _, row in PEERS} | {"clustr"}
+    assert rows == {row for _, row in PEERS} | {"clustr", "clustr-32"}
