@@ -208,7 +208,8 @@ def _without_effect(parsed: Sequence[Any]) -> set[str]:
         "train_val_split": ("validation_dir", "validation_file"),
         "warmup_epochs": ("warmup_steps",),
     }
-    return {name for name, others in replaced_by.items() if not _given(parsed).isdisjoint(others)}
+    given = _given(parsed)
+    return {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
 
 
 def _check_evaluation(args: LoopArguments, parsed: Sequence[Any]):

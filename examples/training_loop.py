@@ -265,13 +265,13 @@ class TrainingLoop:
 
     def _find_checkpoint(self) -> Path | None:
         """Where to go on from. An evaluation may write into the folder of any run."""
-        resume_from = self.args.resume_from_checkpoint
-        if not self.args.eval_only or resume_from is not None:
-            checkpoint = find_checkpoint(self.output_dir, resume_from)
-            if self.args.eval_only and checkpoint is None:
-                raise ValueError(f"--resume_from_checkpoint {resume_from}: {self.output_dir} has none to evaluate")
-            return checkpoint
-        return None
+        resume_from, eval_only = self.args.resume_from_checkpoint, self.args.eval_only
+        if eval_only and resume_from is None:
+            return None
+        checkpoint = find_checkpoint(self.output_dir, resume_from)
+        if eval_only and checkpoint is None:
+            raise ValueError(f"--resume_from_checkpoint {resume_from}: {self.output_dir} has none to evaluate")
+        return checkpoint
 
     def _prepare_folder(self):
         """Make it and remove what a killed run was writing; a mark in it shows whether all machines see the same."""
