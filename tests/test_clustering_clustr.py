@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from clustr_hf import aggregate_tokens, clustering_clustr, find_clusters
+from clustr_hf import aggregate_tokens, clustering_clustr, clustering_tensor_clustr, find_clusters
 from clustr_hf.clustering_clustr import count_clusters, weight_tokens
 
 
@@ -86,7 +86,7 @@ def test_chunks_do_not_change_the_result(assignment, monkeypatch):
     tokens = torch.randn(3, 61, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     whole = find_clusters(tokens, [15, 3], assignment=assignment)
     for elements in (1, 61 * 7, 61 * 61):
-        monkeypatch.setattr(clustering_clustr, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(clustering_tensor_clustr, "CHUNK_ELEMENTS", elements)
         for expected, found in zip(whole, find_clusters(tokens, [15, 3], assignment=assignment)):
             assert torch.equal(expected, found)
 
@@ -175,7 +175,7 @@ def test_memory_is_linear_in_the_number_of_tokens():
         tokens = torch.randn(batch_size, num_tokens, 4)
         with LargestTensor() as largest:
             find_clusters(tokens, [16], assignment="nearest_center")
-        assert largest.elements <= clustering_clustr.CHUNK_ELEMENTS
+        assert largest.elements <= clustering_tensor_clustr.CHUNK_ELEMENTS
 
 
 def test_compiled_op_matches_and_passes_torchs_checks():

@@ -34,6 +34,9 @@ from clustr_hf.keypoints import COCO_WHOLEBODY
 CODE_FILES = {
     "configuration_clustr.py",
     "clustering_kernel_clustr.py",
+    "clustering_tensor_clustr.py",
+    "clustering_triton_clustr.py",
+    "clustering_triton_kernels_clustr.py",
     "clustering_clustr.py",
     "modeling_clustr.py",
     "modeling_clustr_attention.py",

@@ -39,13 +39,13 @@ def supported_instruction_sets() -> tuple[str, ...]:
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """
-    Whether [`cluster`] takes these arguments: plain float32 tensors in a CPU's memory, and a moderate k.
+    Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits in a CPU's memory, and a moderate k.
 
     Not while tracing (the clusters of the example would become constants), and no subclass of a tensor.
     """
     return (
         tokens.is_cpu
-        and tokens.dtype == torch.float32
+        and tokens.dtype in (torch.float32, torch.float16, torch.bfloat16)
         and type(tokens) is torch.Tensor
         and not torch.jit.is_tracing()
         and _has_memory(tokens)
@@ -65,7 +65,7 @@ def cluster(
     The compiled form of [`~clustering_clustr.find_clusters`], on as many threads as torch uses.
 
     Args:
-        tokens (`torch.Tensor` of shape `(B, N, C)`): float32, on the CPU, see [`can_cluster`].
+        tokens (`torch.Tensor` of shape `(B, N, C)`): On the CPU, see [`can_cluster`]; clustered in float32.
         num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked.
         instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or the best of them.
 
@@ -76,7 +76,7 @@ def cluster(
         ValueError: if the processor or the build does not have the instruction set.
         MemoryError: if the kernel could not have the memory that it needs.
     """
-    tokens = tokens.contiguous()
+    tokens = tokens.to(torch.float32).contiguous()
     batch_size, num_tokens, channels = tokens.shape
     labels = torch.empty(len(num_clusters), batch_size, num_tokens, dtype=torch.long)
     status = _function("find_clusters")(
