@@ -1,7 +1,12 @@
 """What several test files need."""
 
-import json
 import os
+
+
+# Triton then interprets its kernels, on CPUs. It reads this when it is imported, which torch and others do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +16,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
+from safetensors import safe_open
 from sklearn.datasets import load_digits
 
 from clustr_hf.image_processing_clustr_detection import encode_mask
@@ -35,6 +41,13 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("the shared data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def recording(shared):
+    """Tensors that the authors' released model made, by name, and the settings of that model."""
+    with safe_open(shared / "parity" / "clustr_release_small.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
 @pytest.fixture(autouse=True)

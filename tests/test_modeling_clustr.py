@@ -24,12 +24,6 @@ from clustr_hf.modeling_clustr_attention import (
 
 
 @pytest.fixture
-def recording(shared):
-    with safe_open(shared / "parity" / "clustr_release_small.safetensors", framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
-
-
-@pytest.fixture
 def released_model(shared, tmp_path):
     return convert_checkpoint(shared / "parity" / "clustr_release_small.safetensors", tmp_path / "converted").eval()
 

@@ -41,6 +41,11 @@ def is_exporting() -> bool:
     return getattr(torch.compiler, "is_exporting", bool)()
 
 
+def is_on_accelerator(tokens: torch.Tensor) -> bool:
+    """`bool`: Whether many operations at once are fast for these tokens, and waiting for a result is slow."""
+    return not tokens.is_cpu
+
+
 def cluster(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """
     [`~clustering_clustr.find_clusters`] by tensor operations.
@@ -68,7 +73,7 @@ def block_elements(tokens: torch.Tensor) -> int:
     Raises:
         ValueError: if the environment variable is not a whole number of at least 1.
     """
-    if tokens.is_cpu:
+    if not is_on_accelerator(tokens):
         return CHUNK_ELEMENTS
     text = os.environ.get(BLOCK_VARIABLE, str(BLOCK_MIB))
     if not text.isdecimal() or int(text) < 1:
@@ -84,7 +89,7 @@ def _groups_of_images(tokens: torch.Tensor) -> Sequence[torch.Tensor]:
 
     On accelerators, and in an exported graph, whose number of images a loop would fix, all images are one group.
     """
-    if is_exporting() or not tokens.is_cpu:
+    if is_exporting() or is_on_accelerator(tokens):
         return [tokens]
     return tokens.split(max(1, CHUNK_ELEMENTS // tokens.shape[1] ** 2))
 
@@ -96,7 +101,7 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     nearest = nearest_tokens(tokens, num_neighbors)
     log_density = log_local_density(tokens, nearest[0]).gather(1, twin)
     density_rank = _rank_descending(log_density)
-    wait_for_counts = not is_exporting() and tokens.is_cpu and len(tokens) > 0
+    wait_for_counts = not is_exporting() and not is_on_accelerator(tokens) and len(tokens) > 0
     separation, parent = separation_and_parent(tokens, density_rank, nearest if wait_for_counts else None)
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)

@@ -33,6 +33,9 @@ from .clustering_tensor_clustr import merge_gradients, merge_tokens
 
 Result = TypeVar("Result")
 
+# Found, not imported: that waits for the first tensor on a GPU.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 # Slots of the neighbour lists, so the largest k.
 MAX_NEIGHBORS = 8
 MAX_CHANNELS = 1024
@@ -74,7 +77,7 @@ LAUNCHES: dict[str, dict[int, dict[int, Launch]]] = {
         32: {64: Launch(precision="tf32x3"), 1024: Launch(columns=32, block=32, precision="tf32x3")},
         16: {1024: Launch()},
     },
-    "gfx942": {32: {1024: Launch()}, 16: {1024: Launch()}},
+    "gfx942": {32: {256: Launch(), 1024: Launch(columns=32, block=32)}, 16: {1024: Launch()}},
 }
 # For chips that the table does not know: the least demanding.
 DEFAULT_LAUNCH = Launch(rows=32, columns=32, block=32, stages=1)
@@ -82,12 +85,12 @@ DEFAULT_LAUNCH = Launch(rows=32, columns=32, block=32, stages=1)
 
 def is_importable() -> bool:
     """`bool`: Whether the environment does not switch kernels off and has the package `triton`."""
-    return os.environ.get("CLUSTR_KERNEL") != "off" and _has_triton() and not _State.failure
+    return os.environ.get("CLUSTR_KERNEL") != "off" and HAS_TRITON and not _State.failure
 
 
-def is_interpreting() -> bool:
-    """`bool`: Whether Triton interprets its kernels, which then run on tensors of the CPU (`TRITON_INTERPRET=1`)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def is_on_gpu(tokens: torch.Tensor) -> bool:
+    """`bool`: Whether the tensor is on a CUDA or ROCm device."""
+    return tokens.is_cuda
 
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
@@ -107,7 +110,7 @@ def can_aggregate(tokens: torch.Tensor) -> bool:
 
 def _is_taken(tokens: torch.Tensor) -> bool:
     is_small = tokens.dtype in (torch.float32, torch.float16, torch.bfloat16) and tokens.shape[-1] <= MAX_CHANNELS
-    if not (tokens.is_cuda and is_small and is_importable()):
+    if not (is_on_gpu(tokens) and is_small and is_importable()):
         return False
     return torch.compiler.is_compiling() or is_plain(tokens)
 
@@ -541,13 +544,13 @@ def _(tokens, weight, cluster_index, merged, weight_sum, gradient, epsilon):
     return torch.empty_like(tokens, memory_format=contiguous), torch.empty_like(weight, memory_format=contiguous)
 
 
-def _save_for_backward(context, inputs, output):
-    tokens, weight, cluster_index, _, context.epsilon = inputs
-    context.save_for_backward(tokens, weight, cluster_index, *output)
+def _save_for_backward(ctx, inputs, output):
+    tokens, weight, cluster_index, _, ctx.epsilon = inputs
+    ctx.save_for_backward(tokens, weight, cluster_index, *output)
 
 
-def _backward(context, gradient, _):
-    return (*_merge_tokens_backward(*context.saved_tensors, gradient, context.epsilon), None, None, None)
+def _backward(ctx, gradient, _):
+    return (*_merge_tokens_backward(*ctx.saved_tensors, gradient, ctx.epsilon), None, None, None)
 
 
 _merge_tokens.register_autograd(_backward, setup_context=_save_for_backward)
@@ -571,11 +574,6 @@ def _channel_block(channels: int) -> int:
 def _on_device(tokens: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tokens."""
     return torch.cuda.device(tokens.device) if tokens.is_cuda else contextlib.nullcontext()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -1,0 +1,39 @@
+"""The Triton kernels through a real compiler, for GPUs that need not be there."""
+
+import json
+import sys
+
+import pytest
+from conftest import REPOSITORY, run_process
+
+
+pytest.importorskip("triton", reason="the Triton kernels need the package triton")
+
+
+@pytest.mark.slow
+def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
+    # Of its own process: in this one Triton interprets.
+    script = REPOSITORY / "examples/compile_triton_kernels.py"
+    printed = run_process([sys.executable, script, "--output_dir", tmp_path], tmp_path, TRITON_INTERPRET="0")
+    assert "none spills" in printed
+    rows = json.loads((tmp_path / "triton.json").read_text())
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "gfx942"}
+    assert {row["channels"] for row in rows if row["kernel"] == "filter_nearest"} == {64, 128, 256, 320, 512}
+    assert {row["tokens"] for row in rows if row["kernel"] == "filter_nearest"} == {"fp32", "bf16"}
+    for row in rows:
+        assert row["registers"] > 0 and row["spilled"] == 0, row
+        assert 0 <= row["shared_memory"] <= row["shared_memory_limit"], row
+    kernels = {row["kernel"] for row in rows}
+    assert {"filter_nearest", "measure_nearest", "follow_parents", "merge_segments", "split_gradients"} <= kernels
+
+
+def test_spills_and_large_programs_are_complained_about():
+    from compile_triton_kernels import complaints, read_amd_usage
+
+    row = {"kernel": "k", "target": "sm_80", "tokens": "fp32", "channels": 64, "spilled": 0, "shared_memory": 10}
+    row["shared_memory_limit"] = 10
+    assert complaints([row]) == []
+    assert "8 bytes spill" in complaints([{**row, "spilled": 8}])[0]
+    assert "11 of 10 bytes" in complaints([{**row, "shared_memory": 11}])[0]
+    assembly = ".vgpr_count: 7\n.vgpr_spill_count: 1\n.sgpr_spill_count: 2\n"
+    assert read_amd_usage(assembly) == {"registers": 7, "spilled": 12}
