@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo space test quality style test-transformers
+.PHONY: demo space benchmark-gpu test quality style test-transformers
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
@@ -16,6 +16,13 @@ demo: $(INSTALLED)
 # A page in the browser with the demo's checkpoint.
 space: $(INSTALLED)
 	$(BIN)/python examples/space/app.py
+
+# One report about ClusTR on the accelerator of this machine, with the models it is compared with: out/benchmark-gpu.
+benchmark-gpu: $(INSTALLED)
+	$(BIN)/python examples/benchmark.py --device accelerator \
+	    --models clustr-small clustr-small+options swin-small convnext-small pvtv2-b2 \
+	    --settings 224x128 512x16 --passes forward training --dtypes float32 bfloat16 autocast \
+	    --modes eager compiled --throughput 224 --clustering 3136x64 16384x64 --output_dir out/benchmark-gpu
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10

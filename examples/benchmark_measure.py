@@ -5,27 +5,34 @@ How benchmark.py measures: time in interleaved rounds, memory in fresh processes
 Shapes: B images, N tokens, C channels, M clusters.
 """
 
+import itertools
 import math
 import random
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import torch
+from benchmark_attempts import attempt
 from benchmark_models import NUM_LABELS, build_model
+from devices import EventClock, HostClock, free_memory, make_clock, peak_memory
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from clustr_hf import modeling_clustr_attention
-from clustr_hf.clustering_clustr import find_clusters
+from clustr_hf.clustering_clustr import clustering_path, find_clusters
 
+
+# Precisions: weights and images in one dtype, or float32 weights under autocast to bfloat16 as Trainer's --bf16 has it.
+DTYPES = ("float32", "bfloat16", "autocast")
+
+# For images a second: timed passes of each batch, and the different images in it (their noise is drawn on the CPU).
+BATCH_REPEATS = 5
+MOST_DIFFERENT_IMAGES = 32
 
 # Training steps leave the random weights almost as they are, so that no round meets another network.
 LEARNING_RATE = 1e-6
@@ -61,31 +68,53 @@ def image_like_noise(setting: Setting, seed: int) -> torch.Tensor:
     return noise / noise.std()
 
 
-def make_step(model: nn.Module, pixel_values: torch.Tensor, pass_name: str, compiled: bool) -> Callable[[], None]:
+def image_like_tokens(seed: int) -> torch.Tensor:
+    """Patches of 4 x 4 pixels of an image-like noise of 224 x 224 pixels, (1, 3136, 48)."""
+    return nn.functional.pixel_unshuffle(image_like_noise(Setting(224, 224, 1), seed), 4).flatten(2).mT
+
+
+def make_step(
+    model: nn.Module, pixel_values: torch.Tensor, pass_name: str, compiled: bool, dtype: str = "float32"
+) -> Callable[[], None]:
     """
     What is timed: a `"forward"` in inference mode; a `"backward"`, which is a forward with loss and its gradients; or a
     `"training"` step, which is both and AdamW. The loss of a backbone is the sum of the means of its maps.
+
+    Args:
+        model, pixel_values: On the same device, in float32; with `dtype="bfloat16"` both are cast.
+        pass_name (`str`): Which pass.
+        compiled (`bool`): Whether the model is compiled.
+        dtype (`str`, defaults to `"float32"`): One of `DTYPES`.
     """
+    if dtype == "bfloat16":
+        model, pixel_values = model.to(torch.bfloat16), pixel_values.to(torch.bfloat16)
     run = _compile(model) if compiled else model
     if pass_name == "forward":
         model.eval()
 
         def forward():
-            with torch.inference_mode():
+            with torch.inference_mode(), _autocast(pixel_values.device, dtype):
                 run(pixel_values)
 
         return forward
+    return _training_step(model, run, pixel_values, pass_name, dtype)
 
+
+def _training_step(
+    model: nn.Module, run: Callable, pixel_values: torch.Tensor, pass_name: str, dtype: str
+) -> Callable[[], None]:
+    """`run` is the model or its compiled form."""
     model.train()
     labels = torch.arange(len(pixel_values), device=pixel_values.device) % NUM_LABELS
     is_backbone = hasattr(model, "out_features")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
 
     def train():
-        if is_backbone:
-            loss = sum(feature_map.mean() for feature_map in run(pixel_values).feature_maps)
-        else:
-            loss = run(pixel_values, labels=labels).loss
+        with _autocast(pixel_values.device, dtype):
+            if is_backbone:
+                loss = sum(feature_map.mean() for feature_map in run(pixel_values).feature_maps)
+            else:
+                loss = run(pixel_values, labels=labels).loss
         loss.backward()
         if pass_name == "training":
             optimizer.step()
@@ -94,48 +123,55 @@ def make_step(model: nn.Module, pixel_values: torch.Tensor, pass_name: str, comp
     return train
 
 
-def seconds_of(action: Callable[[], Any], device: str) -> float:
-    """Wall time of one call, with all that it started on the device."""
-    _synchronize(device)
-    start = time.perf_counter()
+def seconds_of(action: Callable[[], Any], clock: HostClock | EventClock) -> float:
+    """Time of one call, with all that it started on the device."""
+    start = clock.mark()
     action()
-    _synchronize(device)
-    return time.perf_counter() - start
+    return clock.seconds(start, clock.mark())
 
 
 def interleaved_seconds(
     actions: Mapping[str, Callable[[], Any]], rounds: int, warmup: int, seed: int, device: str, description: str
-) -> dict[str, list[float]]:
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """
     Seconds of every action in every round. Each round runs each action once, in an order shuffled anew, so that what
     else the machine does meets all of them alike; the actions of a round can be compared.
+
+    Returns:
+        `tuple[dict[str, list[float]], dict[str, str]]`: the seconds; and the message of each action that failed, which
+        has no seconds and is not called again.
     """
-    names, order = list(actions), random.Random(seed)
+    names, order, clock = list(actions), random.Random(seed), make_clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with tqdm(total=(rounds + warmup) * len(names), desc=description) as progress:
-        for name in names:
-            for _ in range(warmup):
-                seconds_of(actions[name], device)
-                progress.update()
-        for _ in range(rounds):
-            for name in order.sample(names, len(names)):
-                seconds[name].append(seconds_of(actions[name], device))
-                progress.update()
-    return seconds
+    failures: dict[str, str] = {}
+    calls = [(name, False) for name in names for _ in range(warmup)]
+    calls += [(name, True) for _ in range(rounds) for name in order.sample(names, len(names))]
+    for name, is_counted in tqdm(calls, desc=description):
+        if name in failures:
+            continue
+        spent, failure = attempt(seconds_of, actions[name], clock)
+        if failure is not None:
+            failures[name] = failure
+            del seconds[name]
+            free_memory(device)
+        elif is_counted:
+            seconds[name].append(spent)
+    return seconds, failures
 
 
 def summarize(seconds: Mapping[str, Sequence[float]], reference: str, batch: int) -> dict[str, dict[str, Any]]:
-    """Median time of each action, and its ratio to the reference's time in the same round: quartiles and extremes."""
+    """
+    Median time of each action, and its ratio to the reference's time in the same round: quartiles and extremes, or None
+    if the reference has no times.
+    """
     summary = {}
     for name, times in seconds.items():
-        ratios = np.divide(times, seconds[reference])
-        values = np.quantile(ratios, [0, 0.25, 0.5, 0.75, 1]).tolist()
+        ratio = None
+        if reference in seconds:
+            values = np.quantile(np.divide(times, seconds[reference]), [0, 0.25, 0.5, 0.75, 1]).tolist()
+            ratio = dict(zip(("min", "lower_quartile", "median", "upper_quartile", "max"), values))
         median = statistics.median(times)
-        summary[name] = {
-            "median_seconds": median,
-            "median_seconds_per_image": median / batch,
-            "ratio": dict(zip(("min", "lower_quartile", "median", "upper_quartile", "max"), values)),
-        }
+        summary[name] = {"median_seconds": median, "median_seconds_per_image": median / batch, "ratio": ratio}
     return summary
 
 
@@ -144,26 +180,81 @@ def growth_exponent(pixels: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(pixels), np.log(seconds), 1)[0])
 
 
-def clustering_share(step: Callable[[], None], device: str, repeats: int = 3) -> float:
+def clustering_share(step: Callable[[], None], device: str, repeats: int = 3) -> dict[str, Any]:
     """
-    Share of an eager step's time that is spent in `find_clusters`, median of a few steps.
+    Share of an eager step's time that is spent in `find_clusters`, median of a few steps of their own.
 
-    In steps of their own: on a GPU, waiting for each clustering would slow those down that give the times.
+    Returns:
+        `dict[str, Any]`: `clustering_share`, and `clustering_paths`, the implementations that ran.
     """
-    spent: list[float] = []
+    clock = make_clock(device)
+    spans: list[tuple[Any, Any]] = []
+    paths: set[str] = set()
 
-    def timed(*args, **kwargs):
-        found = []
-        spent.append(seconds_of(lambda: found.append(find_clusters(*args, **kwargs)), device))
-        return found[0]
+    def timed(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, *args) -> list[torch.Tensor]:
+        start = clock.mark()
+        clusters = find_clusters(tokens, num_clusters, num_neighbors, *args)
+        spans.append((start, clock.mark()))
+        paths.add(clustering_path(tokens, num_neighbors))
+        return clusters
 
     shares = []
     with mock.patch.object(modeling_clustr_attention, "find_clusters", timed):
         for _ in range(repeats):
-            spent.clear()
-            whole = seconds_of(step, device)
-            shares.append(sum(spent) / whole)
-    return statistics.median(shares)
+            spans.clear()
+            whole = seconds_of(step, clock)
+            shares.append(sum(clock.seconds(*span) for span in spans) / whole)
+    return {"clustering_share": statistics.median(shares), "clustering_paths": sorted(paths)}
+
+
+def device_agreement(device: str, seed: int) -> list[dict[str, Any]]:
+    """
+    Whether clusters on the device are those of the CPU, in float32: for random and for image-like tokens the share of
+    equal labels, and which implementation the device ran.
+    """
+    kinds = {"random": random_tokens(3136, 64, seed), "image-like": image_like_tokens(seed)}
+    return [{"kind": kind, **_agreement(tokens, device)} for kind, tokens in kinds.items()]
+
+
+def _agreement(tokens: torch.Tensor, device: str) -> dict[str, Any]:
+    num_clusters = benchmark_num_clusters(tokens.shape[1])
+    expected = torch.stack(find_clusters(tokens, num_clusters))
+    tokens = tokens.to(device)
+    found = torch.stack(find_clusters(tokens, num_clusters)).cpu()
+    return {
+        "tokens": tokens.shape[1],
+        "channels": tokens.shape[2],
+        "agreement": (found == expected).double().mean().item(),
+        "clustering_path": clustering_path(tokens, 5),
+    }
+
+
+def images_a_second(
+    model: nn.Module,
+    size: tuple[int, int],
+    pass_name: str,
+    dtype: str,
+    device: str,
+    largest_batch: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """
+    Images a second of an eager pass for batches of 1, 2, 4, ... images, until memory is full or `largest_batch`.
+
+    Returns:
+        `dict[str, Any]`: `batches`, a list with `batch`, `images_per_second` and `peak_bytes` of each one that fits,
+        and `stopped_by`, the message of the failure that ended the list, or None.
+    """
+    batches, stopped_by = [], None
+    for batch in (2**power for power in itertools.count()):
+        if largest_batch is not None and batch > largest_batch:
+            break
+        measured, stopped_by = attempt(_time_batch, model, Setting(*size, batch), pass_name, dtype, device, seed)
+        free_memory(device)
+        if stopped_by is not None:
+            break
+        batches.append({"batch": batch, **measured})
+    return {"batches": batches, "stopped_by": stopped_by}
 
 
 def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int]:
@@ -213,26 +304,32 @@ def count_operations(model: nn.Module, height: int, width: int) -> dict[str, int
     }
 
 
+def _time_batch(
+    model: nn.Module, setting: Setting, pass_name: str, dtype: str, device: str, seed: int
+) -> dict[str, float | int | None]:
+    noise = image_like_noise(setting._replace(batch=min(setting.batch, MOST_DIFFERENT_IMAGES)), seed).to(device)
+    pixel_values = noise.repeat(-(-setting.batch // len(noise)), 1, 1, 1)[: setting.batch]
+    step = make_step(model, pixel_values, pass_name, compiled=False, dtype=dtype)
+    peak = peak_memory(lambda: (step(), step()), device)  # the warm-up
+    clock = make_clock(device)
+    seconds = statistics.median(seconds_of(step, clock) for _ in range(BATCH_REPEATS))
+    return {"images_per_second": setting.batch / seconds, "peak_bytes": peak["peak_bytes"]}
+
+
 def model_memory(
-    name: str, speed_options: Mapping[str, Any], setting: Setting, pass_name: str, device: str, seed: int
-) -> dict[str, int]:
+    name: str, speed_options: Mapping[str, Any], setting: Setting, pass_name: str, dtype: str, device: str, seed: int
+) -> dict[str, int | None]:
     """Peak memory of an eager pass of a model; to be called in a fresh process."""
     torch.manual_seed(seed)
     model = build_model(name, speed_options).to(device)
-    step = make_step(model, image_like_noise(setting, seed).to(device), pass_name, compiled=False)
-    return _peak_memory(lambda: (step(), step()), device)  # the second training step finds the optimizer's state
+    step = make_step(model, image_like_noise(setting, seed).to(device), pass_name, compiled=False, dtype=dtype)
+    return peak_memory(lambda: (step(), step()), device)  # the second training step finds the optimizer's state
 
 
-def clustering_memory(algorithm: str, num_tokens: int, channels: int, device: str, seed: int) -> dict[str, int]:
+def clustering_memory(algorithm: str, num_tokens: int, channels: int, device: str, seed: int) -> dict[str, int | None]:
     """Peak memory of one of `CLUSTERINGS`; to be called in a fresh process."""
     tokens = random_tokens(num_tokens, channels, seed).to(device)
-    return _peak_memory(lambda: CLUSTERINGS[algorithm](tokens, benchmark_num_clusters(num_tokens)), device)
-
-
-def in_fresh_process(function: Callable, *args) -> Any:
-    """Result of the function in a new process, which has no other model's memory to begin with."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+    return peak_memory(lambda: CLUSTERINGS[algorithm](tokens, benchmark_num_clusters(num_tokens)), device)
 
 
 def random_tokens(num_tokens: int, channels: int, seed: int) -> torch.Tensor:
@@ -288,30 +385,5 @@ def _compile(model: nn.Module) -> Callable:
     return torch.compile(model, fullgraph=True, dynamic=False)
 
 
-def _synchronize(device: str):
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak_memory(action: Callable[[], Any], device: str) -> dict[str, int]:
-    """Peak bytes, and how far that is above what was held before: on the GPU, or resident in this process."""
-    if torch.device(device).type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        action()
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        before, _ = _resident_bytes()
-        action()
-        _, peak = _resident_bytes()
-    return {"peak_bytes": peak, "increase_bytes": peak - before}
-
-
-def _resident_bytes() -> tuple[int, int]:
-    """
-    Resident set of this process now, and its peak (Linux).
-
-    Not `getrusage`: its `ru_maxrss` starts at the size of the process that started this one.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return kibibytes["VmRSS"] * 1024, kibibytes["VmHWM"] * 1024
+def _autocast(device: torch.device, dtype: str):
+    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "autocast" else nullcontext()

@@ -30,6 +30,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object, send_to_device
+from devices import is_accelerator
 from huggingface_hub import HfApi
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
@@ -57,7 +58,7 @@ from training_data import (
     seed_everything,
     training_loader,
 )
-from training_plan import TrainingPlan
+from training_plan import TrainingPlan, try_step
 from training_report import CURVE, EVALUATION, RESULTS, format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -186,13 +187,26 @@ def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str
 
 
 def dry_run(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float]:
-    """Say what would be trained, without training."""
+    """Say what would be trained, without training; on an accelerator a step is tried, to measure its memory."""
     if not accelerator.is_main_process:
         return {}
-    args = plan.args
-    data = replace(task.train_data, shuffle_buffer=2)  # a stream need not be read far for two images
-    two_images = next(iter(training_loader(data, task.collate, args.train_batch_size, 2, args.seed, LoaderOptions())))
-    return print_dry_run(plan, task.model, task.compute_loss, two_images["batch"])
+
+    def try_on_accelerator() -> dict[str, Any]:
+        model, device = task.model.to(accelerator.device), accelerator.device
+        if plan.args.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        batch = send_to_device(first_batch(task, plan.args, plan.per_device_batch_size), device)
+        return try_step(model, make_optimizer(model, plan.args), task.compute_loss, batch, accelerator.autocast)
+
+    tried = try_on_accelerator if is_accelerator(accelerator.device) else None
+    return print_dry_run(plan, task.model, task.compute_loss, first_batch(task, plan.args, 2), tried)
+
+
+def first_batch(task: Task, args: LoopArguments, num_images: int) -> dict:
+    """A batch of training data on the CPU; a stream is not read far for it."""
+    data = replace(task.train_data, shuffle_buffer=num_images)
+    loader = training_loader(data, task.collate, args.train_batch_size, num_images, args.seed, LoaderOptions())
+    return next(iter(loader))["batch"]
 
 
 def freeze_stages(model: PreTrainedModel, number: int):

@@ -3,9 +3,11 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from devices import device_name, peak_memory, total_memory
 from matplotlib.figure import Figure
 from torch import nn
 from training_arguments import LoopArguments
@@ -145,3 +147,40 @@ def estimate_memory(
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * 4 / 1e9
     activations = sum(saved.values()) / 1e9 / len(batch["pixel_values"]) * num_images
     return {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "activations": activations}
+
+
+def try_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
+    batch: dict,
+    autocast: Callable[[], AbstractContextManager],
+) -> dict[str, float | str | None]:
+    """
+    Memory of a training step on the accelerator that model and batch are on. The step is taken twice: the optimizer
+    makes its state in the first one.
+
+    Returns:
+        `dict[str, float | str | None]`: `device`; `peak_gb`, allocated by torch, infinite where memory ran out, None
+        where the backend does not count; and `device_gb`, all memory of the device, None where it is not known.
+    """
+    device = batch["pixel_values"].device
+
+    def step():
+        with autocast():
+            loss = compute_loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.train()
+    try:
+        peak = peak_memory(lambda: (step(), step()), device)["peak_bytes"]
+    except torch.OutOfMemoryError:
+        peak = math.inf
+    total = total_memory(device)
+    return {
+        "device": device_name(device),
+        "peak_gb": None if peak is None else peak / 1e9,
+        "device_gb": None if total is None else total / 1e9,
+    }

@@ -3,8 +3,11 @@
 import importlib
 import json
 import math
+import os
+import platform
 import re
 import statistics
+import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_process
 from PIL import Image
+from torch import nn
 
 from clustr_hf import ClusTRConfig
 from clustr_hf.clustering_clustr import find_clusters
@@ -58,6 +62,7 @@ def test_times_models_in_both_passes_at_several_sizes(tmp_path):
     results = run_benchmark(tmp_path, *arguments, "--settings", "64x2", "64x96x2", "--max_clusters", 8)
     expected = [(64, width, 2, pass_name) for width in (64, 96) for pass_name in ("forward", "training")]
     assert [(e["height"], e["width"], e["batch"], e["pass"]) for e in results["times"]] == expected
+    assert results["failures"] == results["agreement"] == []
     for entry in results["times"]:
         assert list(entry["seconds"]) == models
         assert all(len(times) == 2 and min(times) > 0 for times in entry["seconds"].values())
@@ -81,9 +86,17 @@ def test_times_models_in_both_passes_at_several_sizes(tmp_path):
         f"benchmark.{kind}" for kind in ("json", "md", "png")
     }
     tables = (tmp_path / "out" / "benchmark.md").read_text()
-    assert all(f"\n| {name} | " in tables for name in models) and "64 x 96, batch 2, eager training" in tables
+    assert all(f"\n| {name} | " in tables for name in models) and "64 x 96, batch 2, eager training, float32" in tables
+    assert "| clustering path | " in tables and "| triton | " in tables
+    assert_names_no_machine(tmp_path / "out")
     with Image.open(tmp_path / "out" / "benchmark.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
+
+
+def assert_names_no_machine(folder):
+    for name in ("benchmark.json", "benchmark.md"):
+        text = (folder / name).read_text()
+        assert not any(private in text for private in (str(folder.parent), str(REPOSITORY), platform.node()))
 
 
 def test_measures_memory_of_a_backbone(tmp_path):
@@ -146,9 +159,15 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
         (["--reference", "clustr-nano"], r"--reference: expected one of the models.*got 'clustr-nano'"),
         (["--clustering", "3136"], r"--clustering: expected TOKENSxCHANNELS.*got '3136'"),
         (["--warmup", "0"], r"--warmup: expected a whole number of at least 1, got '0'"),
+        (["--throughput", "224x"], r"--throughput: expected SIZE or HEIGHTxWIDTH.*got '224x'"),
+        (["--throughput", "64x256"], r"--throughput: expected at least 193 for swin-tiny, got 64x256"),
+        (["--throughput", "224", "--device", "cpu"], r"--largest_batch: expected a number .*on a CPU, got none"),
+        (["--device", "cuda:1"], r"--device: expected cpu, for torch .* finds no accelerator.*got 'cuda:1'"),
+        (["--device", "accelerator"], r"--device: expected cpu, for torch .* finds no accelerator.*got 'accelerator'"),
     ],
 )
 def test_names_bad_arguments(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("devices.available_devices", lambda: ["cpu"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(SystemExit):
         importlib.import_module("benchmark").parse_args()
@@ -178,8 +197,9 @@ def count_operations(measure, models):
 def test_rounds_run_every_action_once_in_changing_order(measure):
     calls = []
     actions = {name: lambda name=name: calls.append(name) for name in "abc"}
-    seconds = measure.interleaved_seconds(actions, rounds=20, warmup=2, seed=0, device="cpu", description="test")
-    assert [len(times) for times in seconds.values()] == [20] * 3
+    settings = {"rounds": 20, "warmup": 2, "seed": 0, "device": "cpu", "description": "test"}
+    seconds, failures = measure.interleaved_seconds(actions, **settings)
+    assert failures == {} and [len(times) for times in seconds.values()] == [20] * 3
     assert calls[:6] == list("aabbcc")
     rounds = ["".join(calls[i : i + 3]) for i in range(6, len(calls), 3)]
     assert all(sorted(order) == list("abc") for order in rounds) and len(set(rounds)) == 6
@@ -263,3 +283,256 @@ def test_direct_transcription_gives_the_clusters_of_find_clusters(measure, num_t
     num_clusters = [1, *measure.benchmark_num_clusters(num_tokens)]
     for direct, ours in zip(measure.direct_clusters(tokens, num_clusters), find_clusters(tokens, num_clusters)):
         assert torch.equal(direct, ours)
+
+
+def test_an_action_that_fails_leaves_the_rounds_and_is_named(measure):
+    calls = []
+
+    def fails_in_the_second_round():
+        calls.append("b")
+        if calls.count("b") == 3:
+            raise torch.OutOfMemoryError("no memory is left")
+
+    actions = {"a": lambda: None, "b": fails_in_the_second_round}
+    settings = {"rounds": 4, "warmup": 1, "seed": 0, "device": "cpu", "description": "test"}
+    seconds, failures = measure.interleaved_seconds(actions, **settings)
+    assert list(seconds) == ["a"] and len(seconds["a"]) == 4
+    assert failures == {"b": "OutOfMemoryError: no memory is left"} and len(calls) == 3
+
+
+def test_ratios_need_the_reference(measure):
+    summary = measure.summarize({"a": [1.0, 3.0, 2.0]}, reference="b", batch=4)
+    assert summary == {"a": {"median_seconds": 2.0, "median_seconds_per_image": 0.5, "ratio": None}}
+
+
+class Recorder(nn.Module):
+    """A model of one layer that notes what it is given, and has no memory for eight images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1)
+        self.seen = []
+
+    def forward(self, pixel_values):
+        if len(pixel_values) >= 8:
+            raise torch.OutOfMemoryError("eight images do not fit")
+        features = self.layer(pixel_values)
+        self.seen.append((pixel_values.dtype, self.layer.weight.dtype, features.dtype))
+        return features
+
+
+@pytest.mark.parametrize(
+    "dtype, expected",
+    [
+        ("float32", (torch.float32, torch.float32, torch.float32)),
+        ("bfloat16", (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
+        ("autocast", (torch.float32, torch.float32, torch.bfloat16)),
+    ],
+)
+def test_precision_of_images_weights_and_features(measure, dtype, expected):
+    model = Recorder()
+    measure.make_step(model, torch.rand(2, 3, 4, 4), "forward", compiled=False, dtype=dtype)()
+    assert model.seen == [expected]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
+def test_training_in_each_precision_moves_the_weights(measure, models, monkeypatch, dtype):
+    monkeypatch.setattr(measure, "LEARNING_RATE", 1.0)
+    model = models.build_model("clustr-nano", OPTIONS)
+    before = model.classifier.weight.detach().clone()
+    measure.make_step(model, torch.rand(1, 3, 32, 32), "training", compiled=False, dtype=dtype)()
+    assert model.classifier.weight.isfinite().all() and not torch.equal(model.classifier.weight.float(), before)
+
+
+@pytest.mark.parametrize("largest_batch, stops", [(None, True), (4, False), (3, False)])
+def test_batches_double_until_memory_is_full(measure, largest_batch, stops):
+    found = measure.images_a_second(Recorder(), (8, 8), "forward", "float32", "cpu", largest_batch, seed=0)
+    assert [row["batch"] for row in found["batches"]] == ([1, 2] if largest_batch == 3 else [1, 2, 4])
+    assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in found["batches"])
+    assert found["stopped_by"] == ("OutOfMemoryError: eight images do not fit" if stops else None)
+
+
+def test_large_batches_repeat_images(measure, monkeypatch):
+    seen = []
+    monkeypatch.setattr(measure, "MOST_DIFFERENT_IMAGES", 2)
+    monkeypatch.setattr(measure, "make_step", lambda model, images, *args, **kwargs: lambda: seen.append(images))
+    measure._time_batch(None, measure.Setting(8, 8, 5), "forward", "float32", "cpu", seed=0)
+    assert seen[0].shape == (5, 3, 8, 8) and torch.equal(seen[0][:2], seen[0][2:4])
+
+
+class FakeClock:
+    """Every mark is a second after the one before."""
+
+    def __init__(self):
+        self.marks = 0
+
+    def mark(self):
+        self.marks += 1
+        return self.marks
+
+    def seconds(self, start, end):
+        return float(end - start)
+
+
+def test_share_of_the_clustering_is_between_its_marks(measure, models, monkeypatch):
+    """n clusterings of a second each, and n + 1 seconds around them."""
+    monkeypatch.setattr(measure, "make_clock", lambda device: FakeClock())
+    monkeypatch.setattr(measure, "clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
+    model = models.build_model("clustr-nano", OPTIONS)
+    step = measure.make_step(model, torch.rand(1, 3, 32, 32), "forward", compiled=False)
+    number = sum(
+        depth for depth, ratios in zip(model.config.depths, model.config.reduction_ratios) if list(ratios) != [1]
+    )
+    found = measure.clustering_share(step, "cpu")
+    assert found == {"clustering_share": number / (2 * number + 1), "clustering_paths": ["torch.float32 5"]}
+
+
+def test_a_crash_of_a_process_is_a_failure():
+    attempts = importlib.import_module("benchmark_attempts")
+    assert attempts.attempt_in_fresh_process(math.sqrt, 4) == (2.0, None)
+    assert attempts.attempt_in_fresh_process(math.sqrt, -1)[1].startswith("ValueError: ")
+    result, failure = attempts.attempt_in_fresh_process(os._exit, 1)
+    assert result is None and failure.startswith("BrokenProcessPool: ")
+
+
+@pytest.mark.parametrize(
+    "message, described",
+    [
+        ("in /home/somebody/my.env/torch/x.py,\n line 3", "in x.py, line 3"),
+        ('File "C:\\Users\\somebody\\x.py"', 'File "x.py"'),
+        ("3 / 4 of 1/2, see https://pytorch.org/docs/x.html", "3 / 4 of 1/2, see https://pytorch.org/docs/x.html"),
+        ("x" * 1000, "x" * (400 - len("ValueError: "))),
+    ],
+)
+def test_failures_are_one_line_without_folders(message, described):
+    attempts = importlib.import_module("benchmark_attempts")
+    assert attempts.describe_failure(ValueError(message)) == f"ValueError: {described}"
+
+
+@pytest.fixture
+def run_in_this_process(monkeypatch, tmp_path):
+    """Run the script here, by default on a CPU that passes for an accelerator; the results, and what it exits with."""
+    benchmark = importlib.import_module("benchmark")
+
+    def run(*arguments, is_accelerator=True):
+        monkeypatch.setattr(benchmark, "is_accelerator", lambda device: is_accelerator)
+        monkeypatch.setattr(benchmark, "allocated_memory", lambda device: 0)
+        monkeypatch.setattr(benchmark, "attempt_in_fresh_process", benchmark.attempt)
+        command = ["benchmark.py", "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [*command, *map(str, arguments)])
+        ended = None
+        try:
+            benchmark.main()
+        except SystemExit as error:
+            ended = error.code
+        return json.loads((tmp_path / "out" / "benchmark.json").read_text()), ended
+
+    return run
+
+
+TINY = ("--settings", "64x1", "--models", "clustr-nano", "pvtv2-b1", "--repeats", 2, "--warmup", 1)
+
+
+def test_an_accelerators_clusters_and_memory_are_in_the_report(run_in_this_process, tmp_path):
+    dtypes = ["float32", "bfloat16", "autocast"]
+    results, ended = run_in_this_process(*TINY, "--throughput", "64", "--largest_batch", 2, "--dtypes", *dtypes)
+    assert ended is None and results["failures"] == []
+    assert [entry["kind"] for entry in results["agreement"]] == ["random", "image-like"]
+    assert all(entry["agreement"] == 1 for entry in results["agreement"])
+    assert results["environment"]["clustering_path"] == results["agreement"][0]["clustering_path"]
+    assert [entry["dtype"] for entry in results["times"]] == dtypes
+    for times in results["times"]:
+        assert all(model["peak_bytes"] > 0 for model in times["models"].values())
+        assert times["models"]["clustr-nano"]["clustering_paths"] == [results["environment"]["clustering_path"]]
+    assert [(entry["dtype"], entry["model"], len(entry["batches"])) for entry in results["throughput"]] == [
+        (dtype, model, 2) for dtype in dtypes for model in ("clustr-nano", "pvtv2-b1")
+    ]
+    tables = (tmp_path / "out" / "benchmark.md").read_text()
+    assert "| 3136 | image-like | 48 | " in tables and "| peak memory (MB) |" in tables
+    assert "| model | 1 | 2 | largest batch | stopped by |" in tables
+    assert_names_no_machine(tmp_path / "out")
+
+
+@pytest.mark.parametrize("broken", ["find_clusters", "clustering_path"])
+def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, measure, monkeypatch, broken):
+    """Labels of the second clustering, which is the accelerator's, are turned; or it fails."""
+    calls = []
+
+    def wrong(tokens, num_clusters):
+        calls.append(tokens)
+        labels = find_clusters(tokens, num_clusters)
+        return labels if len(calls) % 2 else [label.roll(1, dims=1) for label in labels]
+
+    def fails(tokens, num_neighbors):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(measure, broken, wrong if broken == "find_clusters" else fails)
+    results, ended = run_in_this_process(*TINY)
+    assert results["times"] == results["operations"] == []
+    if broken == "find_clusters":
+        assert min(entry["agreement"] for entry in results["agreement"]) < 0.98
+        assert re.search(r"the clusters on cpu must be the CPU's for 98% of the tokens, got \d", ended)
+    else:
+        assert "clustering on cpu failed: RuntimeError: no kernel" in ended
+        assert results["failures"][0]["message"] == "RuntimeError: no kernel"
+
+
+@pytest.mark.parametrize("broken", ["clustr-nano", "pvtv2-b1", "all"])
+def test_models_that_fail_are_in_the_report_with_the_others(run_in_this_process, monkeypatch, tmp_path, broken):
+    benchmark = importlib.import_module("benchmark")
+    make_step = benchmark.make_step
+
+    def make_step_or_fail(model, *args):
+        if broken == "all" or type(model).__name__.lower().startswith(broken[:3]):
+            raise torch.OutOfMemoryError("no | memory")
+        return make_step(model, *args)
+
+    monkeypatch.setattr(benchmark, "make_step", make_step_or_fail)
+    results, ended = run_in_this_process(*TINY, "--clustering", "300x4")
+    named = ["clustr-nano", "pvtv2-b1"] if broken == "all" else [broken]
+    failure = {"measurement": "times of 64x64x1 forward float32 eager", "message": "OutOfMemoryError: no | memory"}
+    assert ended is None and results["failures"] == [{**failure, "model": name} for name in named]
+    assert len(results["clustering"]) == 1 and len(results["operations"]) == 2
+    timed = [name for entry in results["times"] for name in entry["models"]]
+    assert timed == [name for name in ("clustr-nano", "pvtv2-b1") if name not in named]
+    tables = (tmp_path / "out" / "benchmark.md").read_text()
+    assert all(f" | {name} | OutOfMemoryError: no \\| memory |" in tables for name in named)
+    assert (tmp_path / "out" / "benchmark.png").exists() == (broken != "all")
+
+
+def test_a_run_in_which_everything_fails_says_so(run_in_this_process, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("broken")
+
+    for name in ("count_model", "time_models"):
+        monkeypatch.setattr(importlib.import_module("benchmark"), name, fails)
+    results, ended = run_in_this_process(*TINY)
+    assert ended == "every measurement failed"
+    assert [failure["message"] for failure in results["failures"]] == ["RuntimeError: broken"] * 3
+
+
+def test_a_direct_clustering_without_memory_leaves_ours(run_in_this_process, measure, monkeypatch):
+    def fails(tokens, num_clusters):
+        raise torch.OutOfMemoryError("N x N")
+
+    monkeypatch.setitem(measure.CLUSTERINGS, "direct", fails)
+    results, _ = run_in_this_process("--settings", "--clustering", "300x4", "--repeats", 1, is_accelerator=False)
+    [entry] = results["clustering"]
+    assert list(entry["algorithms"]) == ["find_clusters"] and entry["agreement"] is None
+    assert [failure["model"] for failure in results["failures"]] == ["direct"]
+
+
+def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
+    command = subprocess.run(
+        ["make", "-n", "benchmark-gpu"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    arguments = command.stdout.replace("\\\n", " ").split("examples/benchmark.py")[1].split()
+    monkeypatch.setattr("devices.available_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    benchmark = importlib.import_module("benchmark")
+    args = benchmark.parse_args()
+    assert args.device == "cuda:0" and str(args.output_dir) == "out/benchmark-gpu"
+    planned = [measurement.section for measurement in benchmark.planned_measurements(args)]
+    # Modes, settings, passes and precisions; then passes and precisions of each of five models.
+    assert planned.count("times") == 2 * 2 * 2 * 3 and planned.count("throughput") == 2 * 3 * 5
+    assert planned.count("clustering") == 2

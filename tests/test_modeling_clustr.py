@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors import safe_open
 from tiny_models import tiny_classifier, tiny_config
 from torch import nn
 

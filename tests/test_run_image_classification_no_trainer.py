@@ -1,6 +1,7 @@
 """The classification script in this process: fine-tuning, what it writes, what it says of bad data."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -336,6 +337,24 @@ def test_dry_run_says_what_would_be_done_and_trains_nothing(train, capsys):
     assert "16 = 1 processes x 4 images x 4 accumulated" in said
     assert "900 (3 an epoch, 15 of warm-up)" in said and "GB: weights" in said and "peak 1.56e-05" in said
     assert [path.name for path in folder.iterdir()] == ["learning_rate.png"]
+    assert "measured" not in said
+
+
+def test_dry_run_measures_a_step_on_the_accelerator(train, capsys, monkeypatch):
+    """Here on the CPU, whose memory is that of the process."""
+    monkeypatch.setattr(training_loop, "is_accelerator", lambda device: True)
+    images = []
+    try_step = training_loop.try_step
+
+    def noted(model, optimizer, compute_loss, batch, autocast):
+        images.append(len(batch["pixel_values"]))
+        return try_step(model, optimizer, compute_loss, batch, autocast)
+
+    monkeypatch.setattr(training_loop, "try_step", noted)
+    arguments = ["--train_batch_size", 16, "--per_device_train_batch_size", 4, "--gradient_checkpointing", "true"]
+    folder = train("--dry_run", *arguments)
+    assert re.search(r"\nmemory of a step, measured +\d+\.\d\d GB at its peak on ", capsys.readouterr().out)
+    assert images == [4] and [path.name for path in folder.iterdir()] == ["learning_rate.png"]
 
 
 def test_streams_train_and_resume_exactly(train, tmp_path):

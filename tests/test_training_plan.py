@@ -1,12 +1,17 @@
 """Batches, schedule and memory of a training run, against other libraries and counts by hand."""
 
+import math
+from contextlib import nullcontext
+
 import pytest
 import torch
+import training_plan
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, PolynomialLR
 from training_arguments import LoopArguments
-from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
+from training_plan import TrainingPlan, estimate_memory, plot_learning_rate, try_step
+from training_report import format_step_memory
 
 
 def make_plan(num_samples=1000, num_processes=1, **arguments):
@@ -164,3 +169,51 @@ def test_memory_of_a_small_model_is_as_counted_by_hand(frozen, trained, saved_pe
             "activations": 4 * saved_per_image * 32,
         }
     )
+
+
+def test_a_tried_step_is_taken_whole_and_twice(monkeypatch):
+    """On a CPU that passes for an accelerator of 8 GB whose memory torch counts."""
+
+    def peak_memory(action, device):
+        action()
+        return {"peak_bytes": 3 * 10**9, "increase_bytes": 0}
+
+    monkeypatch.setattr(training_plan, "peak_memory", peak_memory)
+    monkeypatch.setattr(training_plan, "total_memory", lambda device: 8 * 10**9)
+    monkeypatch.setattr(training_plan, "device_name", lambda device: "accelerator")
+    model = nn.Linear(8, 4).eval()
+    steps = torch.optim.AdamW(model.parameters())
+    losses = []
+
+    def compute_loss(model, batch):
+        assert model.training
+        losses.append(model(batch["pixel_values"]).square().mean())
+        return losses[-1]
+
+    tried = try_step(model, steps, compute_loss, {"pixel_values": torch.rand(2, 8)}, nullcontext)
+    assert tried == {"device": "accelerator", "peak_gb": 3.0, "device_gb": 8.0}
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert steps.state[model.weight]["step"] == 2
+
+
+def test_a_tried_step_without_memory_says_so(monkeypatch):
+    def compute_loss(model, batch):
+        raise torch.OutOfMemoryError("full")
+
+    model = nn.Linear(8, 4)
+    steps = torch.optim.AdamW(model.parameters())
+    tried = try_step(model, steps, compute_loss, {"pixel_values": torch.rand(2, 8)}, nullcontext)
+    assert tried["peak_gb"] == math.inf
+
+
+@pytest.mark.parametrize(
+    "peak_gb, device_gb, text",
+    [
+        (3.0, 8.0, "3.00 GB at its peak on X, which has 8.00 GB"),
+        (3.0, None, "3.00 GB at its peak on X"),
+        (None, None, "not counted by torch on X"),
+        (math.inf, 8.0, "out of memory on X, which has 8.00 GB: use a smaller --per_device_train_batch_size"),
+    ],
+)
+def test_what_a_dry_run_says_of_a_step(peak_gb, device_gb, text):
+    assert format_step_memory("X", peak_gb, device_gb) == text
