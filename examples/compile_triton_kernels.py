@@ -63,12 +63,13 @@ class KernelLaunch(NamedTuple):
 
 
 class Recorder:
-    """Stands in for the module of kernels: launches are noted instead of run."""
+    """Stands in for the module of kernels: launches are noted, different ones once, and counted instead of run."""
 
     def __init__(self):
         self.kernels = clustering_triton_clustr._kernels()
         self.tl = self.kernels.tl
         self.launches: dict[KernelLaunch, None] = {}
+        self.number = 0
 
     def __getattr__(self, name: str):
         kernel = getattr(self.kernels, name)
@@ -80,9 +81,10 @@ class Recorder:
         return Launcher()
 
     def _note(self, name: str, kernel, args: tuple, settings: dict[str, Any]):
+        self.number += 1
         options = tuple((key, settings.pop(key)) for key in ("num_warps", "num_stages") if key in settings)
         values = {**dict(zip(kernel.arg_names, args)), **settings}
-        constant = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+        constant = {key for key, kind in kernel.fn.__annotations__.items() if kind is self.tl.constexpr}
         constant |= {key for key, value in values.items() if value is None}
         signature = tuple(
             (key, "constexpr" if key in constant else _type_name(values[key])) for key in kernel.arg_names

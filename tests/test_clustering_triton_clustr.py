@@ -26,9 +26,9 @@ interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
 # Large tiles: the interpreter takes its time for every program.
-LARGE = Launch(rows=64, columns=64, block=64, exact_rows=64, exact_columns=64, exact_block=16)
+LARGE = Launch(rows=64, columns=64, block=64, exact_rows=64, exact_columns=64, exact_channels=16)
 # Small ones, so that few tokens make many tiles.
-SMALL = Launch(rows=16, columns=16, block=16, exact_rows=16, exact_columns=16, exact_block=8)
+SMALL = Launch(rows=16, columns=16, block=16, exact_rows=16, exact_columns=16, exact_block=16)
 
 # NumPy's, for degenerate tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")

@@ -52,10 +52,12 @@ class Launch(NamedTuple):
     """
     How the sweeps are launched.
 
-    `rows` x `columns` is a tile of distances of `filter_nearest`, `block` the channels of one matrix product and
-    `precision` how float32 is multiplied: "ieee", or "tf32x3" (three passes of TF32) where the matrix units have it. A
-    program has `warps` warps and keeps `stages` tiles of columns in flight. `exact_rows` x `exact_columns` x
-    `exact_block` is what a program of `measure_nearest` holds in registers.
+    Of `filter_nearest`: `rows` x `columns` is a tile of distances, `block` the channels of one matrix product, `warps`
+    the warps of a program, `stages` the tiles of columns in flight. Lists of k > 1 neighbours have at least `slots`
+    slots: the more, the fewer rows are looked at again, and the more insertions. Of `measure_nearest`: `exact_rows` x
+    `exact_columns`, `exact_block`, and `exact_channels`, the channels that it measures at a time.
+
+    `precision` is how float32 is multiplied: "ieee", or "tf32x3" (three passes of TF32) where matrix units have it.
     """
 
     rows: int = 64
@@ -63,9 +65,11 @@ class Launch(NamedTuple):
     block: int = 64
     warps: int = 4
     stages: int = 2
+    slots: int = 8
     exact_rows: int = 32
     exact_columns: int = 32
-    exact_block: int = 8
+    exact_block: int = 32
+    exact_channels: int = 8
     precision: str = "ieee"
 
 
@@ -77,7 +81,7 @@ LAUNCHES: dict[str, dict[int, dict[int, Launch]]] = {
         32: {64: Launch(precision="tf32x3"), 1024: Launch(columns=32, block=32, precision="tf32x3")},
         16: {1024: Launch()},
     },
-    "gfx942": {32: {256: Launch(), 1024: Launch(columns=32, block=32)}, 16: {1024: Launch()}},
+    "gfx942": {32: {1024: Launch(warps=8)}, 16: {1024: Launch()}},
 }
 # For chips that the table does not know: the least demanding.
 DEFAULT_LAUNCH = Launch(rows=32, columns=32, block=32, stages=1)
@@ -189,13 +193,13 @@ class _Clustering:
         self.kernels = _kernels()
         self.block = _channel_block(self.channels)
         self.rows = TILE_ELEMENTS // self.block
-        self.tokens, self.half_norm = self._center(tokens.contiguous())
+        self.tokens, self.norm = self._center(tokens.contiguous())
 
     def labels(self, num_clusters: list[int], assignment: str) -> torch.Tensor:
         density = self._densities()
         density_order, density_rank = self._rank_descending(density)
-        sorted_tokens, sorted_half_norm = self._permute(density_order, self.num_tokens)
-        parent_place = self._parents(density_order, density_rank, sorted_tokens, sorted_half_norm)
+        sorted_tokens, sorted_norm = self._permute(density_order, self.num_tokens)
+        parent_place = self._parents(density_order, density_rank, sorted_tokens, sorted_norm)
         decision, parent = torch.empty_like(density), self._empty(self.num_tokens)
         self.kernels.log_decision[self._tiles(self.rows)](
             sorted_tokens, density, density_order, parent_place, decision, parent, self.num_tokens, **self._shape()
@@ -206,8 +210,8 @@ class _Clustering:
         return self._follow_parents(decision_rank, parent, num_clusters)
 
     def _center(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens as the sweeps read them, (B, N, C), and half their squared norms, (B, N)."""
-        half_norm = self._empty(self.num_tokens, torch.float32)
+        """Tokens as the sweeps read them, (B, N, C), and their squared norms, (B, N)."""
+        norm = self._empty(self.num_tokens, torch.float32)
         is_wide = tokens.dtype == torch.float32
         centered = torch.empty_like(tokens) if is_wide else tokens
         origin = self._empty(1)
@@ -218,14 +222,14 @@ class _Clustering:
                 tokens, origin, self.num_tokens, CHANNELS=self.channels, BLOCK_C=block, ROWS=rows
             )
         self.kernels.center_tokens[self._tiles(self.rows)](
-            tokens, origin, centered, half_norm, self.num_tokens, CENTER=is_wide, **self._shape()
+            tokens, origin, centered, norm, self.num_tokens, CENTER=is_wide, **self._shape()
         )
-        return centered, half_norm
+        return centered, norm
 
     def _densities(self) -> torch.Tensor:
         """log rho of every token, (B, N); leaves the k nearest tokens in `self.nearest`."""
         self.nearest = self._empty(self.num_tokens * self.k)
-        self._find_nearest(self.tokens, self.half_norm, self.tokens, self.half_norm, self.nearest, self.k, itself=True)
+        self._find_nearest(self.tokens, self.norm, self.tokens, self.norm, self.nearest, self.k, itself=True)
         density = self._empty(self.num_tokens, torch.float32)
         slots = _power_of_two(self.k)
         self.kernels.log_density[self._tiles(self.rows)](
@@ -233,22 +237,22 @@ class _Clustering:
         )
         return density
 
-    def _parents(self, order, rank, sorted_tokens, sorted_half_norm) -> torch.Tensor:
+    def _parents(self, order, rank, sorted_tokens, sorted_norm) -> torch.Tensor:
         """The nearest denser token of every token, (B, N), as places in the order of density."""
         parent_place, is_missing = self._empty(self.num_tokens), self._empty(self.num_tokens, torch.int8)
         self.kernels.denser_neighbor[self._tiles(TOKEN_BLOCK)](
             order, rank, self.nearest, parent_place, is_missing, self.num_tokens, NEIGHBORS=self.k, BLOCK=TOKEN_BLOCK
         )
-        columns = (sorted_tokens, sorted_half_norm)
+        columns = (sorted_tokens, sorted_norm)
         self._find_nearest(*columns, *columns, parent_place, 1, label=order, rows=self._compact(is_missing))
         return parent_place
 
     def _find_nearest(
         self,
         row_tokens: torch.Tensor,
-        row_half_norm: torch.Tensor,
+        row_norm: torch.Tensor,
         column_tokens: torch.Tensor,
-        column_half_norm: torch.Tensor,
+        column_norm: torch.Tensor,
         nearest: torch.Tensor,
         k: int,
         num_used: int | None = None,
@@ -261,29 +265,35 @@ class _Clustering:
         those that the filter is not certain of. With `label`, rows and columns are one array in the order of density,
         and a row's columns are those before it.
         """
-        is_flagged = torch.zeros(row_half_norm.shape, dtype=torch.int8, device=nearest.device)
+        is_flagged = torch.zeros(row_norm.shape, dtype=torch.int8, device=self.device)
+        reach = torch.empty_like(row_norm)
         num_rows, num_columns = row_tokens.shape[1], column_tokens.shape[1]
         limits = (num_rows, num_columns, num_columns if num_used is None else num_used)
         launch, is_prefix = self.launch, label is not None
         # More slots than neighbours: the further the bounds outside the list, the fewer rows are flagged.
-        slots = 4 if k == 1 else 8 if k < 7 else 16
-        settings = dict(CHANNELS=self.channels, NEIGHBORS=k, PREFIX=is_prefix)
+        slots = 4 if k == 1 else max(launch.slots, _power_of_two(k + 2))
         # Products of 16-bit tokens are exact as they are.
         precision = launch.precision if row_tokens.dtype == torch.float32 else "ieee"
+        limits = (*limits, error_bound(precision, self.channels))
+        settings = dict(
+            CHANNELS=self.channels,
+            NEIGHBORS=k,
+            PREFIX=is_prefix,
+            PRECISION=precision,
+        )
         self.kernels.filter_nearest[self._tiles(launch.rows, num_rows)](
             row_tokens,
-            row_half_norm,
+            row_norm,
             column_tokens,
-            column_half_norm,
+            column_norm,
             label,
             *(rows or (None, None)),
             nearest,
+            reach,
             is_flagged,
             *limits,
-            error_bound(precision, self.channels),
             SLOTS=slots,
             LISTED=rows is not None,
-            PRECISION=precision,
             ROWS=launch.rows,
             COLUMNS=launch.columns,
             BLOCK_C=min(launch.block, self.block),
@@ -293,16 +303,20 @@ class _Clustering:
         )
         self.kernels.measure_nearest[self._tiles(launch.exact_rows, num_rows)](
             row_tokens,
+            row_norm,
             column_tokens,
+            column_norm,
             label,
             *self._compact(is_flagged),
             nearest,
+            reach,
             *limits,
+            SLOTS=_power_of_two(k),
             ITSELF=itself,
             ROWS=launch.exact_rows,
             COLUMNS=launch.exact_columns,
-            BLOCK_C=launch.exact_block,
-            SLOTS=_power_of_two(k),
+            BLOCK_C=min(launch.exact_block, self.block),
+            MEASURED_C=launch.exact_channels,
             **settings,
         )
 
@@ -316,11 +330,11 @@ class _Clustering:
     def _permute(self, order: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first tokens of an order, (B, M, C), and their norms, (B, M)."""
         tokens = self.tokens.new_empty(self.batch_size, number, self.channels)
-        half_norm = self._empty(number, torch.float32)
+        norm = self._empty(number, torch.float32)
         self.kernels.permute_tokens[self._tiles(self.rows, number)](
-            self.tokens, self.half_norm, order, tokens, half_norm, self.num_tokens, number, **self._shape()
+            self.tokens, self.norm, order, tokens, norm, self.num_tokens, number, **self._shape()
         )
-        return tokens, half_norm
+        return tokens, norm
 
     def _compact(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows, count = self._empty(self.num_tokens), self._empty(1)
@@ -340,7 +354,7 @@ class _Clustering:
         nearest, labels = self._empty(self.num_tokens), self._labels(num_clusters)
         for scale, number in zip(labels, num_clusters):
             used = min(number, self.num_tokens)
-            self._find_nearest(self.tokens, self.half_norm, *centers, nearest, 1, num_used=used)
+            self._find_nearest(self.tokens, self.norm, *centers, nearest, 1, num_used=used)
             self.kernels.join_centers[self._tiles(TOKEN_BLOCK)](
                 rank, nearest, scale, used, self.num_tokens, BLOCK=TOKEN_BLOCK
             )
@@ -370,13 +384,15 @@ def error_bound(precision: str, channels: int) -> float:
     2^-20 of it, and the product of the two smaller parts, which three passes leave out, is at most 2^-20 of the whole.
     These are 3 * 2^-20, taken as 2^-18. IEEE products and those of 16-bit tokens have no such error.
 
-    Sums: matrix units truncate to float32, an error of at most 2^-23 of the partial sum, which |x| |y| bounds. A step
-    adds at least 8 products, so three passes have 3 C / 8 steps, and one pass with a step for each product has C:
-    at most C 2^-23, taken as C 2^-22.
+    Sums: a step of a matrix unit aligns up to 16 products and the sum so far with the largest of them and cuts each off
+    below 2^-24 of it, which |x| |y| bounds (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores", find at
+    least one bit more than float32 keeps since Turing). Three passes in steps of 8 products are 3 C / 8 steps with 9
+    terms, less than C 2^-22; one pass of C products, in steps or one by one, is less than C 2^-23 with room for the
+    norms.
     """
     if precision == "tf32x3":
         return 2**-18 + channels * 2**-22
-    return 2**-20 + channels * 2**-22
+    return 2**-20 + channels * 2**-23
 
 
 def find_launch(tokens: torch.Tensor) -> Launch:

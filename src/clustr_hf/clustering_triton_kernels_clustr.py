@@ -11,7 +11,7 @@ Two kernels look for the nearest columns of each row, in the order of (squared d
 - `filter_nearest` sweeps over products of matrix units. A product gives a *lower bound* of every distance; the columns
   with the least bounds are kept in a list and measured again from coordinate differences. If the k-th distance is less
   than every bound outside the list, the list holds the k nearest for certain. Otherwise the row is flagged.
-- `measure_nearest` sweeps over the flagged rows once more and measures every distance from coordinate differences.
+- `measure_nearest` sweeps over the flagged rows once more and measures every distance that may be small enough.
 
 So the choice never depends on how a matrix unit rounds, as long as its error is below `error_bound`.
 """
@@ -117,7 +117,7 @@ def center_tokens(
     tokens,
     origin,
     centered,
-    half_norm,
+    squared_norm,
     num_tokens,
     CHANNELS: tl.constexpr,
     CENTER: tl.constexpr,
@@ -125,7 +125,7 @@ def center_tokens(
     ROWS: tl.constexpr,
 ):
     """
-    Tokens minus their image's origin, and half their squared norm: (B, N, C) -> (B, N, C), (B, N).
+    Tokens minus their image's origin, and their squared norms: (B, N, C) -> (B, N, C), (B, N).
 
     Without `CENTER` only the norms are written: products of 16-bit tokens are exact as they are.
     """
@@ -144,16 +144,16 @@ def center_tokens(
             tl.store(where, tile, mask=mask[:, None] & (channel < CHANNELS)[None, :])
             tile = tl.where(mask[:, None], tile, 0.0)
         total += tl.sum(tile * tile, axis=1)
-    tl.store(half_norm + image * num_tokens + rows, total / 2, mask=mask)
+    tl.store(squared_norm + image * num_tokens + rows, total, mask=mask)
 
 
 @_sized
 def permute_tokens(
     tokens,
-    half_norm,
+    squared_norm,
     order,
     permuted,
-    permuted_half_norm,
+    permuted_norm,
     num_tokens,
     num_taken,
     CHANNELS: tl.constexpr,
@@ -172,8 +172,8 @@ def permute_tokens(
         tile = _load_tile(tokens, rows, mask, channel, CHANNELS)
         where = permuted + places[:, None] * CHANNELS + channel[None, :]
         tl.store(where, tile, mask=mask[:, None] & (channel < CHANNELS)[None, :])
-    norm = tl.load(half_norm + image * num_tokens + rows, mask=mask, other=0.0)
-    tl.store(permuted_half_norm + image * num_taken + places, norm, mask=mask)
+    norm = tl.load(squared_norm + image * num_tokens + rows, mask=mask, other=0.0)
+    tl.store(permuted_norm + image * num_taken + places, norm, mask=mask)
 
 
 @_sized
@@ -202,16 +202,65 @@ def _choose_rows(row_list, row_count, image, first, num_rows, LISTED: tl.constex
     return rows, places < count, count
 
 
+@triton.jit
+def _row_limits(rows, mask, num_used, PREFIX: tl.constexpr, ROWS: tl.constexpr):
+    """How many columns each row is compared with."""
+    limit = tl.zeros((ROWS,), tl.int32) + num_used
+    if PREFIX:
+        limit = rows.to(tl.int32)
+    return tl.where(mask, limit, 0)
+
+
+@triton.jit
+def _distance_bounds(
+    row_tokens,
+    rows,
+    mask,
+    kept_rows,
+    row_norm,
+    column_tokens,
+    column_norm,
+    columns,
+    is_column,
+    error_bound,
+    CHANNELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """
+    Lower bounds of the squared distances of a tile, (rows, columns), from products of matrix units.
+
+    `kept_rows` are the tokens of the rows, where all their channels fit one block. With e = `error_bound` the product
+    x y is wrong by at most e |x| |y|, and |x|^2 by at most e |x|^2.
+    """
+    product = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if CHANNELS <= BLOCK_C:
+        tile = _load_tile(column_tokens, columns, is_column, tl.arange(0, BLOCK_C), CHANNELS)
+        product = tl.dot(kept_rows, tl.trans(tile), product, input_precision=PRECISION)
+    else:
+        for start in range(0, CHANNELS, BLOCK_C):
+            channel = start + tl.arange(0, BLOCK_C)
+            left = _load_tile(row_tokens, rows, mask, channel, CHANNELS)
+            tile = _load_tile(column_tokens, columns, is_column, channel, CHANNELS)
+            product = tl.dot(left, tl.trans(tile), product, input_precision=PRECISION)
+    norm = tl.load(column_norm + columns, mask=is_column, other=0.0)
+    error = (2 * error_bound * tl.sqrt(row_norm))[:, None] * tl.sqrt(norm)[None, :]
+    return (row_norm * (1 - error_bound))[:, None] + (norm * (1 - error_bound))[None, :] - 2 * product - error
+
+
 @_sized
 def filter_nearest(
     row_tokens,
-    row_half_norm,
+    row_norm,
     column_tokens,
-    column_half_norm,
+    column_norm,
     label,
     row_list,
     row_count,
     nearest,
+    reach,
     is_flagged,
     num_rows,
     num_columns,
@@ -230,11 +279,10 @@ def filter_nearest(
     """
     The `NEIGHBORS` nearest columns of each row, or a flag where they are not certain.
 
-    Rows (B, N, C), columns (B, M, C) with half their squared norms -> nearest (B, N, k), is_flagged (B, N).
-    Columns are the first `num_used`, with `PREFIX` those before the row itself (rows and columns are then one array in
-    an order, whose `label` breaks ties). `LISTED`: only the rows of a list.
-
-    `error_bound` is e in |computed - exact| <= e |x| |y| for the products x y, and in <= e |x|^2 for the norms.
+    Rows (B, N, C), columns (B, M, C) with their squared norms -> nearest (B, N, k), is_flagged (B, N), and reach
+    (B, N), a squared distance within which there are k columns. Columns are the first `num_used`, with `PREFIX` those
+    before the row itself (rows and columns are then one array in an order, whose `label` breaks ties). `LISTED`: only
+    the rows of a list. `error_bound`: see `_distance_bounds`.
     """
     image, first = _locate(num_rows, ROWS)
     rows, mask, count = _choose_rows(row_list, row_count, image, first, num_rows, LISTED, ROWS)
@@ -242,36 +290,36 @@ def filter_nearest(
         return
     row_tokens += image * num_rows * CHANNELS
     column_tokens += image * num_columns * CHANNELS
-    column_half_norm += image * num_columns
-    half_norm = tl.load(row_half_norm + image * num_rows + rows, mask=mask, other=0.0)
-    row_error = error_bound * tl.sqrt(2 * half_norm)
-    limit = tl.zeros((ROWS,), tl.int32) + num_used
-    if PREFIX:
-        limit = rows.to(tl.int32)
-    limit = tl.where(mask, limit, 0)
+    column_norm += image * num_columns
+    norm = tl.load(row_norm + image * num_rows + rows, mask=mask, other=0.0)
+    limit = _row_limits(rows, mask, num_used, PREFIX, ROWS)
     last = tl.max(limit, axis=0)
+    kept_rows = norm
+    if CHANNELS <= BLOCK_C:
+        kept_rows = _load_tile(row_tokens, rows, mask, tl.arange(0, BLOCK_C), CHANNELS)
 
     slot = tl.arange(0, SLOTS)
     bounds = tl.full((ROWS, SLOTS), INFINITY, tl.float32)
     chosen = tl.full((ROWS, SLOTS), -1, tl.int32)
-    if CHANNELS <= BLOCK_C:
-        kept_rows = _load_tile(row_tokens, rows, mask, tl.arange(0, BLOCK_C), CHANNELS)
     for start in range(0, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        is_column = columns < last
-        product = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if CHANNELS <= BLOCK_C:
-            tile = _load_tile(column_tokens, columns, is_column, tl.arange(0, BLOCK_C), CHANNELS)
-            product = tl.dot(kept_rows, tl.trans(tile), product, input_precision=PRECISION)
-        else:
-            for channel_start in range(0, CHANNELS, BLOCK_C):
-                channel = channel_start + tl.arange(0, BLOCK_C)
-                left = _load_tile(row_tokens, rows, mask, channel, CHANNELS)
-                tile = _load_tile(column_tokens, columns, is_column, channel, CHANNELS)
-                product = tl.dot(left, tl.trans(tile), product, input_precision=PRECISION)
-        norm = tl.load(column_half_norm + columns, mask=is_column, other=0.0)
-        # A lower bound of |y|^2 / 2 - x y, which orders columns y as their distances to the row x do.
-        bound = (norm * (1 - error_bound))[None, :] - product - row_error[:, None] * tl.sqrt(2 * norm)[None, :]
+        bound = _distance_bounds(
+            row_tokens,
+            rows,
+            mask,
+            kept_rows,
+            norm,
+            column_tokens,
+            column_norm,
+            columns,
+            columns < last,
+            error_bound,
+            CHANNELS,
+            PRECISION,
+            ROWS,
+            COLUMNS,
+            BLOCK_C,
+        )
         # Comparisons with NaN are false, so NaN becomes infinite too.
         bound = tl.where((columns[None, :] < limit[:, None]) & (bound < INFINITY), bound, INFINITY)
         largest = tl.max(bounds, axis=1)
@@ -307,39 +355,46 @@ def filter_nearest(
         exists = number < limit
         farthest = tl.where(exists, measured, farthest)
         tl.store(nearest + (image * num_rows + rows) * NEIGHBORS + number, column, mask=mask & exists)
-    # Columns outside the list are farther than this, in squared distance.
-    outside = 2 * tl.max(bounds, axis=1) + 2 * half_norm * (1 - error_bound)
+    outside = tl.max(bounds, axis=1)  # columns outside the list are farther than this
     is_whole = num_filled == limit  # the list holds all there are
     is_apart = (farthest * (1 + error_bound) < outside) & (outside > LEAST_CERTAIN)
     is_certain = (is_whole | is_apart) & (farthest < INFINITY)
+    tl.store(reach + image * num_rows + rows, farthest, mask=mask)
     tl.store(is_flagged + image * num_rows + rows, (~is_certain).to(tl.int8), mask=mask & (limit > 0))
 
 
 @_sized
 def measure_nearest(
     row_tokens,
+    row_norm,
     column_tokens,
+    column_norm,
     label,
     row_list,
     row_count,
     nearest,
+    reach,
     num_rows,
     num_columns,
     num_used,
+    error_bound,
     CHANNELS: tl.constexpr,
     NEIGHBORS: tl.constexpr,
     SLOTS: tl.constexpr,
     PREFIX: tl.constexpr,
     ITSELF: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    MEASURED_C: tl.constexpr,
 ):
     """
-    What `filter_nearest` finds, for the rows of a list, every distance from coordinate differences.
+    What `filter_nearest` finds, for the rows of a list, by (distance, label) measured from coordinate differences.
 
-    Columns that cannot be compared with a row (NaN, overflow) are not its neighbours; where there are fewer than k, the
-    row itself (`ITSELF`) or column 0 stands instead.
+    Tiles whose columns are all farther than the `reach` of their rows are left out; of the others every distance is
+    measured, `MEASURED_C` channels at a time. Columns that cannot be compared with a row (NaN, overflow) are not its
+    neighbours; where there are fewer than k, the row itself (`ITSELF`) or column 0 stands instead.
     """
     image, first = _locate(num_rows, ROWS)
     rows, mask, count = _choose_rows(row_list, row_count, image, first, num_rows, True, ROWS)
@@ -347,11 +402,16 @@ def measure_nearest(
         return
     row_tokens += image * num_rows * CHANNELS
     column_tokens += image * num_columns * CHANNELS
-    limit = tl.zeros((ROWS,), tl.int32) + num_used
-    if PREFIX:
-        limit = rows.to(tl.int32)
-    limit = tl.where(mask, limit, 0)
+    column_norm += image * num_columns
+    norm = tl.load(row_norm + image * num_rows + rows, mask=mask, other=0.0)
+    limit = _row_limits(rows, mask, num_used, PREFIX, ROWS)
     last = tl.max(limit, axis=0)
+    kept_rows = norm
+    if CHANNELS <= BLOCK_C:
+        kept_rows = _load_tile(row_tokens, rows, mask, tl.arange(0, BLOCK_C), CHANNELS)
+    farthest = tl.load(reach + image * num_rows + rows, mask=mask, other=0.0)
+    farthest = tl.maximum(farthest * (1 + error_bound), LEAST_CERTAIN)
+
     slot = tl.arange(0, SLOTS)
     distance = tl.where(slot[None, :] < NEIGHBORS, tl.full((ROWS, SLOTS), INFINITY, tl.float32), -INFINITY)
     names = tl.full((ROWS, SLOTS), LARGEST_INDEX, tl.int32)
@@ -361,30 +421,71 @@ def measure_nearest(
     for start in range(0, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         is_column = columns < last
-        squared = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for channel_start in range(0, CHANNELS, BLOCK_C):
-            channel = channel_start + tl.arange(0, BLOCK_C)
-            left = _load_tile(row_tokens, rows, mask, channel, CHANNELS).to(tl.float32)
-            right = _load_tile(column_tokens, columns, is_column, channel, CHANNELS).to(tl.float32)
-            difference = left[:, None, :] - right[None, :, :]
-            squared += tl.sum(difference * difference, axis=2)
-        name = columns
-        if PREFIX:
-            name = tl.load(label + image * num_columns + columns, mask=is_column, other=0).to(tl.int32)
-        is_offered = (columns[None, :] < limit[:, None]) & (squared < INFINITY)
-        squared = tl.where(is_offered, squared, INFINITY)
-        offers = tl.where(is_offered, name[None, :], LARGEST_INDEX)
-        is_better = _is_better(squared, offers, distance, names, ROWS)
-        while tl.max(is_better.to(tl.int32), axis=0) > 0:
-            distance, names, chosen, squared, offers = _insert_first(
-                squared, offers, columns, distance, names, chosen, slot, is_better
+        bound = _distance_bounds(
+            row_tokens,
+            rows,
+            mask,
+            kept_rows,
+            norm,
+            column_tokens,
+            column_norm,
+            columns,
+            is_column,
+            error_bound,
+            CHANNELS,
+            PRECISION,
+            ROWS,
+            COLUMNS,
+            BLOCK_C,
+        )
+        is_offered = columns[None, :] < limit[:, None]
+        # Not "at most": a bound that is NaN, by overflow, says nothing.
+        is_near = is_offered & ~(bound > farthest[:, None])
+        if tl.max(tl.max(is_near.to(tl.int32), axis=1), axis=0) > 0:
+            squared = _measure_tile(
+                row_tokens, rows, mask, column_tokens, columns, is_column, CHANNELS, ROWS, COLUMNS, MEASURED_C
             )
+            name = columns
+            if PREFIX:
+                name = tl.load(label + image * num_columns + columns, mask=is_column, other=0).to(tl.int32)
+            is_offered = is_offered & (squared < INFINITY)
+            squared = tl.where(is_offered, squared, INFINITY)
+            offers = tl.where(is_offered, name[None, :], LARGEST_INDEX)
             is_better = _is_better(squared, offers, distance, names, ROWS)
+            while tl.max(is_better.to(tl.int32), axis=0) > 0:
+                distance, names, chosen, squared, offers = _insert_first(
+                    squared, offers, columns, distance, names, chosen, slot, is_better
+                )
+                is_better = _is_better(squared, offers, distance, names, ROWS)
     distance = tl.where(slot[None, :] < NEIGHBORS, distance, INFINITY)
     for number in tl.static_range(NEIGHBORS):
         _, column, distance, names = _take_first(distance, names, slot, chosen, ROWS)
         where = nearest + (image * num_rows + rows) * NEIGHBORS + number
         tl.store(where, column, mask=mask & (number < limit))
+
+
+@triton.jit
+def _measure_tile(
+    row_tokens,
+    rows,
+    mask,
+    column_tokens,
+    columns,
+    is_column,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MEASURED_C: tl.constexpr,
+):
+    """Squared distances of a tile, (rows, columns), from coordinate differences."""
+    squared = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, CHANNELS, MEASURED_C):
+        channel = start + tl.arange(0, MEASURED_C)
+        left = _load_tile(row_tokens, rows, mask, channel, CHANNELS).to(tl.float32)
+        right = _load_tile(column_tokens, columns, is_column, channel, CHANNELS).to(tl.float32)
+        difference = left[:, None, :] - right[None, :, :]
+        squared += tl.sum(difference * difference, axis=2)
+    return squared
 
 
 @triton.jit

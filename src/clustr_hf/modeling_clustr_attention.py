@@ -7,10 +7,11 @@ B images, N = h w tokens of C channels, H attention heads, M key and value token
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -36,6 +37,28 @@ def eager_attention_forward(
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     weights = nn.functional.dropout(weights.to(query.dtype), p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+@use_kernel_forward_from_hub("ClusTRClustering")
+class ClusTRClustering(nn.Module):
+    """
+    [`~clustering_clustr.find_clusters`] as a layer without state.
+
+    A layer of the Hub's `kernels` library with this signature can replace it: map the name `ClusTRClustering` in the
+    `KernelConfig` that transformers takes.
+    """
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        num_clusters: Sequence[int],
+        num_neighbors: int = 5,
+        assignment: str = "density_parent",
+        size: tuple[int, int] | None = None,
+        window: int | None = None,
+    ) -> list[torch.Tensor]:
+        """Tokens (B, N, C) -> the cluster of each token for every scale, (B, N) each."""
+        return find_clusters(tokens, num_clusters, num_neighbors, assignment, size, window)
 
 
 class ClusTRAttention(nn.Module):
@@ -66,10 +89,11 @@ class ClusTRAttention(nn.Module):
         self._make_aggregation(hidden_size)
 
     def _make_aggregation(self, hidden_size: int):
-        """The parameters by which tokens become those that keys and values are projected from."""
+        """The modules by which tokens become those that keys and values are projected from."""
         # Where every ratio is 1 there is nothing to merge, so nothing to weight: plain attention.
         self.is_clustered = any(ratio > 1 for ratio in self.reduction_ratios)
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
+        self.clustering = ClusTRClustering()
 
     def forward(
         self,
@@ -141,7 +165,7 @@ class ClusTRAttention(nn.Module):
     ) -> tuple[torch.Tensor, ...] | None:
         if not self.is_clustered and min(num_clusters) == tokens.shape[1]:
             return None
-        cluster_index = find_clusters(
+        cluster_index = self.clustering(
             tokens,
             num_clusters,
             self.config.num_neighbors,

@@ -1,0 +1,21 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+kNN-based density peaks clustering (DPC-kNN) of tokens, and their aggregation.
+
+Triton kernels on CUDA and ROCm devices, tensor operations elsewhere. The clusters are the same.
+"""
+
+from . import layers
+from .clustering_clustr import aggregate_tokens, clustering_path, count_clusters, find_clusters
+from .tcformer import cluster_dpc_knn, merge_tokens
+
+
+__all__ = [
+    "aggregate_tokens",
+    "cluster_dpc_knn",
+    "clustering_path",
+    "count_clusters",
+    "find_clusters",
+    "layers",
+    "merge_tokens",
+]
