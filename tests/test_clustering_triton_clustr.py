@@ -375,6 +375,10 @@ def test_launches_are_chosen_by_bits_and_channels_and_read_from_files(tmp_path):
     choose = clustering_triton_clustr.choose_launch
     assert [choose(launches, 32, channels).rows for channels in (1, 64, 65, 256)] == [16, 16, 32, 32]
     assert choose(launches, 32, 257) == choose(launches, 16, 64) == clustering_triton_clustr.DEFAULT_LAUNCH
+    launches_of, table = clustering_triton_clustr.launches_of, clustering_triton_clustr.LAUNCHES
+    assert launches_of("NVIDIA X", "sm_90") is table["sm_90"] and launches_of("AMD X", "gfx942") is table["gfx942"]
+    assert launches_of("NVIDIA X", "sm_120") is launches_of("NVIDIA X", "sm_86") is table["sm_80"]
+    assert launches_of("NVIDIA X", "sm_75") == launches_of("AMD X", "gfx90a") == {}
     path = tmp_path / "NVIDIA_X.json"
     path.write_text(json.dumps({"32": {"64": {"rows": 128}}}))
     assert clustering_triton_clustr.read_launches(path) == {32: {64: Launch(rows=128)}}

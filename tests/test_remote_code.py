@@ -144,6 +144,31 @@ def test_every_auto_class_loads_without_the_package(folder, run_without_package)
     assert run_without_package(LOAD_ALL, folder).endswith("loaded\n")
 
 
+NO_TRITON = """
+import builtins, sys
+original = builtins.__import__
+def watched(name, globals=None, *args, **kwargs):
+    importer = (globals or {}).get("__name__", "")
+    assert name.partition(".")[0] != "triton" or "clustr" not in importer, f"{importer} imports {name}"
+    return original(name, globals, *args, **kwargs)
+builtins.__import__ = watched
+"""
+CLUSTERS_BY_TENSORS = """
+import torch
+clustering = sys.modules[type(model).__module__.replace("modeling_clustr", "clustering_clustr")]
+assert clustering.clustering_path(torch.rand(1, 40, 8, dtype=torch.float64)) == "tensor operations"
+assert not [name for name in sys.modules if name.endswith("clustering_triton_kernels_clustr")]
+print("none imported")
+"""
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_importing_never_imports_triton(folder, run_without_package, is_installed):
+    """Without a GPU, neither does clustering; where Triton is missing all works as well."""
+    start = NO_TRITON if is_installed else "import sys; sys.modules['triton'] = None"
+    assert run_without_package(start + LOAD_ALL + CLUSTERS_BY_TENSORS, folder).endswith("none imported\n")
+
+
 PIPELINES = """
 import sys, torch
 from transformers import pipeline

@@ -415,12 +415,23 @@ def _launches(device_type: str, device_index: int | None) -> dict[int, dict[int,
     if device_type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device_index)
-    tuned = Path(__file__).parent / "launch_configs" / f"{re.sub('[^A-Za-z0-9]+', '_', properties.name)}.json"
+    is_amd = torch.version.hip is not None
+    architecture = properties.gcnArchName.split(":")[0] if is_amd else f"sm_{properties.major}{properties.minor}"
+    return launches_of(properties.name, architecture)
+
+
+def launches_of(name: str, architecture: str) -> dict[int, dict[int, Launch]]:
+    """
+    The table of launches for a device, by its product's name and its architecture (such as "sm_90" or "gfx942").
+
+    NVIDIA's chips after sm_80 that have no entry of their own take that of sm_80, whose demands they all meet.
+    """
+    tuned = Path(__file__).parent / "launch_configs" / f"{re.sub('[^A-Za-z0-9]+', '_', name)}.json"
     if tuned.is_file():
         return read_launches(tuned)
-    if torch.version.hip is not None:
-        return LAUNCHES.get(properties.gcnArchName.split(":")[0], {})
-    return LAUNCHES.get(f"sm_{properties.major}{properties.minor}", {})
+    if architecture.startswith("sm_") and int(architecture[3:]) >= 80:
+        return LAUNCHES.get(architecture, LAUNCHES["sm_80"])
+    return LAUNCHES.get(architecture, {})
 
 
 def read_launches(path: Path) -> dict[int, dict[int, Launch]]:
