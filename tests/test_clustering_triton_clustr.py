@@ -110,6 +110,17 @@ def test_several_tiles_and_blocks_of_channels_agree_with_the_compiled_kernel(sha
     assert torch.equal(cluster(tokens, numbers, 5, assignment, launch), reference(tokens, numbers, 5, assignment))
 
 
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("shape", [(2, 1, 3), (1, 2, 1), (1, 65, 1), (1, 20, 1024), (1, 17, 70)])
+@pytest.mark.parametrize("k", [1, 8])
+def test_least_and_largest_sizes(shape, assignment, k):
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(2)).mul(2**7).round().div(2**7)
+    numbers = [1, max(1, shape[1] // 4), shape[1] + 1]
+    found = cluster(tokens, numbers, k, assignment, LARGE)
+    for image, labels in zip(tokens, found.transpose(0, 1)):
+        assert labels.tolist() == naive_dpc_knn.cluster(image.tolist(), numbers, k, assignment)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_tokens_are_clustered_as_their_float32_values(dtype):
     tokens = torch.randn(2, 60, 24, generator=torch.Generator().manual_seed(3)).to(dtype)
