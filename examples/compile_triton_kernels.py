@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Compile the Triton kernels ahead of time, for GPUs that need not be there, and report what each launch takes of a chip.
+Compile the Triton kernels ahead of time, without a GPU, and report the registers and shared memory of each launch.
 
     python examples/compile_triton_kernels.py --targets sm_80 sm_90 gfx942 --output_dir out/triton
 
@@ -28,10 +28,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from clustr_hf import clustering_triton_clustr
-from clustr_hf.clustering_triton_clustr import LAUNCHES, choose_launch
+from clustr_hf.clustering_triton_clustr import choose_launch, launches_of
 
 
-# Shared memory of a program at most, in bytes.
+# Most shared memory of a program, in bytes.
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 CHANNELS = (64, 128, 256, 320, 512)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -100,9 +100,9 @@ def _type_name(value: Any) -> str:
 
 
 def record_launches(target: str, channels: int, dtype: torch.dtype, num_neighbors: int = 5) -> list[KernelLaunch]:
-    """All launches of clustering and aggregation of tokens with so many channels, on a chip of the table."""
+    """All launches of clustering and aggregation of tokens with `channels` channels, on a chip."""
     tokens = torch.empty(2, 3136, channels, dtype=dtype, device="meta")
-    launch = choose_launch(LAUNCHES[target], 8 * tokens.element_size(), channels)
+    launch = choose_launch(launches_of(target, target), 8 * tokens.element_size(), channels)
     weight = torch.empty(2, 3136, device="meta")
     recorder = Recorder()
     with mock.patch.object(clustering_triton_clustr, "_kernels", lambda: recorder):
@@ -202,8 +202,8 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Compile the Triton kernels for GPUs that need not be there.")
-    parser.add_argument("--targets", nargs="+", choices=sorted(LAUNCHES), default=sorted(LAUNCHES))
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU.")
+    parser.add_argument("--targets", nargs="+", choices=list(SHARED_MEMORY), default=list(SHARED_MEMORY))
     parser.add_argument("--channels", nargs="+", type=int, default=list(CHANNELS), help="channels of the tokens")
     parser.add_argument("--workers", type=int, default=2, help="number of kernels compiled at a time (default: 2)")
     parser.add_argument("--output_dir", type=Path, default=Path("out/triton"))

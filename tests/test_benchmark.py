@@ -524,7 +524,11 @@ def test_a_direct_clustering_without_memory_leaves_ours(run_in_this_process, mea
 
 def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
     command = subprocess.run(
-        ["make", "-n", "benchmark-gpu"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "benchmark-gpu"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     arguments = command.stdout.replace("\\\n", " ").split("examples/benchmark.py")[1].split()
     monkeypatch.setattr("devices.available_devices", lambda: ["cpu", "cuda:0"])

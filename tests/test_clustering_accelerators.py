@@ -52,6 +52,7 @@ def accelerator(monkeypatch):
 @pytest.fixture
 def triton_operators(monkeypatch):
     """Tensors of the meta device take the Triton path, whose operators there give shapes alone."""
+    pytest.importorskip("triton", reason="without Triton there is no such path")
     monkeypatch.setattr(clustering_triton_clustr, "is_on_gpu", lambda tokens: True)
     monkeypatch.setattr("clustr_hf.clustering_clustr.cluster_by_triton", torch.ops.clustr_hf.find_clusters)
 
@@ -67,7 +68,6 @@ def test_operations_with_triton_are_fewer(meta_model, triton_operators, size, ba
 
 
 def test_operations_with_triton_do_not_depend_on_the_batch(meta_model, triton_operators):
-    pytest.importorskip("triton", reason="without Triton there is no such path")
     assert clustering_path(torch.empty(1, 49, 8, device="meta")) == "triton"
     assert operations_of_forward(meta_model, 224, 8) == operations_of_forward(meta_model, 224, 128)
 
@@ -84,6 +84,14 @@ def test_large_blocks_give_the_same_clusters(kind, assignment, mib, accelerator,
         with monkeypatch.context() as context:
             context.setattr(clustering_tensor_clustr, "is_on_accelerator", lambda tokens: False)
             assert torch.equal(found, cluster(tokens, numbers, 5, assignment))
+
+
+def test_the_densest_token_is_the_first_centre_beside_infinite_distances(accelerator):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 12, 4, generator=generator)
+    tokens[0, :6] = 1e20 * (1 + 0.01 * torch.randn(6, 4, generator=generator))
+    labels = cluster(tokens, [12], 3, "density_parent")[0, 0]
+    assert labels[6:].eq(0).sum() == 1  # the dense group is the second one
 
 
 def test_nothing_waits_for_the_device(accelerator):

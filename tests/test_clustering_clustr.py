@@ -290,5 +290,9 @@ def test_weighting_single_tokens_is_aggregation_without_the_order():
 def test_aggregation_names_bad_shapes():
     with pytest.raises(ValueError, match="`cluster_index` must have shape"):
         aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 5, dtype=torch.long), 2)
+    with pytest.raises(ValueError, match="`num_clusters` must be at least 1, got 0"):
+        aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 0)
+    with pytest.raises(ValueError, match="`cluster_index` must be on cpu like `tokens`, got meta"):
+        aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long, device="meta"), 2)
     with pytest.raises(ValueError, match="`token_weight` must have shape"):
         aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 2, torch.ones(1, 4, 2))

@@ -1,4 +1,4 @@
-"""The Triton kernels through a real compiler, for GPUs that need not be there."""
+"""The Triton kernels through a real compiler, without a GPU."""
 
 import json
 import sys
@@ -19,6 +19,7 @@ def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
     rows = json.loads((tmp_path / "triton.json").read_text())
     assert {row["target"] for row in rows} == {"sm_80", "sm_90", "gfx942"}
     assert {row["channels"] for row in rows if row["kernel"] == "filter_nearest"} == {64, 128, 256, 320, 512}
+    assert {row["neighbors"] for row in rows if row["kernel"] == "filter_nearest"} == {1, 5}
     assert {row["tokens"] for row in rows if row["kernel"] == "filter_nearest"} == {"fp32", "bf16"}
     for row in rows:
         assert row["registers"] > 0 and row["spilled"] == 0, row

@@ -54,7 +54,8 @@ def find_clusters(
 
     Tokens of at most 32 bits are clustered by a compiled kernel on CPUs, where one was built
     (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py); all
-    others by tensor operations (clustering_tensor_clustr.py). The clusters are the same.
+    others by tensor operations (clustering_tensor_clustr.py). The clusters are the same, except where two distances,
+    densities or decision values differ only by the rounding of float32.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
@@ -134,16 +135,20 @@ def aggregate_tokens(
         `torch.Tensor` of shape `(B, M, C)` in the dtype of `tokens`; zeros for a cluster without members.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes or devices do not belong together, or `num_clusters` is less than 1.
     """
     batch_size, num_tokens, _ = tokens.shape
+    if cluster_index.device != tokens.device:
+        raise ValueError(f"`cluster_index` must be on {tokens.device} like `tokens`, got {cluster_index.device}.")
     if cluster_index.shape != (batch_size, num_tokens):
         raise ValueError(
             f"`cluster_index` must have shape {(batch_size, num_tokens)} like `tokens` {tuple(tokens.shape)}, "
             f"got {tuple(cluster_index.shape)}."
         )
+    if num_clusters < 1:
+        raise ValueError(f"`num_clusters` must be at least 1, got {num_clusters}.")
     weight = _as_weight(token_weight, tokens).squeeze(-1)
-    if not is_exporting() and can_aggregate(tokens):
+    if not is_exporting() and can_aggregate(tokens, weight):
         merged = aggregate_by_triton(tokens, weight, cluster_index, num_clusters, WEIGHT_EPSILON)
     else:
         merged, _ = merge_tokens(tokens, weight, cluster_index, num_clusters, WEIGHT_EPSILON)

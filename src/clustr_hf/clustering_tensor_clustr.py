@@ -106,7 +106,8 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)
     log_decision_value = log_density + separation.log()
-    # Eq. 2 makes the densest token the first centre; said outright, no rounding can take its place away.
+    # Eq. 2 makes the densest token the first centre; said outright, no rounding or overflow can take its place away.
+    log_decision_value = log_decision_value.clamp(max=torch.finfo(tokens.dtype).max)
     decision_rank = _rank_descending(log_decision_value.masked_fill(density_rank == 0, torch.inf))
 
     if assignment == "nearest_center":

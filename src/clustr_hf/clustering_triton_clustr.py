@@ -33,19 +33,34 @@ from .clustering_tensor_clustr import merge_gradients, merge_tokens
 
 Result = TypeVar("Result")
 
-# Found, not imported: that waits for the first tensor on a GPU.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+def _has_triton() -> bool:
+    """Finds Triton without importing it."""
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ValueError:  # a stand-in module without a specification
+        return False
+
+
+HAS_TRITON = _has_triton()
 
 # Slots of the neighbour lists, so the largest k.
 MAX_NEIGHBORS = 8
 MAX_CHANNELS = 1024
 MAX_TOKENS = 2**18
 
+# Squared norm of tokens whose bounds are sure not to overflow.
+LARGEST_NORM = 8e37
+
 # Elements of a tile (tokens x channels) in the kernels that go over the tokens once.
 TILE_ELEMENTS = 2048
 GRADIENT_ELEMENTS = 1024
+ORIGIN_ELEMENTS = 8192
 # Tokens of a program in the kernels that need no channels.
 TOKEN_BLOCK = 256
+
+
+PRECISIONS = ("ieee", "tf32x3")
 
 
 class Launch(NamedTuple):
@@ -53,9 +68,10 @@ class Launch(NamedTuple):
     How the sweeps are launched.
 
     Of `filter_nearest`: `rows` x `columns` is a tile of distances, `block` the channels of one matrix product, `warps`
-    the warps of a program, `stages` the tiles of columns in flight. Lists of k > 1 neighbours have at least `slots`
-    slots: the more, the fewer rows are looked at again, and the more insertions. Of `measure_nearest`: `exact_rows` x
-    `exact_columns`, `exact_block`, and `exact_channels`, the channels that it measures at a time.
+    the warps of a program, `stages` how far Triton pipelines the blocks of channels, if there are several. Lists of
+    k > 1 neighbours have at least `slots` slots: the more, the fewer rows need a second sweep, and the more insertions.
+    Of `measure_nearest`: `exact_rows` x `exact_columns`, `exact_block`, `exact_warps`, and `exact_channels`, the
+    channels that it measures at a time.
 
     `precision` is how float32 is multiplied: "ieee", or "tf32x3" (three passes of TF32) where matrix units have it.
     """
@@ -70,16 +86,23 @@ class Launch(NamedTuple):
     exact_columns: int = 32
     exact_block: int = 32
     exact_channels: int = 8
+    exact_warps: int = 4
     precision: str = "ieee"
 
 
 # By architecture, then bits of a token's element, then the largest number of channels that an entry is for. Chosen by
 # what the compiler reports (no register spills, shared memory within the chip's): nothing here has been timed.
 LAUNCHES: dict[str, dict[int, dict[int, Launch]]] = {
-    "sm_80": {32: {1024: Launch(columns=32, block=32, precision="tf32x3")}, 16: {1024: Launch(warps=8)}},
+    "sm_80": {
+        32: {1024: Launch(columns=32, block=32, precision="tf32x3", exact_rows=16)},
+        16: {1024: Launch(warps=8, exact_rows=16)},
+    },
     "sm_90": {
-        32: {64: Launch(precision="tf32x3"), 1024: Launch(columns=32, block=32, precision="tf32x3")},
-        16: {1024: Launch()},
+        32: {
+            64: Launch(precision="tf32x3", exact_rows=64, exact_warps=8),
+            1024: Launch(columns=32, block=32, precision="tf32x3", exact_rows=64, exact_warps=8),
+        },
+        16: {1024: Launch(exact_rows=64, exact_warps=8)},
     },
     "gfx942": {32: {1024: Launch(warps=8)}, 16: {1024: Launch()}},
 }
@@ -89,7 +112,7 @@ DEFAULT_LAUNCH = Launch(rows=32, columns=32, block=32, stages=1)
 
 def is_importable() -> bool:
     """`bool`: Whether the environment does not switch kernels off and has the package `triton`."""
-    return os.environ.get("CLUSTR_KERNEL") != "off" and HAS_TRITON and not _State.failure
+    return os.environ.get("CLUSTR_KERNEL") != "off" and HAS_TRITON
 
 
 def is_on_gpu(tokens: torch.Tensor) -> bool:
@@ -99,22 +122,24 @@ def is_on_gpu(tokens: torch.Tensor) -> bool:
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits on a GPU, and a moderate k."""
-    return (
-        _is_taken(tokens)
-        and min(num_neighbors, tokens.shape[1]) <= MAX_NEIGHBORS
-        and tokens.shape[1] <= MAX_TOKENS
-        and len(tokens) > 0
-    )
+    return _is_taken(tokens) and min(num_neighbors, tokens.shape[1]) <= MAX_NEIGHBORS
 
 
-def can_aggregate(tokens: torch.Tensor) -> bool:
-    """Whether [`aggregate`] takes these tokens."""
-    return _is_taken(tokens) and tokens.shape[0] > 0 and tokens.shape[1] > 0
+def can_aggregate(tokens: torch.Tensor, weight: torch.Tensor) -> bool:
+    """
+    Whether [`aggregate`] takes these tokens and weights. Not under forward-mode differentiation, of which the operators
+    know nothing.
+    """
+    if not _is_taken(tokens):
+        return False
+    return torch.compiler.is_compiling() or (is_plain(weight) and torch.autograd.forward_ad._current_level < 0)
 
 
 def _is_taken(tokens: torch.Tensor) -> bool:
-    is_small = tokens.dtype in (torch.float32, torch.float16, torch.bfloat16) and tokens.shape[-1] <= MAX_CHANNELS
-    if not (is_on_gpu(tokens) and is_small and is_importable()):
+    batch_size, num_tokens, channels = tokens.shape
+    is_small = tokens.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    is_small = is_small and channels <= MAX_CHANNELS and 0 < num_tokens <= MAX_TOKENS and batch_size > 0
+    if not (is_on_gpu(tokens) and is_small and is_importable()) or str(tokens.device) in _FAILURES:
         return False
     return torch.compiler.is_compiling() or is_plain(tokens)
 
@@ -133,28 +158,31 @@ def is_plain(tokens: torch.Tensor) -> bool:
     return True
 
 
-class _State:
-    """Why the kernels are not used any more, once one has failed to compile."""
-
-    failure: str = ""
+# Why the kernels are not used any more, for each device on which one has failed.
+_FAILURES: dict[str, str] = {}
 
 
-def attempt(function: Callable[..., Result], *arguments) -> Result | None:
+def attempt(function: Callable[..., Result], tokens: torch.Tensor, *arguments) -> Result | None:
     """
-    What the function returns, or `None` where a Triton kernel fails: a warning says so once, and [`can_cluster`] and
-    [`can_aggregate`] are false from then on. Running out of memory is no such failure.
+    What the function returns, or `None` where a Triton kernel fails: a warning says so once for each device, and
+    [`can_cluster`] and [`can_aggregate`] are false there from then on. Running out of memory is no such failure, nor is
+    anything while a CUDA graph is captured, which would record a part of the work.
     """
-    if _State.failure:
+    device = str(tokens.device)
+    if device in _FAILURES:
         return None
     try:
-        return function(*arguments)
+        return function(tokens, *arguments)
     except torch.OutOfMemoryError:
         raise
     # Without a C compiler, with a driver that is too old, ...: the kinds of failure are as many as machines.
     except Exception as error:
-        _State.failure = f"{type(error).__name__}: {error}"
+        if tokens.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise
+        _FAILURES[device] = f"{type(error).__name__}: {error}"
         warnings.warn(
-            f"clustr_hf clusters by tensor operations, because a Triton kernel failed: {_State.failure[:500]}",
+            f"clustr_hf clusters by tensor operations on {device}, because a Triton kernel failed: "
+            f"{_FAILURES[device][:500]}",
             stacklevel=2,
         )
         return None
@@ -178,6 +206,8 @@ def cluster(
     Returns:
         `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
     """
+    if tokens.dtype == torch.float16 and torch.version.hip is not None:
+        tokens = tokens.float()  # matrix units of some AMD chips take subnormal float16 as 0
     with _on_device(tokens):
         return _Clustering(tokens, num_neighbors, launch or find_launch(tokens)).labels(num_clusters, assignment)
 
@@ -194,6 +224,9 @@ class _Clustering:
         self.block = _channel_block(self.channels)
         self.rows = TILE_ELEMENTS // self.block
         self.tokens, self.norm = self._center(tokens.contiguous())
+        # Bounds of such large tokens may overflow. With infinite norms every distance is measured.
+        largest = self.norm.nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1, keepdim=True)
+        self.norm.masked_fill_(largest > LARGEST_NORM, torch.inf)
 
     def labels(self, num_clusters: list[int], assignment: str) -> torch.Tensor:
         density = self._densities()
@@ -217,9 +250,9 @@ class _Clustering:
         origin = self._empty(1)
         if is_wide:
             block = max(16, _power_of_two(self.channels))
-            rows = max(1, TILE_ELEMENTS // block)
+            rows = ORIGIN_ELEMENTS // block
             self.kernels.find_origin[(self.batch_size,)](
-                tokens, origin, self.num_tokens, CHANNELS=self.channels, BLOCK_C=block, ROWS=rows
+                tokens, origin, self.num_tokens, CHANNELS=self.channels, BLOCK_C=block, ROWS=rows, num_warps=8
             )
         self.kernels.center_tokens[self._tiles(self.rows)](
             tokens, origin, centered, norm, self.num_tokens, CENTER=is_wide, **self._shape()
@@ -317,6 +350,7 @@ class _Clustering:
             COLUMNS=launch.exact_columns,
             BLOCK_C=min(launch.exact_block, self.block),
             MEASURED_C=launch.exact_channels,
+            num_warps=launch.exact_warps,
             **settings,
         )
 
@@ -435,12 +469,21 @@ def launches_of(name: str, architecture: str) -> dict[int, dict[int, Launch]]:
 
 
 def read_launches(path: Path) -> dict[int, dict[int, Launch]]:
-    """The table of launches in a JSON file."""
+    """
+    The table of launches in a JSON file.
+
+    Raises:
+        ValueError: if its form is another one, or a precision is unknown, whose error nothing would bound.
+    """
     try:
-        return {
+        launches = {
             int(bits): {int(most): Launch(**values) for most, values in by_channels.items()}
             for bits, by_channels in json.loads(path.read_text()).items()
         }
+        precisions = {launch.precision for by_channels in launches.values() for launch in by_channels.values()}
+        if unknown := precisions - set(PRECISIONS):
+            raise ValueError(f"`precision` must be one of {PRECISIONS}, got {sorted(unknown)}")
+        return launches
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path.name} must hold {{bits: {{channels: {{{', '.join(Launch._fields)}}}}}}}, got: {error}"
@@ -480,8 +523,10 @@ def launch_merge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[`~clustering_tensor_clustr.merge_tokens`] by sorted segments instead of atomic additions."""
     batch_size, num_tokens, channels = tokens.shape
-    sorted_index, order = cluster_index.sort(dim=1, stable=True)
-    clusters = torch.arange(num_clusters + 1, device=tokens.device).expand(batch_size, -1).contiguous()
+    # Half as many bits to sort by.
+    sorted_index, order = cluster_index.to(torch.int32).sort(dim=1, stable=True)
+    clusters = torch.arange(num_clusters + 1, dtype=torch.int32, device=tokens.device)
+    clusters = clusters.expand(batch_size, -1).contiguous()
     starts = torch.searchsorted(sorted_index, clusters)
     merged, weight_sum = _empty_merged(tokens, weight, num_clusters)
     block = _channel_block(channels)
@@ -574,6 +619,7 @@ def _(tokens, weight, cluster_index, merged, weight_sum, gradient, epsilon):
 def _save_for_backward(ctx, inputs, output):
     tokens, weight, cluster_index, _, ctx.epsilon = inputs
     ctx.save_for_backward(tokens, weight, cluster_index, *output)
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, gradient, _):
@@ -605,7 +651,7 @@ def _on_device(tokens: torch.Tensor) -> contextlib.AbstractContextManager:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    # Named as transformers looks for the files that remote code needs.
+    # In this form transformers finds the file among the relative imports of remote code.
     from .clustering_triton_kernels_clustr import __name__ as name
 
     return sys.modules[name]

@@ -24,7 +24,7 @@ except ImportError as error:
     raise ImportError("The Triton kernels of clustr_hf need the package `triton`.") from error
 
 
-# A number of tokens is no reason to compile a kernel anew.
+# Do not recompile when the number of tokens changes.
 _sized = triton.jit(
     do_not_specialize=["num_tokens", "num_rows", "num_columns", "num_used", "num_taken", "num_clusters"]
 )
@@ -32,6 +32,7 @@ _sized = triton.jit(
 LARGEST_INDEX = tl.constexpr(2**31 - 1)
 # Squared distances below this may have underflowed, so that no relative error bound holds for them.
 LEAST_CERTAIN = tl.constexpr(1e-30)
+LARGEST_VALUE = tl.constexpr(3e38)
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -282,7 +283,7 @@ def filter_nearest(
     Rows (B, N, C), columns (B, M, C) with their squared norms -> nearest (B, N, k), is_flagged (B, N), and reach
     (B, N), a squared distance within which there are k columns. Columns are the first `num_used`, with `PREFIX` those
     before the row itself (rows and columns are then one array in an order, whose `label` breaks ties). `LISTED`: only
-    the rows of a list. `error_bound`: see `_distance_bounds`.
+    the rows of a list. Where norms are infinite all rows are flagged. `error_bound`: see `_distance_bounds`.
     """
     image, first = _locate(num_rows, ROWS)
     rows, mask, count = _choose_rows(row_list, row_count, image, first, num_rows, LISTED, ROWS)
@@ -441,7 +442,8 @@ def measure_nearest(
         is_offered = columns[None, :] < limit[:, None]
         # Not "at most": a bound that is NaN, by overflow, says nothing.
         is_near = is_offered & ~(bound > farthest[:, None])
-        if tl.max(tl.max(is_near.to(tl.int32), axis=1), axis=0) > 0:
+        # Once if anything is near, else not at all; a branch here does not compile with Triton before 3.4.
+        for _ in range(0, tl.max(tl.max(is_near.to(tl.int32), axis=1), axis=0)):
             squared = _measure_tile(
                 row_tokens, rows, mask, column_tokens, columns, is_column, CHANNELS, ROWS, COLUMNS, MEASURED_C
             )
@@ -550,7 +552,7 @@ def log_density(
         place = tl.argmin(distance, axis=1)
         distance = tl.where(slot[None, :] == place[:, None], INFINITY, distance)
         total += least
-    value = -total / (NEIGHBORS * CHANNELS)
+    value = -tl.div_rn(total, tl.zeros((ROWS,), tl.float32) + NEIGHBORS * CHANNELS)
     tl.store(density + image * num_tokens + rows, tl.where(value == value, value, -INFINITY), mask=mask)
 
 
@@ -613,8 +615,9 @@ def log_decision(
     squared = _squared_distance(tokens, place, tokens, above, mask, CHANNELS, BLOCK_C, ROWS)
     token = tl.load(order + place, mask=mask, other=0)
     value = tl.load(density + image * num_tokens + token, mask=mask, other=0.0)
-    value += tl.log(tl.sqrt(squared / CHANNELS))
-    value = tl.where(value == value, value, -INFINITY)
+    value += tl.log(tl.sqrt_rn(tl.div_rn(squared, tl.zeros((ROWS,), tl.float32) + CHANNELS)))
+    # An infinite distance must not tie with the densest token.
+    value = tl.where(value == value, tl.minimum(value, LARGEST_VALUE), -INFINITY)
     tl.store(decision + image * num_tokens + token, tl.where(place == 0, INFINITY, value), mask=mask)
     above_token = tl.load(order + above, mask=mask, other=0).to(tl.int32)
     tl.store(parent_token + image * num_tokens + token, above_token, mask=mask)
@@ -625,7 +628,8 @@ def follow_parents(rank, parent, labels, num_clusters, num_tokens, BLOCK: tl.con
     """
     The first centre on each token's way to denser tokens, for one scale: rank (of decision), parent, labels (B, N).
 
-    The parent of a token is strictly denser, so every way ends.
+    The parent of a token is strictly denser, and the densest token is the first centre, so every way ends. The count
+    of steps only makes sure that a fault elsewhere cannot hang the device.
     """
     image, first = _locate(num_tokens, BLOCK)
     rank += image * num_tokens
@@ -634,10 +638,13 @@ def follow_parents(rank, parent, labels, num_clusters, num_tokens, BLOCK: tl.con
     mask = places < num_tokens
     token = places
     label = tl.load(rank + token, mask=mask, other=0)
-    while tl.max(label, axis=0) >= num_clusters:
+    steps = 0
+    while (tl.max(label, axis=0) >= num_clusters) & (steps < num_tokens):
         is_underway = label >= num_clusters
         token = tl.load(parent + token, mask=is_underway, other=0)
         label = tl.load(rank + token, mask=is_underway, other=0) + tl.where(is_underway, 0, label)
+        steps += 1
+    label = tl.minimum(label, num_clusters - 1)
     tl.store(labels + image * num_tokens + places, label.to(tl.int64), mask=mask)
 
 

@@ -146,11 +146,12 @@ def _write_clustering(source: Path, launch_configs: Sequence[Path]):
 def _own_namespace(code: str) -> str:
     """
     Code whose custom operators are registered under the name of the package that it is loaded as, instead of
-    `clustr_hf`. `kernels` demands this and loads a kernel under its id, so that several versions of a kernel, and this
+    `clustr_hf`. `kernels` requires this and loads a kernel under its id, so that several versions of a kernel, and this
     package, can be loaded side by side.
     """
-    code = code.replace('"clustr_hf::', 'f"{__package__}::')
-    return code.replace("torch.ops.clustr_hf.", "getattr(torch.ops, __package__).")
+    name = '__package__.replace(".", "_")'
+    code = code.replace('"clustr_hf::', f'{name} + "::')
+    return code.replace("torch.ops.clustr_hf.", f"getattr(torch.ops, {name}).")
 
 
 def _write_variant(source: Path, variant: Path, backend: str, version: int):

@@ -2,7 +2,8 @@
 """
 kNN-based density peaks clustering (DPC-kNN) of tokens, and their aggregation.
 
-Triton kernels on CUDA and ROCm devices, tensor operations elsewhere. The clusters are the same.
+Triton kernels on CUDA and ROCm devices, tensor operations elsewhere. The clusters are the same, except where two
+distances, densities or decision values differ only by the rounding of float32.
 """
 
 from . import layers

@@ -2,7 +2,7 @@
 """
 Layers that `kernels.kernelize` can put in place of a model's own.
 
-As `kernels` demands, they have no state, no constructor, and no method but `forward`. [`FindClusters`] has the
+As `kernels` requires, they have no state, no constructor, and no method but `forward`. [`FindClusters`] has the
 signature of ClusTR's layer `ClusTRClustering`.
 """
 
