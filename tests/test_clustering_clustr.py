@@ -294,5 +294,9 @@ def test_aggregation_names_bad_shapes():
         aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 0)
     with pytest.raises(ValueError, match="`cluster_index` must be on cpu like `tokens`, got meta"):
         aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long, device="meta"), 2)
+    with pytest.raises(ValueError, match="`token_weight` must be on cpu like `tokens`, got meta"):
+        aggregate_tokens(
+            torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 2, torch.ones(1, 4, 1, device="meta")
+        )
     with pytest.raises(ValueError, match="`token_weight` must have shape"):
         aggregate_tokens(torch.zeros(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 2, torch.ones(1, 4, 2))

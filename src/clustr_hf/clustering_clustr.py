@@ -272,6 +272,8 @@ def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if token_weight is None:
         return torch.ones(batch_size, num_tokens, 1, dtype=dtype, device=tokens.device)
+    if token_weight.device != tokens.device:
+        raise ValueError(f"`token_weight` must be on {tokens.device} like `tokens`, got {token_weight.device}.")
     if token_weight.shape not in ((batch_size, num_tokens), (batch_size, num_tokens, 1)):
         raise ValueError(
             f"`token_weight` must have shape {(batch_size, num_tokens, 1)} or {(batch_size, num_tokens)}, "
