@@ -119,7 +119,9 @@ def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
         setting = Setting(side, side, TIMED_BATCH)
         images = image_like_noise(setting, seed=0)
         steps = {row: make_step(make_model(recipe, row), images, "forward", compiled=False) for row in table.rows}
-        seconds = interleaved_seconds(steps, TIMED_ROUNDS, 3, 0, "cpu", table.title)
+        seconds, failures = interleaved_seconds(steps, TIMED_ROUNDS, 3, 0, "cpu", table.title)
+        if failures:
+            raise RuntimeError(f"Every row of {table.title!r} must be timed, these failed: {failures}")
         for row, summary in summarize(seconds, table.reference, TIMED_BATCH).items():
             costs[row]["time"] = summary
     return costs
