@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from clustr_hf import aggregate_tokens, clustering_clustr, clustering_tensor_clustr, find_clusters
 from clustr_hf.clustering_clustr import count_clusters, weight_tokens
+from clustr_hf.configuration_clustr import CLUSTER_ASSIGNMENTS
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
@@ -239,6 +240,10 @@ def test_a_window_of_the_whole_image_is_no_window():
     whole = clustering_clustr._find_clusters_in_windows(tokens, [3, 9], 5, "density_parent", (5, 7), 7)
     for a, b in zip(find_clusters(tokens, [3, 9]), whole):
         assert torch.equal(a, b)
+
+
+def test_the_configuration_knows_the_assignments():
+    assert clustering_clustr.ASSIGNMENTS == CLUSTER_ASSIGNMENTS
 
 
 def test_bad_windows_are_named():

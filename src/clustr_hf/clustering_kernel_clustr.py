@@ -39,19 +39,30 @@ def supported_instruction_sets() -> tuple[str, ...]:
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """
-    Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits in a CPU's memory, and a moderate k.
-
-    Not while tracing (the clusters of the example would become constants), and no subclass of a tensor.
+    Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits in a CPU's memory ([`is_plain`]), and a
+    moderate k.
     """
     return (
         tokens.is_cpu
         and tokens.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and type(tokens) is torch.Tensor
-        and not torch.jit.is_tracing()
-        and _has_memory(tokens)
+        and is_plain(tokens)
         and is_available()
         and min(num_neighbors, tokens.shape[1]) <= _function("max_neighbors")()
     )
+
+
+def is_plain(tokens: torch.Tensor) -> bool:
+    """
+    Whether a kernel can read the tensor: no subclass, not while tracing (the clusters of the example would become
+    constants), and not the wrapped tensors of torch.func's transforms, which have no memory.
+    """
+    if type(tokens) is not torch.Tensor or torch.jit.is_tracing():
+        return False
+    try:
+        tokens.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 def cluster(
@@ -126,13 +137,4 @@ def _function(name: str):
     return getattr(_library(), f"clustr_{name}_{INTERFACE}")
 
 
-def _has_memory(tokens: torch.Tensor) -> bool:
-    """False for the wrapped tensors of torch.func's transforms, which only tensor operations can read."""
-    try:
-        tokens.data_ptr()
-    except RuntimeError:
-        return False
-    return True
-
-
-__all__ = ["can_cluster", "cluster", "is_available", "supported_instruction_sets"]
+__all__ = ["can_cluster", "cluster", "is_available", "is_plain", "supported_instruction_sets"]

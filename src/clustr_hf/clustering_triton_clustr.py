@@ -28,6 +28,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from .clustering_kernel_clustr import is_plain
 from .clustering_tensor_clustr import merge_gradients, merge_tokens
 
 
@@ -142,20 +143,6 @@ def _is_taken(tokens: torch.Tensor) -> bool:
     if not (is_on_gpu(tokens) and is_small and is_importable()) or str(tokens.device) in _FAILURES:
         return False
     return torch.compiler.is_compiling() or is_plain(tokens)
-
-
-def is_plain(tokens: torch.Tensor) -> bool:
-    """
-    Whether a kernel can read the tensor: no subclass, not while tracing (the clusters of the example would become
-    constants), and not the wrapped tensors of torch.func's transforms, which have no memory.
-    """
-    if type(tokens) is not torch.Tensor or torch.jit.is_tracing():
-        return False
-    try:
-        tokens.data_ptr()
-    except RuntimeError:
-        return False
-    return True
 
 
 # Why the kernels are not used any more, for each device on which one has failed.
@@ -301,13 +288,13 @@ class _Clustering:
         is_flagged = torch.zeros(row_norm.shape, dtype=torch.int8, device=self.device)
         reach = torch.empty_like(row_norm)
         num_rows, num_columns = row_tokens.shape[1], column_tokens.shape[1]
-        limits = (num_rows, num_columns, num_columns if num_used is None else num_used)
+        num_used = num_columns if num_used is None else num_used
         launch, is_prefix = self.launch, label is not None
         # More slots than neighbours: the further the bounds outside the list, the fewer rows are flagged.
         slots = 4 if k == 1 else max(launch.slots, _power_of_two(k + 2))
         # Products of 16-bit tokens are exact as they are.
         precision = launch.precision if row_tokens.dtype == torch.float32 else "ieee"
-        limits = (*limits, error_bound(precision, self.channels))
+        limits = (num_rows, num_columns, num_used, error_bound(precision, self.channels))
         settings = dict(
             CHANNELS=self.channels,
             NEIGHBORS=k,
