@@ -12,8 +12,8 @@ from clustr_hf import (
     ClusTRConfig,
     ClusTRForImageClassification,
     ClusTRModel,
+    feed_forward_clustr,
     find_clusters,
-    modeling_clustr,
 )
 from clustr_hf.convert_checkpoint import convert_checkpoint
 from clustr_hf.modeling_clustr import ClusTRMLP
@@ -272,7 +272,7 @@ def test_feed_forward_in_pieces_agrees_with_the_whole(activation, monkeypatch):
     expected = mlp.fc2(hidden)
     torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
     for rows in (1, 3, 5, 11, 22, 10**6):
-        monkeypatch.setattr(modeling_clustr, "FEED_FORWARD_ELEMENTS", rows * 7 * 64)
+        monkeypatch.setattr(feed_forward_clustr, "FEED_FORWARD_ELEMENTS", rows * 7 * 64)
         with torch.no_grad():
             torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
 

@@ -24,11 +24,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_clustr import ClusTRConfig
+from .feed_forward_clustr import can_fuse, fused_feed_forward
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention
-
-
-# Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
-FEED_FORWARD_ELEMENTS = 2**21
 
 
 @dataclass
@@ -94,12 +91,7 @@ class ClusTRPatchEmbeddings(nn.Module):
 
 
 class ClusTRMLP(nn.Module):
-    """
-    Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C).
-
-    On CPUs, without gradient, it goes over a large batch image by image and over a large image in strips of rows: the
-    hidden features, the largest tensor of a block, are then reused in the cache instead of written to fresh memory.
-    """
+    """Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C)."""
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -112,69 +104,17 @@ class ClusTRMLP(nn.Module):
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}.")
         self.activation = ACT2FN[config.hidden_act]
+        self.activation_class = type(self.activation)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.has_gelu = config.hidden_act == "gelu"
 
     def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        kernel = self._residual_kernel()
-        hidden_elements = tokens.shape[1] * self.fc1.out_features
-        if not _runs_eagerly_on_cpu(tokens) or len(tokens) * hidden_elements <= FEED_FORWARD_ELEMENTS:
-            return self._feed_forward(tokens, size, kernel)
-        if hidden_elements <= FEED_FORWARD_ELEMENTS:
-            groups = tokens.split(FEED_FORWARD_ELEMENTS // hidden_elements)
-            return torch.cat([self._feed_forward(images, size, kernel) for images in groups])
-        return torch.cat([self._feed_forward_in_strips(image, size, kernel) for image in tokens.split(1)])
-
-    def _feed_forward_in_strips(self, image: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        """One image, (1, N, C): each strip is computed with one more row on either side, for the convolution."""
-        height, width = size
-        longest = max(1, FEED_FORWARD_ELEMENTS // (width * self.fc1.out_features) - 2)
-        strip = math.ceil(height / math.ceil(height / longest))  # nearly equal strips
-        outputs = []
-        for first in range(0, height, strip):
-            above, last = min(first, 1), min(first + strip, height)
-            start, stop = first - above, min(last + 1, height)
-            rows = image[:, start * width : stop * width]
-            features = self._hidden_features(rows, (stop - start, width), kernel)
-            outputs.append(self.fc2(features[:, above * width : (above + last - first) * width]))
-        return self.dropout(torch.cat(outputs, dim=1))
-
-    def _feed_forward(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self._hidden_features(tokens, size, kernel)))
-
-    def _residual_kernel(self) -> torch.Tensor:
-        """1 more at the kernel's centre: tokens + convolution(tokens) in one pass over the hidden features."""
-        weight = self.depthwise.weight
-        return weight + nn.functional.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-
-    def _hidden_features(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # channels-last, no copy
-        bias, channels = self.depthwise.bias, features.shape[1]
-        if self.has_gelu and _can_fuse_gelu(features, kernel):
-            features = torch.ops.mkldnn._convolution_pointwise(
-                features, kernel, bias, [1, 1], [1, 1], [1, 1], channels, "gelu", [], "none"
-            )
-        else:
-            features = self.activation(nn.functional.conv2d(features, kernel, bias, padding=1, groups=channels))
-        return self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))
-
-
-def _runs_eagerly_on_cpu(tokens: torch.Tensor) -> bool:
-    """Whether operations are carried out one by one, without gradient, and not recorded for later."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return tokens.is_cpu and not recorded
-
-
-def _can_fuse_gelu(features: torch.Tensor, kernel: torch.Tensor) -> bool:
-    """Whether oneDNN's convolution with GELU, which torch.compile uses too, can be called here."""
-    return (
-        _runs_eagerly_on_cpu(features)
-        and features.dtype == kernel.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    )
+        """Tokens (B, N, C) of a grid of (height, width) -> (B, N, C)."""
+        if can_fuse(self, tokens):
+            return fused_feed_forward(self, tokens, size)
+        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)
+        features = self.activation(features + self.depthwise(features))
+        return self.dropout(self.fc2(self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))))
 
 
 class ClusTRDropPath(nn.Module):
