@@ -38,6 +38,7 @@ CODE_FILES = {
     "clustering_triton_clustr.py",
     "clustering_triton_kernels_clustr.py",
     "clustering_clustr.py",
+    "feed_forward_clustr.py",
     "modeling_clustr.py",
     "modeling_clustr_attention.py",
     "image_processing_clustr.py",
