@@ -67,6 +67,8 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     """
     if args.max_train_samples is not None:
         raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
+    if args.exclude_train_names is not None:
+        raise ValueError("--exclude_train_names does not go with --streaming: a stream's names are not known before")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if args.dataset_name is not None:
         source = {"path": args.dataset_name, "name": args.dataset_config_name, **hub}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, read_coco
 from datasets import Dataset, DatasetDict, Image
-from training_sources import ModelArguments, choose_samples, load_model
+from training_sources import ModelArguments, check_pattern, choose_samples, load_model
 from transformers import AutoModelForPoseEstimation
 
 from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
@@ -39,8 +39,16 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
+    exclude_train_names: str | None = field(
+        default=None,
+        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+    )
+
+    # For `choose_samples`; no annotation, hence no argument.
+    image_column_name = IMAGE
 
     def __post_init__(self):
+        check_pattern(self.exclude_train_names)
         if self.keypoints not in CONVENTIONS:
             raise ValueError(f"--keypoints must be one of {tuple(CONVENTIONS)}, got {self.keypoints!r}")
 

@@ -2,11 +2,13 @@
 """Where the data and the model of a task come from: the arguments that all scripts share, and what loads them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+import pyarrow.compute
+from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from clustr_hf import ClusTRConfig
@@ -26,8 +28,13 @@ class SourceArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
     image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    exclude_train_names: str | None = field(
+        default=None,
+        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+    )
 
     def __post_init__(self):
+        check_pattern(self.exclude_train_names)
         if self.dataset_name is None and self.train_dir is None and self.train_file is None:
             raise ValueError("one of --dataset_name, --train_dir, --train_file is needed, got none")
 
@@ -147,12 +154,64 @@ def load_splits(
 
 
 def choose_samples(data: DatasetDict, args: SourceArguments, seed: int) -> DatasetDict:
-    """At most `max_train_samples` and `max_eval_samples` shuffled rows of the splits."""
+    """
+    At most `max_train_samples` and `max_eval_samples` shuffled rows of the splits, the training rows without those of
+    `exclude_train_names`.
+
+    Raises:
+        ValueError: if `exclude_train_names` matches no training image or all of them, or their names are not known.
+    """
+    if args.exclude_train_names is not None:
+        kept = exclude_names(data["train"], args.image_column_name, args.exclude_train_names)
+        data = DatasetDict({**data, "train": kept})
     chosen = {}
     for split, most in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
         rows = data[split]
         chosen[split] = rows if most is None else rows.shuffle(seed=seed).select(range(min(most, len(rows))))
     return DatasetDict(chosen)
+
+
+def check_pattern(pattern: str | None):
+    """Raise a `ValueError` if `--exclude_train_names` is given and is no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"--exclude_train_names must be a regular expression, got {pattern!r}: {error}") from error
+
+
+def exclude_names(rows: Dataset, image_column: str, pattern: str) -> Dataset:
+    """
+    The rows in whose image's file name, without folders, the regular expression is not found.
+
+    Raises:
+        ValueError: if the expression is found in no name or in all of them, or an image has no name.
+    """
+    names = file_names(rows, image_column)
+    unnamed = next((index for index, name in enumerate(names) if not name), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"--exclude_train_names needs the file names of the training images, but column {image_column!r} has none "
+            f"for training sample {unnamed}"
+        )
+    kept = [index for index, name in enumerate(names) if not re.search(pattern, name)]
+    if len(kept) in (0, len(names)):
+        which = "all" if not kept else "none"
+        raise ValueError(
+            f"--exclude_train_names must match some of the training images' file names, got {pattern!r}, which matches "
+            f"{which} of {len(names)}, such as {names[:3]}"
+        )
+    return rows.select(kept)
+
+
+def file_names(rows: Dataset, image_column: str) -> list[str | None]:
+    """The name of each row's image file, without its folders; None where only the image's content is known."""
+    images = rows.select_columns([image_column]).cast_column(image_column, Image(decode=False)).with_format("arrow")
+    names = []
+    for batch in images.iter(batch_size=1000):
+        paths = pyarrow.compute.struct_field(batch[image_column], "path").to_pylist()
+        # Files in archives are written as zip://folder/name.png::archive.zip.
+        names += [path and re.split(r"[/\\]", path.split("::")[0])[-1] for path in paths]
+    return names
 
 
 def by_split(train: str, validation: str | None) -> dict[str, str]:
