@@ -63,7 +63,8 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
         pixel_values = list(processor(batch[args.image_column_name], return_tensors="pt").pixel_values)
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
-    data["train"].set_transform(train_transform)
+    if "train" in data:
+        data["train"].set_transform(train_transform)
     data["validation"].set_transform(evaluation_transform)
 
 
@@ -124,6 +125,10 @@ def make_card(data_args: DataArguments, model_args: ModelArguments, training_arg
 def main():
     data_args, model_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the image column is needed until the transforms have run
+    if training_args.do_eval and not training_args.do_train:
+        data_args.leave_training_out()
+    else:
+        data_args.check_training()
     set_seed(training_args.seed)
     card = make_card(data_args, model_args, training_args)
     hub = None
@@ -134,7 +139,9 @@ def main():
         hub = HubPush(card, training_args)
 
     data = load_data(data_args, model_args, training_args.seed)
-    model, processor = load_classifier(model_args, label_names(data["train"], data_args.label_column_name))
+    model, processor = load_classifier(
+        model_args, label_names(data.get("train", data["validation"]), data_args.label_column_name)
+    )
     add_transforms(data, processor, data_args)
     trainer = Trainer(
         model=model,

@@ -50,7 +50,7 @@ class LoopArguments:
     recipe: str | None = field(default=None, metadata={"help": "JSON file with arguments, for example recipes/*.json."})
     dry_run: bool = field(default=False, metadata={"help": "Print what would be trained, draw the schedule, stop."})
     eval_only: bool = field(
-        default=False, metadata={"help": "Evaluate the model, write eval_results.json, train nothing."}
+        default=False, metadata={"help": "Evaluate the model, write scores, table and pictures, train nothing."}
     )
     seed: int = field(default=0, metadata={"help": "All that is random is a function of it and of the step."})
     mixed_precision: str | None = field(
@@ -213,13 +213,23 @@ def _without_effect(parsed: Sequence[Any]) -> set[str]:
 
 
 def _check_evaluation(args: LoopArguments, parsed: Sequence[Any]):
-    """Raise a `ValueError` if there is nothing to evaluate but random weights, or something to push afterwards."""
+    """
+    Raise a `ValueError` if there is nothing to train on; or, to evaluate only, no weights but random ones, nothing to
+    evaluate on, or something else to do.
+    """
+    sources = [part for part in parsed if hasattr(part, "leave_training_out")]
     if not args.eval_only:
+        for source in sources:
+            source.check_training()
         return
     if _given(parsed).isdisjoint({"model_name_or_path", "resume_from_checkpoint"}):
         raise ValueError("--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint, got neither")
     if args.push_to_hub:
         raise ValueError("--push_to_hub does not go with --eval_only: examples/publish_to_hub.py uploads a checkpoint")
+    if args.dry_run:
+        raise ValueError("--dry_run does not go with --eval_only: it says what a training would do")
+    for source in sources:
+        source.leave_training_out()
 
 
 def _given(parsed: Sequence[Any]) -> set[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from training_arguments import LoopArguments, shorten_path
+from training_report import format_table, write_table
 from training_sources import ModelArguments, SourceArguments
 from transformers import TrainingArguments
 
@@ -54,6 +56,56 @@ class TrainingCard:
         """Id on the Hub of the model that was fine-tuned."""
         name = self.model_args.model_name_or_path
         return None if name is None or Path(name).exists() else name
+
+
+@dataclass(kw_only=True)
+class Report:
+    """
+    What people look at after an evaluation: a table and pictures; and the card of a trained model. It is the loop's
+    `write_card`, and its `write_evaluation` the loop's. A task with pictures has a subclass that draws them.
+
+    Args:
+        scores: The loop's `compute_metrics`, whose `table` is that of the last evaluation.
+        card ([`TrainingCard`]): Of the training.
+        model_class (`type`): To load the saved model by.
+        num_pictures (`int`): Validation images to draw; 0 draws none.
+        kind (`str`): What the table has rows of.
+        has_card (`bool`): Whether the package can load the model, which is what a card is about.
+        shows_table (`bool`): Whether the card shows the table.
+        remark (`str`): What the card says before the table.
+    """
+
+    scores: Any
+    card: TrainingCard
+    model_class: type
+    num_pictures: int = 0
+    kind: str = "class"
+    has_card: bool = True
+    shows_table: bool = True
+    remark: str = ""
+
+    @property
+    def table(self) -> Path:
+        return Path(self.card.args.output_dir) / f"per_{self.kind}_results.json"
+
+    def __call__(self, folder: Path, results: dict[str, Any]):
+        """Table, pictures and card of the model that is saved in a folder."""
+        model = self.model_class.from_pretrained(folder).eval() if self.num_pictures > 0 else None
+        self.write_evaluation(model, folder)
+        if self.has_card:
+            tables = [format_table(self.table, self.kind)] if self.shows_table and self.table.is_file() else []
+            self.card.write(folder, results, [self.remark, *tables] if self.remark else tables)
+
+    def write_evaluation(self, model: nn.Module | None, folder: Path):
+        """The table in the output folder, and pictures of a model, on the CPU, in a folder."""
+        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
+            write_table(self.scores.table, self.table)
+        if self.num_pictures > 0:
+            self.draw_predictions(model, folder / "predictions.png")
+
+    def draw_predictions(self, model: nn.Module, path: Path):
+        """Validation images that lie evenly in the split, with what the model predicts."""
+        raise NotImplementedError
 
 
 def describe_training(results: dict[str, Any]) -> str:
