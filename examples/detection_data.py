@@ -83,9 +83,11 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tup
             data[split], labels[split] = read_coco(folder, files[split], OBJECT_KEYS)
         return DatasetDict(data)
 
+    given = args
     if args.uses_folders:
         args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
     data = load_splits(args, model_args, seed, load_folders)
+    given.holds_back = args.holds_back
     columns = {"image_column_name": args.image_column_name, "objects_column_name": args.objects_column_name}
     for split in data:
         check_columns(data[split], **columns)

@@ -30,6 +30,7 @@ from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from clustr_hf.metrics import compute_accuracy
+from clustr_hf.model_card import plain_value
 from clustr_hf.publish import full_repository_id, push
 from clustr_hf.visualization import plot_training_curves
 
@@ -118,7 +119,8 @@ def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
 def make_card(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> TrainingCard:
     """What the card says before there are results."""
     training_args.command = command_line(sys.argv[0], sys.argv[1:])
-    training_args.settings = settings_of(model_args) | {name: getattr(training_args, name) for name in SETTINGS}
+    settings = {name: plain_value(getattr(training_args, name)) for name in SETTINGS}
+    training_args.settings = settings_of(model_args, data_args) | settings
     return TrainingCard(training_args, data_args, model_args, "A ClusTR image classifier.")
 
 

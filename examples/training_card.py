@@ -38,7 +38,7 @@ class TrainingCard:
 
     def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
         """Handler, requirements and card beside a saved model, given what is in `all_results.json`."""
-        name, dataset_id = data_name(self.data_args)
+        name, dataset_id, part = describe_data(self.data_args)
         contents = CardContents(
             name=Path(self.args.output_dir).resolve().name,
             summary=self.summary,
@@ -47,7 +47,7 @@ class TrainingCard:
             training=describe_training(results),
             command=self.args.command,
             recipe=self.args.settings,
-            measurements=measurements_of(results, name, self.args.command, dataset_id),
+            measurements=measurements_of(results, name, self.args.command, dataset_id, part),
             tables=tables,
         )
         complete_repository(folder, contents)
@@ -124,11 +124,19 @@ def describe_device() -> str:
     return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def data_name(args: SourceArguments) -> tuple[str, str | None]:
-    """Name of the data, without the folders of whoever trained, and their id on the Hub if they are from there."""
-    if getattr(args, "dataset_name", None) is not None:
-        if Path(args.dataset_name).exists():
-            return shorten_path(args.dataset_name), None
-        return args.dataset_name, args.dataset_name
-    sources = ("validation_annotation_file", "validation_file", "validation_dir", "train_file", "train_dir")
-    return shorten_path(next(filter(None, (getattr(args, source, None) for source in sources)))), None
+def describe_data(args: SourceArguments) -> tuple[str, str | None, str]:
+    """
+    What was evaluated on: the name of the data, without the folders of whoever trained, their id on the Hub if they are
+    from there, and which part of them it was.
+    """
+    hub_name = getattr(args, "dataset_name", None)
+    is_part = getattr(args, "holds_back", False)
+    parts = [f"{100 * args.train_val_split:g} % held back from the training" if is_part else "validation"]
+    if args.max_eval_samples is not None:
+        parts.append(f"at most {args.max_eval_samples:,} images chosen at random")
+    part = ", ".join(parts)
+    if hub_name is not None and not Path(hub_name).exists():
+        return hub_name, hub_name, part
+    validation = ("dataset_name", "validation_annotation_file", "validation_file", "validation_dir")
+    sources = (*validation, "train_annotation_file", "train_file", "train_dir")  # the first one that is given
+    return shorten_path(next(filter(None, (getattr(args, source, None) for source in sources)))), None, part

@@ -26,6 +26,9 @@ SOURCES = {
 class SourceArguments:
     """Which images to train and evaluate on."""
 
+    # Whether the validation data are a part of the training data, as `load_splits` finds; no annotation, no argument.
+    holds_back = False
+
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_dir: str | None = field(default=None, metadata={"help": "Folder with the training images."})
@@ -182,6 +185,7 @@ def load_splits(
     if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
         if "train" not in data:
             raise ValueError(f"the data must have a split `validation` or `train`, got {sorted(data)}")
+        args.holds_back = True
         split = data["train"].train_test_split(args.train_val_split, seed=seed)
         data = DatasetDict(train=split["train"], validation=split["test"])
     return data
