@@ -56,6 +56,16 @@ class DataArguments(SourceArguments):
         if self.box_format not in BOX_FORMATS:
             raise ValueError(f"--box_format must be one of {BOX_FORMATS}, got {self.box_format!r}")
 
+    @property
+    def uses_folders(self) -> bool:
+        """Whether images and annotations are COCO's files, and not rows with both."""
+        return self.train_dir is not None or self.validation_dir is not None
+
+    def leave_training_out(self):
+        super().leave_training_out()
+        if self.train_dir is None:
+            self.train_annotation_file = None
+
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:
     """
@@ -73,18 +83,20 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tup
             data[split], labels[split] = read_coco(folder, files[split], OBJECT_KEYS)
         return DatasetDict(data)
 
-    if args.train_dir is not None:
+    given = args
+    if args.uses_folders:
         args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
     data = load_splits(args, model_args, seed, load_folders)
+    given.holds_back = args.holds_back
     columns = {"image_column_name": args.image_column_name, "objects_column_name": args.objects_column_name}
-    for split in ("train", "validation"):
+    for split in data:
         check_columns(data[split], **columns)
-        if args.train_dir is None:
+        if not args.uses_folders:
             labels[split] = class_names(data[split], args)
-    names = labels["train"]
+    names = labels.get("train") or labels["validation"]
     others = labels.get("validation", names)  # not there where it is split off
     unknown = [name for name in others if name not in names]
-    if unknown or (args.train_dir is not None and others != names):
+    if unknown or (args.uses_folders and others != names):
         raise ValueError(f"the validation data must have the classes of the training data, {names}, got {others}")
     data = choose_samples(data, args, seed).select_columns(list(columns.values()))
     return data.cast_column(args.image_column_name, Image(decode=False)), names
@@ -130,11 +142,11 @@ class ParseObjects:
 
     @property
     def image_column(self) -> str:
-        return self.args.image_column_name if self.args.train_dir is None else IMAGE
+        return IMAGE if self.args.uses_folders else self.args.image_column_name
 
     def __call__(self, row: dict) -> list[dict[str, Any]]:
         args = self.args
-        if args.train_dir is not None:
+        if args.uses_folders:
             return json.loads(row[ANNOTATIONS])
         columns = {name: values for name, values in as_lists(row[args.objects_column_name]).items() if values}
         annotations = []

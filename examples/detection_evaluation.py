@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from training_report import warn_of_absent
 
 from clustr_hf.metrics import coco_average_precision
 from clustr_hf.modeling_clustr_dense import image_sizes
@@ -83,11 +84,14 @@ class Scores:
 
     def __call__(self, records: list[tuple[dict, dict]]) -> dict[str, float]:
         predictions, references = zip(*records)
+        is_first = self.table is None
         labels = np.concatenate([reference["labels"][reference["iscrowd"] == 0] for reference in references])
         counts = np.bincount(labels, minlength=len(self.labels))
         self.table = {label: {"objects": int(count)} for label, count in zip(self.labels, counts)}
         if not counts.any():
             raise ValueError("the validation images must have objects, got none")
+        if is_first:
+            warn_of_absent("object", self.labels, counts)
         metrics = {}
         for kind in self.kinds:
             settings = (len(self.labels), IOU_TYPES[kind], self.args.max_detections)

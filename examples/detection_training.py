@@ -17,10 +17,10 @@ from detection_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_card import TrainingCard
+from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
-from training_report import format_table, write_picture, write_table
+from training_report import write_picture
 from training_sources import ModelArguments, RecipeArguments
 
 from clustr_hf.image_processing_clustr_detection import decode_segmentation
@@ -52,24 +52,13 @@ def compute_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return model(**{name: batch[name] for name in ("pixel_values", "pixel_mask", "labels")}).loss
 
 
-@dataclass
-class Report:
-    """Pictures, the table of the classes and the card of a trained model: the loop's `write_card`."""
+@dataclass(kw_only=True)
+class DetectionReport(Report):
+    """With pictures of truth and prediction."""
 
-    task: DetectionTask
     eval_data: EvaluationSamples
     processor: Any
-    scores: Scores
     args: EvaluationArguments
-    card: TrainingCard
-
-    def __call__(self, folder: Path, results: dict[str, Any]):
-        table = Path(self.card.args.output_dir) / "per_class_results.json"
-        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
-            write_table(self.scores.table, table)
-        if self.args.num_pictures > 0:
-            self.draw_predictions(self.task.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
-        self.card.write(folder, results, [format_table(table)] if table.is_file() else ())
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Truth and prediction of validation images that lie evenly in the split."""
@@ -115,21 +104,33 @@ def make_task(
     read = {
         split: ReadSample(rows, parse, processor, len(labels), task.with_masks, split) for split, rows in data.items()
     }
-    transform = TrainingTransform(processor, augmentation)
+    train_data = None
+    if not args.eval_only:
+        transform = TrainingTransform(processor, augmentation)
+        train_data = TrainingData(samples=TrainingSamples(read["train"], transform, len(data["train"])))
     eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(data["validation"]))
     scores = Scores(labels, task.kinds, evaluation)
-    card = TrainingCard(args, data_args, model_args, task.summary)
+    report = DetectionReport(
+        scores=scores,
+        card=TrainingCard(args, data_args, model_args, task.summary),
+        model_class=task.model_class,
+        num_pictures=evaluation.num_pictures,
+        eval_data=eval_data,
+        processor=processor,
+        args=evaluation,
+    )
     return Task(
         model=model,
         processor=processor,
-        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(data["train"]))),
+        train_data=train_data,
         eval_data=eval_data,
         collate=collate,
         compute_loss=compute_loss,
         predict=Predictor(processor, evaluation),
         compute_metrics=scores,
         metric=f"eval_{task.kinds[-1]}_ap",
-        write_card=Report(task, eval_data, processor, scores, evaluation, card),
+        write_card=report,
+        write_evaluation=report.write_evaluation,
     )
 
 

@@ -49,17 +49,18 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, decode
         return load_dataset("imagefolder", data_files=patterns, cache_dir=model_args.cache_dir)
 
     data = load_splits(args, model_args, seed, load_folders)
-    _check_columns(data["train"], args)
+    for rows in data.values():
+        _check_columns(rows, args)
     data = choose_samples(data, args, seed)
     for split, rows in data.items():
         check_labels(rows, args.label_column_name, split)
     return data.cast_column(args.image_column_name, Image(decode=decode))
 
 
-def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[IterableDataset, int | None, Dataset]:
+def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[IterableDataset | None, int | None, Dataset]:
     """
-    Training split as a stream, how many samples it has if that is known, and the validation split on the disk; images
-    come as bytes.
+    Training split as a stream, if there is one, how many samples it has if that is known, and the validation split on
+    the disk; images come as bytes.
 
     Raises:
         ValueError: if there is no validation split, a column is missing, images lie in folders, or samples are to be
@@ -67,20 +68,25 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     """
     if args.max_train_samples is not None:
         raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
+    if args.exclude_train_names is not None:
+        raise ValueError("--exclude_train_names does not go with --streaming: a stream's names are not known before")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if args.dataset_name is not None:
         source = {"path": args.dataset_name, "name": args.dataset_config_name, **hub}
-    elif args.train_file is not None:
+    elif args.train_file is not None or args.validation_file is not None:
         source = {"path": "parquet", "data_files": by_split(args.train_file, args.validation_file), **hub}
     else:
         raise ValueError("--streaming needs --dataset_name or --train_file: folders have random access")
     streams = load_dataset(**source, streaming=True)
     if "validation" not in streams:
         raise ValueError(f"--streaming needs a validation split, got only {sorted(streams)}")
-    train = streams["train"]
-    _check_columns(train, args)
-    sizes = train.info.splits or {}
-    num_samples = sizes["train"].num_examples if "train" in sizes else None
+    for stream in streams.values():
+        _check_columns(stream, args)
+    train, num_samples = streams.get("train"), None
+    if train is not None:
+        sizes = train.info.splits or {}
+        num_samples = sizes["train"].num_examples if "train" in sizes else None
+        train = train.cast_column(args.image_column_name, Image(decode=False))
     validation = streams["validation"].cast_column(args.image_column_name, Image(decode=False))
     if args.max_eval_samples is not None:
         validation = validation.take(args.max_eval_samples)
@@ -88,7 +94,7 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
     kept = Dataset.from_generator(_rows, gen_kwargs={"stream": validation}, cache_dir=model_args.cache_dir)
     kept = kept.cast(validation.features)
     check_labels(kept, args.label_column_name, "validation")
-    return train.cast_column(args.image_column_name, Image(decode=False)), num_samples, kept
+    return train, num_samples, kept
 
 
 def _rows(stream: IterableDataset) -> Iterator[dict]:
@@ -110,7 +116,7 @@ def check_class_folders(folders: dict[str, str]):
             if not any(file.is_file() for file in path.rglob("*")):
                 raise ValueError(f"--{split}_dir: the class folder {path} has no images")
         classes[split] = {path.name for path in class_folders}
-    unknown = classes.get("validation", set()) - classes["train"]
+    unknown = classes.get("validation", set()) - classes.get("train", classes.get("validation", set()))
     if unknown:
         raise ValueError(f"--validation_dir has classes without training images: {sorted(unknown)}")
 

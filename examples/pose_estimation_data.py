@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, read_coco
 from datasets import Dataset, DatasetDict, Image
-from training_sources import ModelArguments, choose_samples, load_model
+from training_sources import ModelArguments, by_split, check_pattern, choose_samples, load_model
 from transformers import AutoModelForPoseEstimation
 
 from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
@@ -26,10 +26,12 @@ PERSON_KEYS = ("bbox", "area", "iscrowd", *KEYPOINT_KEYS)
 class DataArguments:
     """Which persons to train and evaluate on: folders of images with annotations of COCO or COCO-WholeBody."""
 
-    train_dir: str = field(metadata={"help": "Folder with the training images."})
-    train_annotation_file: str = field(metadata={"help": "Annotations (JSON) of the images in --train_dir."})
-    validation_dir: str = field(metadata={"help": "Folder with the images to evaluate on."})
-    validation_annotation_file: str = field(metadata={"help": "The same for --validation_dir."})
+    train_dir: str | None = field(default=None, metadata={"help": "Folder with the training images."})
+    train_annotation_file: str | None = field(
+        default=None, metadata={"help": "Annotations (JSON) of the images in --train_dir."}
+    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder with the images to evaluate on."})
+    validation_annotation_file: str | None = field(default=None, metadata={"help": "The same for --validation_dir."})
     validation_boxes_file: str | None = field(
         default=None,
         metadata={"help": "Boxes of a person detector (COCO's results, JSON); default: those of the annotations."},
@@ -39,10 +41,33 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
+    exclude_train_names: str | None = field(
+        default=None,
+        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+    )
+
+    # For `choose_samples`; no annotation, hence no argument.
+    image_column_name = IMAGE
 
     def __post_init__(self):
+        check_pattern(self.exclude_train_names)
         if self.keypoints not in CONVENTIONS:
             raise ValueError(f"--keypoints must be one of {tuple(CONVENTIONS)}, got {self.keypoints!r}")
+
+    def check_training(self):
+        """Raise a `ValueError` unless there is something to train on, and something to evaluate on."""
+        self._check_given("train")
+        self._check_given("validation")
+
+    def leave_training_out(self):
+        """Forget what to train on; raise a `ValueError` if there is nothing to evaluate on."""
+        self._check_given("validation")
+        self.train_dir = self.train_annotation_file = self.exclude_train_names = self.max_train_samples = None
+
+    def _check_given(self, split: str):
+        missing = [name for name in (f"{split}_dir", f"{split}_annotation_file") if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"{' and '.join(f'--{name}' for name in missing)} must be given, got none")
 
     @property
     def convention(self) -> KeypointConvention:
@@ -75,13 +100,13 @@ class Persons:
 
 def load_data(args: DataArguments, seed: int) -> DatasetDict:
     """
-    Training and validation images with the annotations of their persons.
+    Training images, if there are any, and validation images with the annotations of their persons.
 
     Raises:
         ValueError: if a file cannot be read or an image is missing.
     """
-    folders = {"train": args.train_dir, "validation": args.validation_dir}
-    files = {"train": args.train_annotation_file, "validation": args.validation_annotation_file}
+    folders = by_split(args.train_dir, args.validation_dir)
+    files = by_split(args.train_annotation_file, args.validation_annotation_file)
     data = {split: read_coco(folders[split], files[split], PERSON_KEYS)[0] for split in folders}
     data = choose_samples(DatasetDict(data), args, seed)
     return data.cast_column(IMAGE, Image(decode=False))

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from pose_estimation_data import Place, parse_persons
 from torch import nn
+from training_report import warn_of_absent
 from transformers.modeling_outputs import ModelOutput
 
 from clustr_hf import ClusTRPoseImageProcessor
@@ -116,6 +117,9 @@ class Scores:
         if "lefthand" in parts:
             parts["hand"] = parts["lefthand"] + parts["righthand"]
         parts["wholebody"] = list(range(self.convention.num_keypoints))
+        if self.table is None:
+            counts = [int(self.is_annotated[:, list(part)].sum()) for part in self.convention.parts.values()]
+            warn_of_absent("annotated keypoint", list(self.convention.parts), counts)
         self.table = {}
         for name, part in parts.items():
             if f"{name}_ap" in results:

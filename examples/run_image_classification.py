@@ -30,6 +30,7 @@ from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils.logging import get_logger
 
 from clustr_hf.metrics import compute_accuracy
+from clustr_hf.model_card import plain_value
 from clustr_hf.publish import full_repository_id, push
 from clustr_hf.visualization import plot_training_curves
 
@@ -63,7 +64,8 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
         pixel_values = list(processor(batch[args.image_column_name], return_tensors="pt").pixel_values)
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
-    data["train"].set_transform(train_transform)
+    if "train" in data:
+        data["train"].set_transform(train_transform)
     data["validation"].set_transform(evaluation_transform)
 
 
@@ -117,13 +119,18 @@ def parse_args() -> tuple[DataArguments, ModelArguments, TrainingArguments]:
 def make_card(data_args: DataArguments, model_args: ModelArguments, training_args: TrainingArguments) -> TrainingCard:
     """What the card says before there are results."""
     training_args.command = command_line(sys.argv[0], sys.argv[1:])
-    training_args.settings = settings_of(model_args) | {name: getattr(training_args, name) for name in SETTINGS}
+    settings = {name: plain_value(getattr(training_args, name)) for name in SETTINGS}
+    training_args.settings = settings_of(model_args, data_args) | settings
     return TrainingCard(training_args, data_args, model_args, "A ClusTR image classifier.")
 
 
 def main():
     data_args, model_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the image column is needed until the transforms have run
+    if training_args.do_eval and not training_args.do_train:
+        data_args.leave_training_out()
+    else:
+        data_args.check_training()
     set_seed(training_args.seed)
     card = make_card(data_args, model_args, training_args)
     hub = None
@@ -134,7 +141,9 @@ def main():
         hub = HubPush(card, training_args)
 
     data = load_data(data_args, model_args, training_args.seed)
-    model, processor = load_classifier(model_args, label_names(data["train"], data_args.label_column_name))
+    model, processor = load_classifier(
+        model_args, label_names(data.get("train", data["validation"]), data_args.label_column_name)
+    )
     add_transforms(data, processor, data_args)
     trainer = Trainer(
         model=model,

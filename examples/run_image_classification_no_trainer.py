@@ -15,7 +15,9 @@ training_arguments.py; commands with their results: examples/README.md.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from image_classification_data import (
     DataArguments,
@@ -31,10 +33,11 @@ from timm.data import Mixup
 from torch import nn
 from torch.nn.functional import cross_entropy
 from training_arguments import LoopArguments, parse_arguments
-from training_card import TrainingCard
+from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
+from training_report import warn_of_absent
 from training_sources import RecipeArguments
 
 from clustr_hf.metrics import Accuracy
@@ -85,7 +88,8 @@ def check_mixing(args: ClassificationRecipe, per_device_batch_size: int):
 
 def check_fit(model_args: PeerArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator):
     """Raise a `ValueError` for arguments that do not go together."""
-    check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
+    if not args.eval_only:
+        check_mixing(recipe, divide_batch(args, accelerator.num_processes)[0])
     if model_args.peer is not None:
         refuse_with_peer(push_to_hub=args.push_to_hub, freeze_stages=args.freeze_stages, lora_rank=recipe.lora_rank)
 
@@ -120,10 +124,24 @@ def predict(model: nn.Module, batch: dict[str, torch.Tensor]) -> list[tuple[int,
     return list(zip(logits.argmax(-1).tolist(), batch["labels"].tolist(), losses.tolist()))
 
 
-def compute_metrics(records: list[tuple[int, int, float]]) -> dict[str, float]:
-    predictions, references, losses = zip(*records)
-    accuracy = Accuracy().compute(predictions=predictions, references=references)["accuracy"]
-    return {"eval_loss": sum(losses) / len(losses), "eval_accuracy": accuracy}
+class Scores:
+    """The loop's `compute_metrics`; `table` is that of the last evaluation, class by class."""
+
+    def __init__(self, labels: list[str]):
+        self.labels, self.table = labels, None
+
+    def __call__(self, records: list[tuple[int, int, float]]) -> dict[str, float]:
+        predictions, references, losses = map(np.array, zip(*records))
+        right = np.bincount(references[predictions == references], minlength=len(self.labels))
+        images = np.bincount(references, minlength=len(self.labels))
+        if self.table is None:
+            warn_of_absent("image", self.labels, images)
+        self.table = {
+            label: {"accuracy": part / number if number else float("nan"), "images": number}
+            for label, part, number in zip(self.labels, right.tolist(), images.tolist())
+        }
+        accuracy = Accuracy().compute(predictions=predictions, references=references)["accuracy"]
+        return {"eval_loss": float(losses.mean()), "eval_accuracy": accuracy}
 
 
 def add_adapters(model: nn.Module, rank: int) -> nn.Module:
@@ -139,6 +157,25 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     return model.merge_and_unload()
 
 
+def make_train_data(
+    recipe: ClassificationRecipe,
+    processor,
+    columns: tuple[str, str],
+    rows: Dataset | None = None,
+    stream: IterableDataset | None = None,
+    num_samples: int | None = None,
+) -> TrainingData:
+    """The training images of rows, or of a stream of so many samples, with the recipe's augmentation."""
+    transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
+    read = ReadRow(processor, columns, "training", rows)
+    if stream is not None:
+        data = TrainingData(stream=stream, read=read, transform=transform, num_samples=num_samples)
+    else:
+        data = TrainingData(samples=TrainingSamples(read, transform, len(rows)))
+    data.repeats = recipe.repeated_augmentation
+    return data
+
+
 def make_task(
     data_args: DataArguments, model_args: PeerArguments, recipe: ClassificationRecipe, args: LoopArguments, accelerator
 ) -> Task:
@@ -150,24 +187,29 @@ def make_task(
             train_rows, num_samples, eval_rows = load_stream(data_args, model_args)
         else:
             data = load_data(data_args, model_args, args.seed, decode=False)
-            train_rows, eval_rows = data["train"], data["validation"]
+            train_rows, eval_rows = data.get("train"), data["validation"]
     columns = data_args.image_column_name, data_args.label_column_name
     labels = label_names(eval_rows, data_args.label_column_name)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     model, processor = load_classifier(model_args, labels, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
-    transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
-    if recipe.streaming:
+    if args.eval_only:
+        train_data = None
+    elif recipe.streaming:
         share = split_dataset_by_node(train_rows, accelerator.process_index, accelerator.num_processes)
-        read = ReadRow(processor, columns, "training")
-        train_data = TrainingData(stream=share, read=read, transform=transform, num_samples=num_samples)
+        train_data = make_train_data(recipe, processor, columns, stream=share, num_samples=num_samples)
     else:
-        read = ReadRow(processor, columns, "training", train_rows)
-        train_data = TrainingData(samples=TrainingSamples(read, transform, len(train_rows)))
-    train_data.repeats = recipe.repeated_augmentation
+        train_data = make_train_data(recipe, processor, columns, rows=train_rows)
     read = ReadRow(processor, columns, "validation", eval_rows)
-    card = TrainingCard(args, data_args, model_args, "A ClusTR image classifier.")
+    scores = Scores(labels)
+    report = Report(
+        scores=scores,
+        card=TrainingCard(args, data_args, model_args, "A ClusTR image classifier."),
+        model_class=type(model),
+        has_card=model_args.peer is None,
+        shows_table=False,  # which may have a thousand rows
+    )
     return Task(
         model=model if recipe.lora_rank is None else add_adapters(model, recipe.lora_rank),
         processor=processor,
@@ -176,10 +218,11 @@ def make_task(
         collate=collate,
         compute_loss=make_loss(recipe, len(labels)),
         predict=predict,
-        compute_metrics=compute_metrics,
+        compute_metrics=scores,
         metric="eval_accuracy",
         to_save=merge_adapters if recipe.lora_rank is not None else lambda model: model,
-        write_card=card.write if model_args.peer is None else None,  # a card is about what this package can load
+        write_card=report,
+        write_evaluation=report.write_evaluation,
     )
 
 

@@ -16,7 +16,6 @@ training_arguments.py; commands with their results: examples/README.md.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pose_estimation_data import (
@@ -37,10 +36,10 @@ from pose_estimation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_card import TrainingCard
+from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
-from training_report import format_table, write_picture, write_table
+from training_report import write_picture
 from training_sources import ModelArguments, RecipeArguments
 
 from clustr_hf import ClusTRForPoseEstimation
@@ -51,23 +50,13 @@ def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     return model(**{name: batch[name] for name in ("pixel_values", "labels", "label_weights")}).loss
 
 
-@dataclass
-class Report:
-    """Pictures, the table of the parts and the card of a trained model: the loop's `write_card`."""
+@dataclass(kw_only=True)
+class PoseReport(Report):
+    """With pictures of true and predicted persons."""
 
     eval_data: EvaluationSamples
     predict: Predictor
-    scores: Scores
     args: EvaluationArguments
-    card: TrainingCard
-
-    def __call__(self, folder: Path, results: dict[str, Any]):
-        table = Path(self.card.args.output_dir) / "per_part_results.json"
-        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
-            write_table(self.scores.table, table)
-        if self.args.num_pictures > 0:
-            self.draw_predictions(ClusTRForPoseEstimation.from_pretrained(folder).eval(), folder / "predictions.png")
-        self.card.write(folder, results, [format_table(table, "part")] if table.is_file() else ())
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """True and predicted persons of validation images that lie evenly in the split; those found twice once."""
@@ -116,21 +105,35 @@ def make_task(
         if not places:
             raise ValueError(f"the {split} images must have persons to look at, got none")
         read[split] = ReadPerson(rows, places, processor, convention, split)
-    transform = TrainingTransform(processor, convention, augmentation)
+    train_data = None
+    if not args.eval_only:
+        transform = TrainingTransform(processor, convention, augmentation)
+        train_data = TrainingData(samples=TrainingSamples(read["train"], transform, len(read["train"])))
     eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(read["validation"]))
     scores, predict = Scores(data["validation"], convention), Predictor(processor, convention, evaluation)
     summary = f"A ClusTR model for pose estimation: {convention.num_keypoints} keypoints of each person."
+    report = PoseReport(
+        scores=scores,
+        card=TrainingCard(args, data_args, model_args, summary),
+        model_class=ClusTRForPoseEstimation,
+        num_pictures=evaluation.num_pictures,
+        kind="part",
+        eval_data=eval_data,
+        predict=predict,
+        args=evaluation,
+    )
     return Task(
         model=model,
         processor=processor,
-        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(read["train"]))),
+        train_data=train_data,
         eval_data=eval_data,
         collate=collate,
         compute_loss=compute_loss,
         predict=predict,
         compute_metrics=scores,
         metric=scores.metric,
-        write_card=Report(eval_data, predict, scores, evaluation, TrainingCard(args, data_args, model_args, summary)),
+        write_card=report,
+        write_evaluation=report.write_evaluation,
     )
 
 

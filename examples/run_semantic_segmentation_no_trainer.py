@@ -14,7 +14,6 @@ training_arguments.py; commands with their results: examples/README.md.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
@@ -44,11 +43,11 @@ from semantic_segmentation_samples import (
 )
 from torch import nn
 from training_arguments import LoopArguments, parse_arguments
-from training_card import TrainingCard
+from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
-from training_report import format_table, write_picture, write_table
+from training_report import write_picture
 from training_sources import RecipeArguments
 
 from clustr_hf.visualization import plot_segmentation
@@ -72,26 +71,12 @@ def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
 
 
-@dataclass
-class Report:
-    """Pictures, the table of the classes and the card of a trained model: the loop's `write_card`."""
+@dataclass(kw_only=True)
+class SegmentationReport(Report):
+    """With pictures of image, truth and prediction."""
 
     eval_data: EvaluationSamples
-    scores: Scores
     args: EvaluationArguments
-    model_class: type
-    card: TrainingCard
-    has_card: bool
-
-    def __call__(self, folder: Path, results: dict[str, Any]):
-        table = Path(self.card.args.output_dir) / "per_class_results.json"
-        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
-            write_table(self.scores.table, table)
-        if self.args.num_pictures > 0:
-            self.draw_predictions(self.model_class.from_pretrained(folder).eval(), folder / "predictions.png")
-        if self.has_card:
-            tables = [format_table(table)] if table.is_file() else []
-            self.card.write(folder, results, ["Every image counts at its own size.", *tables])
 
     def draw_predictions(self, model: nn.Module, path: Path):
         """Image, truth and prediction of validation images that lie evenly in the split."""
@@ -111,6 +96,8 @@ def check_fit(
         refuse_with_peer(push_to_hub=args.push_to_hub, freeze_stages=args.freeze_stages)
     if evaluation.eval_window is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("--eval_window does not go with FSDP: processes would go forward unequally often")
+    if args.eval_only:
+        return
     # UPerNet's batch norm sees one value an image where it pools to 1 x 1; on several GPUs it sees all of them.
     is_alone = accelerator.num_processes == 1 or accelerator.device.type == "cpu"
     per_device_batch_size = divide_batch(args, accelerator.num_processes)[0]
@@ -118,7 +105,9 @@ def check_fit(
         raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")
 
 
-def config_fields(recipe: SegmentationRecipe, args: LoopArguments, maps: ReadLabelMap, show_progress: bool) -> dict:
+def config_fields(
+    recipe: SegmentationRecipe, args: LoopArguments, maps: ReadLabelMap | None, show_progress: bool
+) -> dict:
     """Fields of the configuration that the recipe sets; `None` clears a checkpoint's class weights."""
     fields = {"semantic_loss_ignore_index": IGNORE_INDEX, "semantic_class_weights": None, **recipe.config_fields()}
     if recipe.class_weight_exponent > 0 and not (args.dry_run or args.eval_only):
@@ -143,23 +132,33 @@ def make_task(
         split: ReadLabelMap(rows, data_args.label_column_name, len(labels), data_args.do_reduce_labels, split)
         for split, rows in data.items()
     }
-    fields = config_fields(recipe, args, maps["train"], accelerator.is_main_process)
+    fields = config_fields(recipe, args, maps.get("train"), accelerator.is_main_process)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     model, processor = load_segmenter(model_args, labels, data_args.do_reduce_labels, **fields)
     check_fit(model_args, evaluation, args, model, accelerator)
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     read = {split: ReadPair(split_maps, data_args.image_column_name, processor) for split, split_maps in maps.items()}
-    transform = TrainingTransform(processor, augmentation)
+    train_data = None
+    if not args.eval_only:
+        transform = TrainingTransform(processor, augmentation)
+        train_data = TrainingData(samples=TrainingSamples(read["train"], transform, len(maps["train"])))
     eval_data = EvaluationSamples(read["validation"], evaluation_transform(processor), len(maps["validation"]))
     scores = Scores(labels)
-    has_card = model_args.peer is None  # a card is about what this package can load
-    card = TrainingCard(args, data_args, model_args, "A ClusTR model for semantic segmentation.")
-    report = Report(eval_data, scores, evaluation, type(model), card, has_card)
+    report = SegmentationReport(
+        scores=scores,
+        card=TrainingCard(args, data_args, model_args, "A ClusTR model for semantic segmentation."),
+        model_class=type(model),
+        num_pictures=evaluation.num_pictures,
+        has_card=model_args.peer is None,
+        remark="Every image counts at its own size.",
+        eval_data=eval_data,
+        args=evaluation,
+    )
     return Task(
         model=model,
         processor=processor,
-        train_data=TrainingData(samples=TrainingSamples(read["train"], transform, len(maps["train"]))),
+        train_data=train_data,
         eval_data=eval_data,
         collate=collate,
         compute_loss=compute_loss,
@@ -167,6 +166,7 @@ def make_task(
         compute_metrics=scores,
         metric="eval_mean_iou",
         write_card=report,
+        write_evaluation=report.write_evaluation,
     )
 
 

@@ -73,7 +73,8 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> Dat
         args, model_args, seed, lambda folders: DatasetDict({s: read_folder(f) for s, f in folders.items()})
     )
     columns = args.image_column_name, args.label_column_name
-    check_columns(data["train"], image_column_name=columns[0], label_column_name=columns[1])
+    for rows in data.values():
+        check_columns(rows, image_column_name=columns[0], label_column_name=columns[1])
     data = choose_samples(data, args, seed).select_columns(list(columns))
     for column in columns:
         data = data.cast_column(column, Image(decode=False))

@@ -7,8 +7,13 @@ from itertools import product
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
+from training_report import warn_of_absent
 
 from clustr_hf.metrics import class_areas, summarize_areas
+
+
+# What to look at where all labelled pixels are of one class.
+ONE_CLASS = ". All pixels that count are of one class: a label of 255 does not count, whatever it was meant for"
 
 
 @dataclass
@@ -90,6 +95,12 @@ class Scores:
 
     def __call__(self, records: list[tuple[torch.Tensor, float, int]]) -> dict[str, float]:
         areas, losses, pixels = zip(*records)
+        labelled = torch.stack(areas).sum(dim=0)[2].tolist()
+        if not any(labelled):
+            raise ValueError("the validation label maps must have labelled pixels, got none")
+        if self.table is None:
+            is_alone = sum(map(bool, labelled)) == 1
+            warn_of_absent("pixel", self.labels, labelled, ONE_CLASS if is_alone else "")
         result = summarize_areas(areas)
         self.table = {
             label: {"iou": float(iou), "accuracy": float(accuracy), "pixels": int(number)}
@@ -97,11 +108,11 @@ class Scores:
                 self.labels,
                 result["per_category_iou"],
                 result["per_category_accuracy"],
-                torch.stack(areas).sum(dim=0)[2].tolist(),
+                labelled,
             )
         }
         return {
-            "eval_loss": sum(losses) / max(1, sum(pixels)),
+            "eval_loss": sum(losses) / sum(pixels),
             "eval_mean_iou": result["mean_iou"],
             "eval_mean_accuracy": result["mean_accuracy"],
             "eval_overall_accuracy": result["overall_accuracy"],

@@ -21,6 +21,8 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from clustr_hf.model_card import plain_value
+
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OPTIMIZERS = ("adamw", "muon")
@@ -34,6 +36,12 @@ HOUSEKEEPING = {
     *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
     *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
     *("ignore_mismatched_sizes", "token", "trust_remote_code"),
+}
+# Schedules that use a setting; all of them use the others.
+USERS_OF_SCHEDULE = {
+    "polynomial_power": ("polynomial",),
+    "min_learning_rate": ("cosine", "polynomial"),
+    "lr_milestones": ("multistep",),
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -50,7 +58,7 @@ class LoopArguments:
     recipe: str | None = field(default=None, metadata={"help": "JSON file with arguments, for example recipes/*.json."})
     dry_run: bool = field(default=False, metadata={"help": "Print what would be trained, draw the schedule, stop."})
     eval_only: bool = field(
-        default=False, metadata={"help": "Evaluate the model, write eval_results.json, train nothing."}
+        default=False, metadata={"help": "Evaluate the model, write scores, table and pictures, train nothing."}
     )
     seed: int = field(default=0, metadata={"help": "All that is random is a function of it and of the step."})
     mixed_precision: str | None = field(
@@ -195,31 +203,46 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
         if isinstance(args, LoopArguments):
             _check_evaluation(args, parsed)
             args.command = command_line(sys.argv[0], given)
-            settings = {name: value for part in parsed for name, value in settings_of(part).items()}
-            unused = _without_effect(parsed)
-            args.settings = {name: value for name, value in settings.items() if name not in unused}
+            args.settings = settings_of(*parsed)
     return parsed
 
 
 def _without_effect(parsed: Sequence[Any]) -> set[str]:
-    """Settings in the place of which another one was given."""
+    """Settings in the place of which another one was given, or that the chosen schedule does not use."""
     replaced_by = {
         "num_train_epochs": ("max_train_steps",),
         "train_val_split": ("validation_dir", "validation_file"),
+        "variant": ("model_name_or_path",),
         "warmup_epochs": ("warmup_steps",),
     }
     given = _given(parsed)
-    return {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
+    unused = {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
+    for args in parsed:
+        if isinstance(args, LoopArguments):
+            unused |= {name for name, users in USERS_OF_SCHEDULE.items() if args.lr_scheduler_type not in users}
+            if not (args.warmup_steps or (args.warmup_steps is None and args.warmup_epochs)):
+                unused.add("warmup_learning_rate")
+    return unused
 
 
 def _check_evaluation(args: LoopArguments, parsed: Sequence[Any]):
-    """Raise a `ValueError` if there is nothing to evaluate but random weights, or something to push afterwards."""
+    """
+    Raise a `ValueError` if there is nothing to train on; or, to evaluate only, no weights but random ones, nothing to
+    evaluate on, or something else to do.
+    """
+    sources = [part for part in parsed if hasattr(part, "leave_training_out")]
     if not args.eval_only:
+        for source in sources:
+            source.check_training()
         return
     if _given(parsed).isdisjoint({"model_name_or_path", "resume_from_checkpoint"}):
         raise ValueError("--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint, got neither")
     if args.push_to_hub:
         raise ValueError("--push_to_hub does not go with --eval_only: examples/publish_to_hub.py uploads a checkpoint")
+    if args.dry_run:
+        raise ValueError("--dry_run does not go with --eval_only: it says what a training would do")
+    for source in sources:
+        source.leave_training_out()
 
 
 def _given(parsed: Sequence[Any]) -> set[str]:
@@ -265,12 +288,14 @@ def shorten_path(path: str) -> str:
     return absolute.relative_to(REPOSITORY).as_posix() if absolute.is_relative_to(REPOSITORY) else absolute.name
 
 
-def settings_of(args: Any) -> dict[str, Any]:
-    """The arguments of a dataclass that the trained model depends on."""
+def settings_of(*parsed: Any) -> dict[str, Any]:
+    """The arguments of dataclasses that the trained model depends on, as a card shows them."""
+    unused = HOUSEKEEPING | _without_effect(parsed)
     return {
-        name: value
+        name: plain_value(value)
+        for args in parsed
         for name, value in asdict(args).items()
-        if value is not None and name not in HOUSEKEEPING and not name.endswith(("_dir", "_file", "_name", "_path"))
+        if value is not None and name not in unused and not name.endswith(("_dir", "_file", "_name", "_path"))
     }
 
 

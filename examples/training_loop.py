@@ -12,16 +12,14 @@ A script describes its task with [`Task`] and calls [`train`]. What the loop pro
 - A kill at any moment leaves whole checkpoints only. A loss that is not finite ends the run before it is saved.
 """
 
-import copy
-import functools
 import importlib.util
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,11 @@ from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, gather_object, send_to_device
 from devices import is_accelerator
+from evaluation_loop import EvaluationLoop, Loop, Task, keep_batch_norms_of_fsdp
 from huggingface_hub import HfApi
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.functional import batch_norm
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from training_arguments import LoopArguments
@@ -51,15 +49,12 @@ from training_checkpoints import (
     write_json,
 )
 from training_data import (
-    EvaluationSamples,
     LoaderOptions,
-    TrainingData,
-    evaluation_loader,
     seed_everything,
     training_loader,
 )
 from training_plan import TrainingPlan, try_step
-from training_report import CURVE, EVALUATION, RESULTS, format_values, print_dry_run, summarize, write_history
+from training_report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -67,41 +62,6 @@ from clustr_hf.publish import full_repository_id, push
 
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class Task:
-    """
-    What a script gives to the loop.
-
-    Args:
-        model (`nn.Module`): On the CPU, with all that is to be trained.
-        processor: Its image processor, saved beside it.
-        train_data ([`TrainingData`]): What to train on.
-        eval_data ([`EvaluationSamples`]): What to evaluate on.
-        collate (`Callable[[list], dict]`): Transformed samples -> a batch, a dictionary with tensors.
-        compute_loss (`Callable[[nn.Module, dict], torch.Tensor]`): Mean loss of a batch, with gradient.
-        predict (`Callable[[nn.Module, dict], list]`): For a batch, one record a sample, of plain numbers, arrays or CPU
-            tensors.
-        compute_metrics (`Callable[[list], dict[str, float]]`): Records of all samples, in order -> metrics, named
-            `eval_...`.
-        metric (`str`): Which of these chooses the best weights; the larger, the better.
-        to_save (`Callable[[nn.Module], PreTrainedModel]`): Trained model -> what is saved; may change its argument.
-        write_card (`Callable[[Path, dict], None]`, *optional*): Makes a folder with the saved model a complete
-            repository, given the results.
-    """
-
-    model: nn.Module
-    processor: Any
-    train_data: TrainingData
-    eval_data: EvaluationSamples
-    collate: Callable[[list], dict]
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor]
-    predict: Callable[[nn.Module, dict], list]
-    compute_metrics: Callable[[list], dict[str, float]]
-    metric: str
-    to_save: Callable[[nn.Module], PreTrainedModel] = lambda model: model
-    write_card: Callable[[Path, dict], None] | None = None
 
 
 def make_accelerator(args: LoopArguments) -> Accelerator:
@@ -137,22 +97,6 @@ def _keep_outputs_of_fsdp(accelerator: Accelerator):
         plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
 
 
-def _keep_batch_norms_of_fsdp(model: nn.Module):
-    """FSDP casts weights to half precision, but no statistics; torch's batch norm takes both in one precision only."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.forward = functools.partial(_normalize_in_float32, module)
-
-
-def _normalize_in_float32(norm: nn.modules.batchnorm._BatchNorm, features: torch.Tensor) -> torch.Tensor:
-    weight, bias = norm.weight.float(), norm.bias.float()
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    statistics = (norm.running_mean, norm.running_var)
-    normalized = batch_norm(features.float(), *statistics, weight, bias, norm.training, norm.momentum, norm.eps)
-    return normalized.to(features.dtype)
-
-
 def _enable_fsdp_on_cpus(accelerator: Accelerator):
     """Accelerate (1.15) heeds FSDP for accelerators only; torch's FSDP2 works on CPUs, which is how it is tested."""
     asked_for = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -168,7 +112,7 @@ def _enable_fsdp_on_cpus(accelerator: Accelerator):
 def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, float]:
     """
     Train, or go on training; or, with `dry_run`, say what would be done; or, with `eval_only`, evaluate the model that
-    the training would begin with, or the checkpoint that it would go on from.
+    the training would begin with, or the checkpoint that it would go on from, which needs no training data.
 
     Returns:
         `dict[str, float]`: what is in `all_results.json`, with `eval_only` in `eval_results.json`.
@@ -179,11 +123,12 @@ def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str
         RuntimeError: if more samples than `max_skipped_samples` cannot be read.
         ValueError: for arguments that do not fit together or to the checkpoint.
     """
+    if args.eval_only:
+        return EvaluationLoop(task, args, accelerator).run()
     plan = TrainingPlan.make(args, task.train_data.num_samples, accelerator.num_processes)
     if args.dry_run:
         return dry_run(task, plan, accelerator)
-    loop = TrainingLoop(task, args, plan, accelerator)
-    return loop.evaluate() if args.eval_only else loop.run()
+    return TrainingLoop(task, args, plan, accelerator).run()
 
 
 def dry_run(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float]:
@@ -253,39 +198,26 @@ def refuse_with_fsdp(args: LoopArguments):
             raise ValueError(f"--{name} does not work with FSDP, which shards the weights: use DDP")
 
 
-class TrainingLoop:
+class TrainingLoop(Loop):
     """One run. Every process has one and calls the same methods in the same order."""
 
     def __init__(self, task: Task, args: LoopArguments, plan: TrainingPlan, accelerator: Accelerator):
-        self.task, self.args, self.plan, self.accelerator = task, args, plan, accelerator
-        self.output_dir = Path(args.output_dir)
+        super().__init__(task, args, accelerator)
+        self.plan = plan
         self.losses: list[torch.Tensor] = []  # of steps that were not looked at yet
         self.started = time.perf_counter()
-        checkpoint = self._find_checkpoint()
-        if not args.eval_only:  # else another run may be writing there
-            self._prepare_folder()
+        checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
+        self._prepare_folder()
         accelerator.gradient_accumulation_steps = plan.accumulation
         self._prepare_model()
         self._prepare_data()
         self.state = TrainingState(fingerprint=self._fingerprint())
         if checkpoint is not None:
             self._resume(checkpoint)
-        if args.report_to:
-            settings = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
-            accelerator.init_trackers("clustr_hf", config=settings)
+        self._start_trackers()
         if args.push_to_hub and accelerator.is_main_process:
             HfApi().whoami()  # whoever is not logged in learns it before the training
             self.repository = full_repository_id(args.hub_model_id or self.output_dir.resolve().name)
-
-    def _find_checkpoint(self) -> Path | None:
-        """Where to go on from. An evaluation may write into the folder of any run."""
-        resume_from, eval_only = self.args.resume_from_checkpoint, self.args.eval_only
-        if eval_only and resume_from is None:
-            return None
-        checkpoint = find_checkpoint(self.output_dir, resume_from)
-        if eval_only and checkpoint is None:
-            raise ValueError(f"--resume_from_checkpoint {resume_from}: {self.output_dir} has none to evaluate")
-        return checkpoint
 
     def _prepare_folder(self):
         """Make it and remove what a killed run was writing; a mark in it shows whether all machines see the same."""
@@ -305,9 +237,6 @@ class TrainingLoop:
         args, model = self.args, self.task.model
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        # Saving fills a copy with the trained weights: wrappers and shards need not be undone.
-        self.skeleton = copy.deepcopy(model) if self.accelerator.is_main_process else None
-        self.ema = None
         if self.accelerator.distributed_type == DistributedType.FSDP:
             refuse_with_fsdp(args)
         if args.ema_decay is not None:
@@ -318,21 +247,15 @@ class TrainingLoop:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
         if self.accelerator.distributed_type == DistributedType.FSDP:
-            _keep_batch_norms_of_fsdp(self.model)
+            keep_batch_norms_of_fsdp(self.model)
 
     def _prepare_data(self):
         task, args, accelerator = self.task, self.args, self.accelerator
-        options = LoaderOptions(
-            num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
         micro_batch_size = self.plan.per_device_batch_size * accelerator.num_processes
         self.train_loader = training_loader(
-            task.train_data, task.collate, args.train_batch_size, micro_batch_size, args.seed, options
+            task.train_data, task.collate, args.train_batch_size, micro_batch_size, args.seed, self._loader_options()
         )
-        self.eval_loader = evaluation_loader(task.eval_data, task.collate, args.per_device_eval_batch_size, options)
+        self.eval_loader = self._make_eval_loader()
 
     def _fingerprint(self) -> dict[str, Any]:
         streamed = self.task.train_data.is_stream
@@ -379,17 +302,6 @@ class TrainingLoop:
                     bar.update()
         return self._finish()
 
-    def evaluate(self) -> dict[str, float]:
-        """Score the model, without training; nothing but the scores is written."""
-        scores = self._score()
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.output_dir / EVALUATION, scores)
-            logger.info(format_values(scores))
-        self.accelerator.log(scores, step=self.state.step)
-        self.accelerator.end_training()
-        return scores
-
     def _rest_of_epoch(self) -> Iterator[Iterator[dict]]:
         """The micro-batches of each step that is left in this epoch; one at a time is on the device."""
         epoch, step = divmod(self.state.step, self.plan.steps_per_epoch)
@@ -398,19 +310,6 @@ class TrainingLoop:
         batches = (batch for batch in self.train_loader if batch is not None)
         for _ in range(num_steps):
             yield (self._receive(next(batches)) for _ in range(self.plan.accumulation))
-
-    def _receive(self, loaded: dict) -> dict:
-        """The task's batch on the device; skipped samples are told and counted, each once."""
-        for message in loaded["skipped"]:
-            if message not in self.state.skipped:
-                logger.warning(f"skipped an unreadable sample: {message}", main_process_only=False)
-                self.state.skipped.append(message)
-        if len(self.state.skipped) > self.args.max_skipped_samples:
-            raise RuntimeError(
-                f"{len(self.state.skipped)} samples could not be read, --max_skipped_samples allows "
-                f"{self.args.max_skipped_samples}; the last one is {self.state.skipped[-1]}"
-            )
-        return send_to_device(loaded["batch"], self.accelerator.device, non_blocking=True)
 
     def _train_step(self, micro_batches: Iterator[dict]):
         step = self.state.step
@@ -481,20 +380,6 @@ class TrainingLoop:
         self._keep_best(scores[self.task.metric])
         self._report()
 
-    @torch.no_grad()
-    def _score(self) -> dict[str, float]:
-        """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
-        model = self.model if self.ema is None else self.ema.module
-        model.eval()
-        records = []
-        show_bar = self.accelerator.is_local_main_process
-        for loaded in tqdm(self.eval_loader, desc="evaluation", leave=False, disable=not show_bar, mininterval=1):
-            predicted = self.task.predict(model, self._receive(loaded))
-            records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
-        records = sorted(gather_object(records), key=lambda pair: pair[0])
-        metrics = self.task.compute_metrics([record for _, record in records])
-        return {**metrics, "eval_samples": len(records)}
-
     def _keep_best(self, metric: float):
         if self.state.best_metric is not None and metric <= self.state.best_metric:
             return
@@ -508,11 +393,9 @@ class TrainingLoop:
 
     def _save_model(self, folder: Path):
         """Model and processor as a repository that `from_pretrained` loads."""
-        trained = self.model if self.ema is None else self.ema.module
-        weights = self.accelerator.get_state_dict(trained) if self.ema is None else trained.state_dict()
-        if self.accelerator.is_main_process:
-            self.skeleton.load_state_dict({name: weight.cpu() for name, weight in weights.items()})
-            self.task.to_save(copy.deepcopy(self.skeleton)).save_pretrained(folder)
+        model = self._gather_model()
+        if model is not None:
+            model.save_pretrained(folder)
             self.task.processor.save_pretrained(folder)
 
     def _save_checkpoint(self):

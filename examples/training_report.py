@@ -3,9 +3,11 @@
 
 import io
 import json
+import logging
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from training_plan import TrainingPlan, estimate_memory, plot_learning_rate
 from clustr_hf.visualization import plot_training_curves
 
 
+logger = logging.getLogger(__name__)
+# How many absent classes a warning names.
+MOST_NAMES = 20
 CURVE, RESULTS, EVALUATION = "training_curve.png", "all_results.json", "eval_results.json"
 
 
@@ -56,6 +61,26 @@ def _cell(value: float | int | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
+
+
+def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], advice: str = ""):
+    """
+    Name the classes, or parts, that do not occur in the validation data: the scores say nothing about them.
+
+    Args:
+        what (`str`): What is counted, such as "pixel" or "object".
+        names (`Sequence[str]`): Of the classes.
+        counts (`Sequence[int]`): How many there are of each.
+        advice (`str`): What else to say if some are absent.
+    """
+    absent = [name for name, count in zip(names, counts) if count == 0]
+    if not absent or int(os.environ.get("RANK", 0)) > 0:  # one process of many says it
+        return
+    shown = ", ".join(absent[:MOST_NAMES]) + (", ..." if len(absent) > MOST_NAMES else "")
+    logger.warning(
+        f"no {what} of the validation data belongs to {len(absent)} of {len(names)} classes, of which the scores say "
+        f"nothing: {shown}{advice}"
+    )
 
 
 def write_history(state: TrainingState, metric: str, output_dir: Path):

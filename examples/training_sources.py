@@ -2,19 +2,32 @@
 """Where the data and the model of a task come from: the arguments that all scripts share, and what loads them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
+import pyarrow.compute
+from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from clustr_hf import ClusTRConfig
 
 
+# The arguments that say where images are, by the kind of the source.
+SOURCES = {
+    "--dataset_name": ("dataset_name",),
+    "--train_dir or --validation_dir": ("train_dir", "validation_dir"),
+    "--train_file or --validation_file": ("train_file", "validation_file"),
+}
+
+
 @dataclass
 class SourceArguments:
     """Which images to train and evaluate on."""
+
+    # Whether the validation data are a part of the training data, as `load_splits` finds; no annotation, no argument.
+    holds_back = False
 
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or a local folder of one."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
@@ -26,10 +39,36 @@ class SourceArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
     image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
+    exclude_train_names: str | None = field(
+        default=None,
+        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+    )
 
     def __post_init__(self):
+        check_pattern(self.exclude_train_names)
+        given = [kind for kind, names in SOURCES.items() if any(getattr(self, name) is not None for name in names)]
+        if len(given) > 1:
+            raise ValueError(f"the data must come from one of a data set, folders and files, got {' and '.join(given)}")
+
+    def check_training(self):
+        """Raise a `ValueError` unless there is something to train on."""
         if self.dataset_name is None and self.train_dir is None and self.train_file is None:
             raise ValueError("one of --dataset_name, --train_dir, --train_file is needed, got none")
+
+    def leave_training_out(self):
+        """
+        Forget what to train on, unless the validation data are a part of it.
+
+        Raises:
+            ValueError: if there is nothing to evaluate on.
+        """
+        if all(getattr(self, name) is None for names in SOURCES.values() for name in names):
+            raise ValueError(
+                "data to evaluate on are needed: --dataset_name, --validation_dir or --validation_file, got none"
+            )
+        self.exclude_train_names = self.max_train_samples = None
+        if self.validation_dir is not None or self.validation_file is not None:
+            self.train_dir = self.train_file = None
 
 
 @dataclass
@@ -126,37 +165,98 @@ def load_splits(
     args: SourceArguments, model_args: ModelArguments, seed: int, load_folders: Callable[[dict[str, str]], DatasetDict]
 ) -> DatasetDict:
     """
-    Training and validation split of a Hub data set, parquet files or folders.
+    Training and validation split of a Hub data set, parquet files or folders; only the latter if nothing else is named.
 
     Args:
         args, model_args: What to load, and where downloads are kept.
         seed (`int`): Of the split.
         load_folders (`Callable[[dict[str, str]], DatasetDict]`): Folder of each split -> its rows.
+
+    Raises:
+        ValueError: if there is neither a validation split nor a training split to take it from.
     """
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if args.dataset_name is not None:
         data = load_dataset(args.dataset_name, args.dataset_config_name, **hub)
-    elif args.train_file is not None:
+    elif args.train_file is not None or args.validation_file is not None:
         data = load_dataset("parquet", data_files=by_split(args.train_file, args.validation_file), **hub)
     else:
         data = load_folders(by_split(args.train_dir, args.validation_dir))
     if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
+        if "train" not in data:
+            raise ValueError(f"the data must have a split `validation` or `train`, got {sorted(data)}")
+        args.holds_back = True
         split = data["train"].train_test_split(args.train_val_split, seed=seed)
         data = DatasetDict(train=split["train"], validation=split["test"])
     return data
 
 
 def choose_samples(data: DatasetDict, args: SourceArguments, seed: int) -> DatasetDict:
-    """At most `max_train_samples` and `max_eval_samples` shuffled rows of the splits."""
+    """
+    At most `max_train_samples` and `max_eval_samples` shuffled rows of the splits, the training rows without those of
+    `exclude_train_names`.
+
+    Raises:
+        ValueError: if `exclude_train_names` matches no training image or all of them, or their names are not known.
+    """
+    if args.exclude_train_names is not None and "train" in data:
+        kept = exclude_names(data["train"], args.image_column_name, args.exclude_train_names)
+        data = DatasetDict({**data, "train": kept})
     chosen = {}
     for split, most in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
+        if split not in data:  # there is none to train on
+            continue
         rows = data[split]
         chosen[split] = rows if most is None else rows.shuffle(seed=seed).select(range(min(most, len(rows))))
     return DatasetDict(chosen)
 
 
-def by_split(train: str, validation: str | None) -> dict[str, str]:
-    return {"train": train} if validation is None else {"train": train, "validation": validation}
+def check_pattern(pattern: str | None):
+    """Raise a `ValueError` if `--exclude_train_names` is given and is no regular expression."""
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"--exclude_train_names must be a regular expression, got {pattern!r}: {error}") from error
+
+
+def exclude_names(rows: Dataset, image_column: str, pattern: str) -> Dataset:
+    """
+    The rows in whose image's file name, without folders, the regular expression is not found.
+
+    Raises:
+        ValueError: if the expression is found in no name or in all of them, or an image has no name.
+    """
+    names = file_names(rows, image_column)
+    unnamed = next((index for index, name in enumerate(names) if not name), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"--exclude_train_names needs the file names of the training images, but column {image_column!r} has none "
+            f"for training sample {unnamed}"
+        )
+    kept = [index for index, name in enumerate(names) if not re.search(pattern, name)]
+    if len(kept) in (0, len(names)):
+        which = "all" if not kept else "none"
+        raise ValueError(
+            f"--exclude_train_names must match some of the training images' file names, got {pattern!r}, which matches "
+            f"{which} of {len(names)}, such as {names[:3]}"
+        )
+    return rows.select(kept)
+
+
+def file_names(rows: Dataset, image_column: str) -> list[str | None]:
+    """The name of each row's image file, without its folders; None where only the image's content is known."""
+    images = rows.select_columns([image_column]).cast_column(image_column, Image(decode=False)).with_format("arrow")
+    names = []
+    for batch in images.iter(batch_size=1000):
+        paths = pyarrow.compute.struct_field(batch[image_column], "path").to_pylist()
+        # Files in archives are written as zip://folder/name.png::archive.zip.
+        names += [path and re.split(r"[/\\]", path.split("::")[0])[-1] for path in paths]
+    return names
+
+
+def by_split(train: str | None, validation: str | None) -> dict[str, str]:
+    """What is given of each split."""
+    return {split: value for split, value in (("train", train), ("validation", validation)) if value is not None}
 
 
 def check_columns(data: Dataset | IterableDataset, **columns: str):

@@ -1,6 +1,7 @@
 """Metrics against an independent implementation."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -405,6 +406,115 @@ def test_keypoint_precision_agrees_with_an_evaluation_by_hand(seed):
             assert found[f"{name}_{key}"] == pytest.approx(expected, abs=1e-6)
     for key in ("ap", "ar75"):
         assert found[f"hand_{key}"] == pytest.approx((found[f"lefthand_{key}"] + found[f"righthand_{key}"]) / 2)
+
+
+def with_part_scores(predictions, seed):
+    """The same predictions with scores of some parts, so that each part ranks the persons in another way."""
+    generator = np.random.default_rng(seed)
+    result = []
+    for prediction in predictions:
+        number = len(prediction["scores"])
+        scores = {part: np.round(generator.random(number), 1) for part in ("face", "lefthand", "wholebody")}
+        result.append({**prediction, **{f"{part}_scores": values for part, values in scores.items()}})
+    return result
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("spelling", ["scores", "score"])
+def test_parts_are_ranked_by_scores_of_their_own_in_one_call(seed, spelling):
+    """As one call for each part with its scores as the only ones, and as the evaluation by hand."""
+    predictions, references = random_persons(seed)
+    predictions = with_part_scores(predictions, seed)
+    given = [{key.replace("_scores", f"_{spelling}"): value for key, value in record.items()} for record in predictions]
+    found = keypoint_average_precision(given, references, COCO_WHOLEBODY)
+    assert KeypointAveragePrecision().compute(predictions=given, references=references) == pytest.approx(found)
+    plain = [{"keypoints": record["keypoints"], "scores": record["scores"]} for record in predictions]
+    without = keypoint_average_precision(plain, references, COCO_WHOLEBODY)
+    for name, part in PARTS.items():
+        own = [{**record, "scores": record.get(f"{name}_scores", record["scores"])} for record in predictions]
+        precision, recall = keypoint_precision_by_hand(own, references, part, 0.5)
+        assert found[f"{name}_ap50"] == pytest.approx(precision, abs=1e-6)
+        assert found[f"{name}_ar50"] == pytest.approx(recall, abs=1e-6)
+        alone = [{"keypoints": record["keypoints"], "scores": record["scores"]} for record in own]
+        alone = keypoint_average_precision(alone, references, COCO_WHOLEBODY)
+        keys = [key for key in alone if key.startswith(f"{name}_")]
+        assert {key: found[key] for key in keys} == {key: pytest.approx(alone[key], nan_ok=True) for key in keys}
+        changes = name in ("face", "lefthand", "wholebody")
+        assert (found[f"{name}_ap"] != pytest.approx(without[f"{name}_ap"], abs=1e-9)) == changes, name
+    assert found["hand_ap"] == pytest.approx((found["lefthand_ap"] + found["righthand_ap"]) / 2)
+
+
+def test_a_persons_score_stands_in_where_a_part_has_none():
+    """In images without them, in batches, and for persons whose own score is missing."""
+    predictions, references = random_persons(1)
+    scored = with_part_scores(predictions, 1)
+    some = [record if index % 2 else scored[index] for index, record in enumerate(predictions)]
+    filled = [{**record, "face_scores": record.get("face_scores", record["scores"])} for record in some]
+    keys = ("face_ap", "face_ap50", "face_ar")
+    expected = keypoint_average_precision(filled, references, COCO_WHOLEBODY)
+    metric = KeypointAveragePrecision()
+    metric.add_batch(predictions=some[:5], references=references[:5])
+    metric.add_batch(predictions=some[5:], references=references[5:])
+    found = metric.compute()
+    assert [found[key] for key in keys] == [pytest.approx(expected[key]) for key in keys]
+    holes = [{**record, "face_scores": [None] * len(record["scores"])} for record in predictions]
+    without = keypoint_average_precision(predictions, references, COCO_WHOLEBODY)
+    assert keypoint_average_precision(holes, references, COCO_WHOLEBODY) == pytest.approx(without)
+    assert KeypointAveragePrecision().compute(predictions=holes, references=references) == pytest.approx(without)
+
+
+def test_a_batch_may_begin_with_an_image_without_persons():
+    """As an array of no rows."""
+    predictions, references = random_persons(1)
+    order = sorted(range(12), key=lambda index: len(predictions[index]["keypoints"]))
+    assert predictions[order[0]]["keypoints"].shape == (0, 133, 3)
+    data = {"predictions": [predictions[i] for i in order], "references": [references[i] for i in order]}
+    expected = keypoint_average_precision(**data, convention=COCO_WHOLEBODY)
+    assert KeypointAveragePrecision().compute(**data) == pytest.approx(expected, nan_ok=True)
+
+
+def test_scores_of_parts_that_do_not_fit_are_named():
+    predictions, references = random_persons(1)
+    index = next(index for index, record in enumerate(predictions) if len(record["scores"]) > 0)
+    found, truth = predictions[index], references[index]
+    number = len(found["scores"])
+    for convention, others, message in (
+        (COCO_WHOLEBODY, {"face_scores": np.ones(number + 1)}, f"must have {number} of 'face_scores', .* got"),
+        (COCO_WHOLEBODY, {"face_scores": np.ones(number), "face_score": np.ones(number)}, "'face_score'], got both"),
+        (COCO, {"face_scores": np.ones(number)}, r"scores of the part 'face', but the convention has only \['body'\]"),
+    ):
+        size = convention.num_keypoints
+        prediction = {**found, "keypoints": found["keypoints"][:, :size], **others}
+        reference = {**truth, "keypoints": truth["keypoints"][:, :size]}
+        with pytest.raises(ValueError, match=message):
+            keypoint_average_precision([prediction], [reference], convention)
+
+
+def test_classes_and_parts_that_do_not_occur_are_named():
+    """Means leave them out: a model that says 0 everywhere has 100 % where nothing else is labelled."""
+    maps = {"predictions": [np.zeros((4, 4), int)], "references": [np.diag([255] * 4)]}
+    with pytest.warns(UserWarning, match="no pixels of 1 classes or parts, of which the scores say nothing: 1"):
+        assert MeanIoU().compute(**maps, num_labels=2)["mean_iou"] == 1.0
+    boxes = {"boxes": [[10.0, 10.0, 50.0, 50.0]], "labels": [0]}
+    crowd = {"boxes": [[0.0, 0.0, 9.0, 9.0]], "labels": [2]}
+    reference = {key: boxes[key] + crowd[key] for key in boxes} | {"iscrowd": [0, 1]}
+    data = {"predictions": [{**boxes, "scores": [0.9]}], "references": [reference]}
+    with pytest.warns(UserWarning, match="no objects of 2 classes or parts, of which the scores say nothing: 1, 2"):
+        assert CocoAveragePrecision().compute(**data, num_labels=3)["ap"] == 1.0
+    _, references = random_persons(4)
+    for reference in references:
+        reference["keypoints"][:, 17:91] = 0
+    data = {"predictions": truth_as_prediction(references), "references": references}
+    with pytest.warns(UserWarning, match="no annotated keypoints of 2 classes or parts, .*: foot, face"):
+        KeypointAveragePrecision().compute(**data)
+
+
+def test_nothing_is_said_where_all_classes_occur():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        MeanIoU().compute(predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=2)
+        _, references = random_persons(1)
+        KeypointAveragePrecision().compute(predictions=truth_as_prediction(references), references=references)
 
 
 def truth_as_prediction(references):

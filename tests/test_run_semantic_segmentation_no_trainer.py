@@ -91,7 +91,9 @@ def test_the_picture_shows_three_images_with_truth_and_prediction(trained):
 def test_evaluates_a_checkpoint_without_training(train, trained):
     windows = ["--eval_window", 96, "--eval_stride", 48]
     folder = train("--eval_only", "--model_name_or_path", trained, "--class_weight_exponent", 0.5, *windows)
-    assert [path.name for path in folder.iterdir()] == ["eval_results.json"]
+    written = {"eval_results.json", "per_class_results.json", "predictions.png"}
+    assert {path.name for path in folder.iterdir()} == written
+    assert read_json(folder / "per_class_results.json") == read_json(trained / "per_class_results.json")
     results, of_training = read_json(folder / "eval_results.json"), read_json(trained / "all_results.json")
     assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
     with pytest.raises(ValueError, match="--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint"):

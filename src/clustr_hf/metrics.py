@@ -3,6 +3,7 @@
 
 import sys
 import types
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,13 @@ from transformers import EvalPrediction
 
 from .image_processing_clustr_detection import encode_mask
 from .keypoints import CONVENTIONS, KeypointConvention
+
+
+# What all keypoints together are called, and the parts that may have scores of their own, in any convention.
+WHOLE = "wholebody"
+PART_NAMES = tuple(dict.fromkeys([*(part for convention in CONVENTIONS.values() for part in convention.parts), WHOLE]))
+# How many absent classes a warning names.
+MOST_NAMES = 20
 
 
 class _WithTensorFlow(types.ModuleType):
@@ -83,8 +91,9 @@ class MeanIoU(evaluate.Metric):
     Mean intersection over union of label maps, with the results of `evaluate`'s metric of the same name.
 
     Counts are added up over all maps before they are divided. Classes that occur neither in predictions nor in
-    references are NaN and left out of the means; so are, for the accuracy, classes without labelled pixels. Pixels
-    labelled `ignore_index` do not count, whatever was predicted there.
+    references are NaN and left out of the means; so are, for the accuracy, classes without labelled pixels: a warning
+    names the classes that no pixel is labelled as. Pixels labelled `ignore_index` do not count, whatever was predicted
+    there.
 
     ```python
     >>> from clustr_hf.metrics import MeanIoU
@@ -111,7 +120,20 @@ class MeanIoU(evaluate.Metric):
             class_areas(torch.as_tensor(prediction), torch.as_tensor(reference), num_labels, ignore_index)
             for prediction, reference in zip(predictions, references)
         ]
+        labelled = torch.stack(areas).sum(dim=0)[2] if areas else torch.zeros(num_labels)
+        _warn_of_absent("pixels", [index for index, number in enumerate(labelled.tolist()) if number == 0])
         return summarize_areas(areas)
+
+
+def _warn_of_absent(what: str, absent: Sequence[Any]):
+    """Say of which classes, or parts, the scores say nothing, since there are none of them in the references."""
+    if absent:
+        more = ", ..." if len(absent) > MOST_NAMES else ""
+        warnings.warn(
+            f"`references` have no {what} of {len(absent)} classes or parts, of which the scores say nothing: "
+            f"{', '.join(map(str, absent[:MOST_NAMES]))}{more}",
+            stacklevel=2,
+        )
 
 
 def class_areas(
@@ -179,23 +201,29 @@ class _ImageMetric(evaluate.Metric):
 
     def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
         """As upstream; what an image's dictionary may leave out is empty."""
-        super().add(prediction=self._fit("predictions", prediction), reference=self._fit("references", reference))
+        record = {"prediction": _as_lists(self._fit("predictions", prediction))}
+        super().add(**record, reference=_as_lists(self._fit("references", reference)))
 
     def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
         """As upstream; what an image's dictionary may leave out is empty."""
-        predictions = [self._fit("predictions", record) for record in predictions]
-        super().add_batch(
-            predictions=predictions, references=[self._fit("references", record) for record in references], **kwargs
-        )
+        predictions = [_as_lists(self._fit("predictions", record)) for record in predictions]
+        references = [_as_lists(self._fit("references", record)) for record in references]
+        super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
         """The columns of a record of `predictions` or `references`."""
         raise NotImplementedError
 
 
+def _as_lists(record: Mapping) -> dict[str, Any]:
+    """A record without arrays: Arrow takes none of several dimensions after one without rows."""
+    return {name: values.tolist() if hasattr(values, "tolist") else values for name, values in record.items()}
+
+
 class CocoAveragePrecision(_ImageMetric):
     """
-    Average precision of boxes or masks as COCO defines it, by faster-coco-eval; see [`coco_average_precision`].
+    Average precision of boxes or masks as COCO defines it, by faster-coco-eval; see [`coco_average_precision`]. Classes
+    without objects in the references are left out of the means, and a warning names them.
 
     ```python
     >>> from clustr_hf.metrics import CocoAveragePrecision
@@ -243,7 +271,9 @@ class CocoAveragePrecision(_ImageMetric):
         iou_type: str = "bbox",
         max_detections: int = 100,
     ) -> dict[str, Any]:
-        return coco_average_precision(predictions, references, num_labels, iou_type, max_detections)
+        result = coco_average_precision(predictions, references, num_labels, iou_type, max_detections)
+        _warn_of_absent("objects", np.flatnonzero(np.isnan(result["per_category_ap"])).tolist())
+        return result
 
 
 def coco_average_precision(
@@ -376,7 +406,8 @@ def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[st
 
 class KeypointAveragePrecision(_ImageMetric):
     """
-    Average precision of keypoints as COCO and COCO-WholeBody define it; see [`keypoint_average_precision`].
+    Average precision of keypoints as COCO and COCO-WholeBody define it; see [`keypoint_average_precision`]. A warning
+    names the parts that no person of the references has.
 
     ```python
     >>> from clustr_hf.metrics import KeypointAveragePrecision
@@ -396,21 +427,27 @@ class KeypointAveragePrecision(_ImageMetric):
         rows = datasets.Sequence(datasets.Sequence(real))
         reference = {"boxes": rows, "area": datasets.Sequence(real), "iscrowd": datasets.Sequence(integer)}
         keypoints = {"keypoints": datasets.Sequence(rows)}
+        scores = {name: datasets.Sequence(real) for name in ("scores", *(f"{part}_scores" for part in PART_NAMES))}
         return evaluate.MetricInfo(
             description="Average precision of keypoints by their similarity to those of the persons.",
             citation="",
             inputs_description="predictions, references: one dictionary an image.",
             features=datasets.Features(
                 {
-                    "predictions": {**keypoints, "scores": datasets.Sequence(real)},
+                    "predictions": {**keypoints, **scores},
                     "references": {**keypoints, **reference},
                 }
             ),
         )
 
     def _fit(self, name: str, record: Mapping) -> dict[str, Any]:
-        """A missing `iscrowd` is empty, and what the metric does not need is left out."""
-        record = {"iscrowd": [], **record}
+        """What may be missing is empty, and what the metric does not need is left out."""
+        if name == "predictions":
+            given = _given_part_scores(record, "a prediction")
+            given = {f"{part}_scores": np.asarray(scores, np.float64) for part, scores in given.items()}  # None: NaN
+            record = {**{f"{part}_scores": [] for part in PART_NAMES}, **record, **given}
+        else:
+            record = {"iscrowd": [], **record}
         return {key: record[key] for key in self.features[name] if key in record}
 
     def _compute(
@@ -418,7 +455,10 @@ class KeypointAveragePrecision(_ImageMetric):
     ) -> dict[str, float]:
         if convention not in CONVENTIONS:
             raise ValueError(f"`convention` must be one of {list(CONVENTIONS)}, got {convention!r}.")
-        return keypoint_average_precision(predictions, references, CONVENTIONS[convention])
+        results = keypoint_average_precision(predictions, references, CONVENTIONS[convention])
+        parts = CONVENTIONS[convention].parts
+        _warn_of_absent("annotated keypoints", [part for part in parts if np.isnan(results[f"{part}_ap"])])
+        return results
 
 
 def keypoint_average_precision(
@@ -428,12 +468,15 @@ def keypoint_average_precision(
     Average precision and recall of keypoints by the object keypoint similarity (OKS), for each part of the body on its
     own and for all of it, as COCO-WholeBody's evaluator computes them (Jin et al. 2020) and, for 17 keypoints, COCO's.
 
-    For a part only its keypoints count. Persons without an annotated keypoint in a part, and crowds, may be found or
-    not; a prediction all of whose scores in a part are 0 is none.
+    For a part only its keypoints count, and its score ranks the predictions. Persons without an annotated keypoint in a
+    part, and crowds, may be found or not; a prediction all of whose keypoints' scores in a part are 0 is none.
 
     Args:
         predictions (`Sequence[Mapping]`): For each image its persons: `keypoints` `(n, K, 3)`, (x, y, score) in pixels,
-            and `scores` `(n,)`. At most 20 of an image count, the best ones.
+            and `scores` `(n,)`. A part may have scores of its own, `{part}_scores` `(n,)` for the parts of the
+            convention and for `wholebody`, as COCO-WholeBody's results have `face_score` and others (that name is
+            accepted, too); where it is missing, or NaN for a person, that of `scores` counts. At most 20 persons of an
+            image count, the best ones.
         references (`Sequence[Mapping]`): For each image its persons: `keypoints` `(m, K, 3)`, (x, y, visibility),
             annotated where that is positive; `boxes` `(m, 4)`, corners in pixels; `area` `(m,)` in square pixels, that
             of the segmentation; `iscrowd` `(m,)` is 1 for crowds, and may be left out.
@@ -446,7 +489,8 @@ def keypoint_average_precision(
         where no person has the part. `hand_ap` and the others of it are the means of left and right hand.
 
     Raises:
-        ValueError: for another number of keypoints, or predictions and references of different numbers.
+        ValueError: for another number of keypoints or scores, predictions and references of different numbers, or
+            scores of a part that the convention has not.
     """
     _check_numbers(predictions, references)
     predicted, annotated = (
@@ -455,11 +499,11 @@ def keypoint_average_precision(
     )
     parts = {name: list(part) for name, part in convention.parts.items()}
     if len(parts) > 1:
-        parts["wholebody"] = list(range(convention.num_keypoints))
+        parts[WHOLE] = list(range(convention.num_keypoints))
     results = {
         f"{name}_{key}": value
         for name, part in parts.items()
-        for key, value in _evaluate_part(predicted, annotated, part, np.asarray(convention.sigmas)[part]).items()
+        for key, value in _evaluate_part(predicted, annotated, name, part, convention.sigmas).items()
     }
     if "lefthand" in parts:
         for key in KEYPOINT_SCORES:
@@ -499,6 +543,7 @@ def _as_persons(record: Mapping, kind: str, index: int, convention: KeypointConv
     for key in needed:
         if len(record[key]) != number:
             raise ValueError(f"{name} must have {number} of {key!r}, as of 'keypoints', got {len(record[key])}.")
+    part_scores = _part_scores(record, name, convention, number) if kind == "predictions" else {}
     persons = []
     for place, points in enumerate(keypoints):
         values = {key: record[key][place] for key in needed}
@@ -510,18 +555,45 @@ def _as_persons(record: Mapping, kind: str, index: int, convention: KeypointConv
             body = points[list(convention.parts["body"]), :2]
             (x0, y0), (width, height) = body.min(axis=0).tolist(), np.ptp(body, axis=0).tolist()
             person |= {"bbox": [x0, y0, width, height], "area": width * height, "score": float(values["scores"])}
+            person["part_scores"] = {part: scores[place] for part, scores in part_scores.items()}
         persons.append(person)
     return persons
 
 
+def _given_part_scores(record: Mapping, name: str) -> dict[str, Sequence[float]]:
+    """The scores of parts that an image's predictions have, by the name of the part."""
+    given = {}
+    for part in PART_NAMES:
+        spellings = [key for key in (f"{part}_scores", f"{part}_score") if len(record.get(key, ())) > 0]
+        if len(spellings) > 1:
+            raise ValueError(f"{name} must have one of {spellings}, got both.")
+        if spellings:
+            given[part] = record[spellings[0]]
+    return given
+
+
+def _part_scores(record: Mapping, name: str, convention: KeypointConvention, number: int) -> dict[str, list[float]]:
+    """The scores of each part in an image; that of the whole person where a part's is not given."""
+    parts = [*convention.parts, *([WHOLE] if len(convention.parts) > 1 else [])]
+    result = {}
+    for part, given in _given_part_scores(record, name).items():
+        if part not in parts:
+            raise ValueError(f"{name} has scores of the part {part!r}, but the convention has only {parts}.")
+        if len(given) != number:
+            raise ValueError(f"{name} must have {number} of '{part}_scores', as of 'keypoints', got {len(given)}.")
+        scores = np.asarray(given, dtype=np.float64)  # None becomes NaN
+        result[part] = np.where(np.isnan(scores), record["scores"], scores).tolist()
+    return result
+
+
 def _evaluate_part(
-    predicted: list[list[dict]], annotated: list[list[dict]], part: list[int], sigmas: np.ndarray
+    predicted: list[list[dict]], annotated: list[list[dict]], name: str, part: list[int], sigmas: Sequence[float]
 ) -> dict[str, float]:
-    """[`KEYPOINT_SCORES`] of some of the keypoints."""
-    truth = _part_annotations(annotated, part)
-    found = [annotation for annotation in _part_annotations(predicted, part) if annotation["num_keypoints"] > 0]
+    """[`KEYPOINT_SCORES`] of some of the keypoints, those of the part of this name."""
+    truth = _part_annotations(annotated, name, part)
+    found = [annotation for annotation in _part_annotations(predicted, name, part) if annotation["num_keypoints"] > 0]
     settings = (len(annotated), [PERSON], "keypoints", MAX_PERSONS)
-    evaluator = _run_evaluator(truth, found, *settings, kpt_oks_sigmas=sigmas)
+    evaluator = _run_evaluator(truth, found, *settings, kpt_oks_sigmas=np.asarray(sigmas)[part])
     # precision (thresholds, recalls, categories, areas, 1), recall (thresholds, categories, areas, 1)
     return {
         name: _mean_of_valid(evaluator.eval[kind][threshold][..., areas, -1])
@@ -529,7 +601,7 @@ def _evaluate_part(
     }
 
 
-def _part_annotations(persons: list[list[dict]], part: list[int]) -> list[dict[str, Any]]:
+def _part_annotations(persons: list[list[dict]], name: str, part: list[int]) -> list[dict[str, Any]]:
     """COCO's annotations of the persons of images 1, 2, ... with some of their keypoints; also counted from 1."""
     annotations = []
     for image_id, of_image in enumerate(persons, start=1):
@@ -537,6 +609,8 @@ def _part_annotations(persons: list[list[dict]], part: list[int]) -> list[dict[s
             points = person["keypoints"][part]
             number = int((points[:, 2] > 0).sum())
             place = {"id": len(annotations) + 1, "image_id": image_id, "num_keypoints": number}
+            if name in person.get("part_scores", ()):
+                place["score"] = person["part_scores"][name]
             annotations.append({**person, **place, "keypoints": points.ravel().tolist()})
     return annotations
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -289,12 +290,23 @@ def _count_parameters(folder: Path) -> int:
     return number
 
 
+def plain_value(value: Any) -> Any:
+    """An argument as it is written on a command line: the value of an enumeration, also within lists and mappings."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {plain_value(key): plain_value(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(part) for part in value]
+    return value
+
+
 def _training(contents: CardContents) -> str:
     parts = [contents.training or "What this checkpoint was trained on was not stated when this card was made."]
     if contents.command:
         parts.append(f"```bash\n{contents.command}\n```")
     if contents.recipe:
-        rows = _table_rows((name, f"`{value}`") for name, value in contents.recipe.items())
+        rows = _table_rows((name, f"`{plain_value(value)}`") for name, value in contents.recipe.items())
         parts.append(
             f"<details><summary>Settings</summary>\n\n| setting | value |\n| --- | --- |\n{rows}\n\n</details>"
         )
@@ -344,6 +356,7 @@ __all__ = [
     "check_card",
     "load_card",
     "measurements_of",
+    "plain_value",
     "widget_sources",
     "write_model_card",
 ]
