@@ -254,6 +254,8 @@ def detection_folder(request, folder, tmp_path_factory):
 
 
 DETECTION_CODE = {
+    "annotations_clustr.py",
+    "devices_clustr.py",
     "modeling_clustr_dense.py",
     "modeling_clustr_detection.py",
     "modeling_clustr_torchvision.py",

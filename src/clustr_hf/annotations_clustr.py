@@ -87,11 +87,12 @@ def run_lengths(encoding: Mapping[str, Any], size: tuple[int, int] | None = None
     Raises:
         ValueError: if it is malformed or of another size.
     """
-    stated, counts = _as_numbers(encoding.get("size")), encoding.get("counts")
+    stated, counts = (encoding.get(key) if isinstance(encoding, Mapping) else None for key in ("size", "counts"))
+    stated = _as_numbers(stated)
     if stated is None or len(stated) != 2 or not _are_whole(stated, 1, 2**31) or math.prod(map(int, stated)) > 2**40:
         raise ValueError(
             "`annotations` must have run-length encodings with 'size', [height, width], and 'counts', got "
-            f"{reprlib.repr(dict(encoding))}."
+            f"{reprlib.repr(encoding)}."
         )
     if size is not None and tuple(map(int, stated)) != tuple(size):
         raise ValueError(

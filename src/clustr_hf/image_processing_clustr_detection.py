@@ -18,6 +18,7 @@ from transformers import DeformableDetrImageProcessor
 from transformers.image_utils import AnnotationFormat
 
 from .annotations_clustr import clean_annotation, decode_segmentation, encode_mask
+from .devices_clustr import default_device
 from .image_processing_clustr import ReadsImagesMixin
 
 
@@ -88,6 +89,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         masks = annotation.get("masks")
         others = {name: value for name, value in annotation.items() if name != "masks"}
         resized = super().resize_annotation(others, orig_size, target_size, *args, **kwargs)
+        resized["size"] = torch.tensor(target_size, dtype=torch.int64, device=annotation["boxes"].device)
         if masks is not None:
             resized["masks"] = masks.new_zeros((0, *target_size))
             if len(masks) > 0:
@@ -176,7 +178,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
             boxes = _to_corners(pred_boxes[index][anchors]).clamp(0, 1)
             if target_sizes is not None:
                 boxes = _scale(boxes, target_sizes[index])
-            kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
+            with default_device(boxes.device):
+                kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
             detections.append(
                 {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "places": anchors[kept]}
             )

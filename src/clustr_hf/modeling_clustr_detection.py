@@ -31,13 +31,13 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
+from .devices_clustr import default_device
 from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to, warn_of_padding
 from .modeling_clustr_torchvision import (
     ClusTRAnchorGenerator,
     ClusTRRoIAlign,
     OwnRandomNumbers,
     at_least_float32,
-    default_device,
     init_like_torchvision,
     upcast_output,
     with_attributes,

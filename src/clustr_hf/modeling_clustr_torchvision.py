@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
 What differs from torchvision in the parts of its detectors that ours are made of: precision, strides, initialization,
-and a forward pass that changes nothing, neither a module nor the random numbers or devices of the process.
+and a forward pass that changes nothing, neither a module nor the random numbers of the process.
 
 Boxes are corners (x0, y0, x1, y1) in pixels.
 """
@@ -9,7 +9,6 @@ Boxes are corners (x0, y0, x1, y1) in pixels.
 import copy
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -109,17 +108,6 @@ class OwnRandomNumbers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def default_device(device: torch.device) -> AbstractContextManager:
-    """
-    A context in which tensors are made on the given device where torchvision names none. It costs time at every call
-    of an operator, so there is none where the default will do: single numbers on the CPU go with tensors everywhere.
-    """
-    if torch.compiler.is_compiling():
-        return nullcontext()
-    default = torch.get_default_device()
-    return nullcontext() if default == device or default.type == "cpu" else device
-
-
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -138,7 +126,6 @@ __all__ = [
     "ClusTRRoIAlign",
     "OwnRandomNumbers",
     "at_least_float32",
-    "default_device",
     "init_like_torchvision",
     "upcast_output",
     "with_attributes",
