@@ -182,7 +182,6 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
     elif isinstance(polygon, (np.ndarray, torch.Tensor)) and polygon.ndim == 2 and polygon.shape[1] == 2:
         polygon = polygon.reshape(-1)
     corners = _as_numbers(polygon)
-    corners = corners if polygon is None or len(polygon) else np.zeros(0)  # an empty one encloses nothing
     if corners is None or len(corners) % 2 or not np.isfinite(corners).all():
         raise ValueError(
             "`annotations` must have 'segmentation' with polygons of finite numbers, x and y by turns, got "
@@ -239,6 +238,19 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
     return {**cleaned, "area": float(area)} if "area" in cleaned else cleaned
 
 
+def clean_image_id(image_id: Any) -> int:
+    """
+    The id of an image as an int.
+
+    Raises:
+        ValueError: if it is no integer, of whatever type.
+    """
+    number = _as_number(image_id)
+    if number is None or number != int(number) or not -(2**63) <= number < 2**63:
+        raise ValueError(f"`annotations` must have an integer as 'image_id', got {image_id!r}.")
+    return int(number)
+
+
 def _as_number(value: Any) -> Real | None:
     """A finite number of Python's, also of a 0-d array or tensor, that is one in float32 too; or None if it is none."""
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and value.ndim == 0:
@@ -247,4 +259,4 @@ def _as_number(value: Any) -> Real | None:
     return value if is_number else None
 
 
-__all__ = ["clean_annotation", "decode_segmentation", "encode_mask", "run_lengths"]
+__all__ = ["clean_annotation", "clean_image_id", "decode_segmentation", "encode_mask", "run_lengths"]

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import DeformableDetrImageProcessor
 from transformers.image_utils import AnnotationFormat
 
-from .annotations_clustr import clean_annotation, decode_segmentation, encode_mask
+from .annotations_clustr import clean_annotation, clean_image_id, decode_segmentation, encode_mask
 from .devices_clustr import default_device
 from .image_processing_clustr import ReadsImagesMixin
 
@@ -74,7 +74,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         cleaned = [clean_annotation(annotation, index) for index, annotation in enumerate(target["annotations"])]
         kept = [annotation for annotation in cleaned if _counts(annotation, size)]
         kept = [{"area": row["bbox"][2] * row["bbox"][3], **row} for row in kept]
-        prepared = super().prepare_annotation(image, {**target, "annotations": kept}, format, False)
+        target = {**target, "image_id": clean_image_id(target["image_id"]), "annotations": kept}
+        prepared = super().prepare_annotation(image, target, format, False)
         prepared["size"] = prepared["orig_size"]  # until it is resized
         if return_segmentation_masks:
             masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in kept]
