@@ -13,7 +13,7 @@ from clustr_hf.metrics import coco_average_precision
 from clustr_hf.modeling_clustr_dense import image_sizes
 
 
-# Detections of lower scores are not looked at, as torchvision's detectors do not.
+# Least score of RetinaNet's detections that are looked at, as in torchvision; Mask R-CNN's is in its configuration.
 SCORE_THRESHOLD = 0.05
 # The metrics of boxes and of masks in the results: eval_box_ap, eval_mask_ap50 ...
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -24,28 +24,50 @@ METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
 class EvaluationArguments:
     """How detections are evaluated, and drawn."""
 
-    max_detections: int = field(default=100, metadata={"help": "Detections of an image that count; COCO has 100."})
+    max_detections: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of detections of an image that count. Default: 100 for object detection, as in COCO; for "
+            "instance segmentation all that the model returns, `detections_per_image` of its configuration."
+        },
+    )
     num_pictures: int = field(default=4, metadata={"help": "Validation images in predictions.png; 0 draws none."})
     picture_threshold: float = field(default=0.5, metadata={"help": "Least score of a detection in the pictures."})
 
     def __post_init__(self):
-        if self.max_detections < 1:
+        if self.max_detections is not None and self.max_detections < 1:
             raise ValueError(f"--max_detections must be positive, got {self.max_detections}")
         if self.num_pictures < 0:
             raise ValueError(f"--num_pictures must be 0 or more, got {self.num_pictures}")
         if not 0 <= self.picture_threshold <= 1:
             raise ValueError(f"--picture_threshold must be in [0, 1], got {self.picture_threshold}")
 
+    def check_model(self, config, with_masks: bool):
+        """Raise a `ValueError` if more detections shall count than Mask R-CNN returns by its configuration."""
+        most = config.detections_per_image
+        if with_masks and self.max_detections is not None and self.max_detections > most:
+            raise ValueError(
+                f"--max_detections must be at most the model's detections_per_image, {most}, got "
+                f"{self.max_detections}: raise that with --config_overrides"
+            )
+
 
 @torch.no_grad()
 def detect(
-    model: nn.Module, processor, pixel_values: torch.Tensor, size: tuple[int, int], threshold: float, most: int
+    model: nn.Module,
+    processor,
+    pixel_values: torch.Tensor,
+    size: tuple[int, int],
+    threshold: float | None,
+    most: int | None,
 ) -> dict[str, Any]:
     """
     Detections in one image (3, h, w), at its (height, width): `scores`, `labels`, `boxes` as arrays, and `masks` as
-    run-length encodings if the model has them.
+    run-length encodings if the model has them. Without a threshold, all that the evaluation looks at.
     """
     outputs = model(pixel_values=pixel_values[None])
+    if threshold is None:
+        threshold = 0.0 if "pred_masks" in outputs else SCORE_THRESHOLD
     limits = {"threshold": threshold, "target_sizes": [size], "max_detections": most}
     if "pred_masks" not in outputs:
         found = processor.post_process_object_detection(outputs, **limits)[0]
@@ -71,8 +93,8 @@ class Predictor:
         for image, mask, reference in zip(batch["pixel_values"], batch["pixel_mask"], batch["references"]):
             [(height, width)] = image_sizes(mask[None], image[None])
             image = image[:, :height, :width]
-            limits = (SCORE_THRESHOLD, self.args.max_detections)
-            records.append((detect(model, self.processor, image, reference["size"], *limits), reference))
+            found = detect(model, self.processor, image, reference["size"], None, self.args.max_detections)
+            records.append((found, reference))
         return records
 
 

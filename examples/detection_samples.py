@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_area, box_convert
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from training_data import decode_image, to_rgb
+from training_data import UnreadableSample, decode_image, to_rgb
 from transformers import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -76,6 +76,10 @@ class Sample:
     masks: torch.Tensor | None = None
 
 
+class MalformedSegmentation(UnreadableSample, ValueError):
+    """The mask of an object cannot be read. The sample may be skipped, like one whose image is broken."""
+
+
 class ReadSample:
     """
     Index -> [`Sample`].
@@ -98,8 +102,10 @@ class ReadSample:
         image = to_rgb(decode_image(row[self.parse.image_column], name), self.processor)
         try:
             return self._make_sample(image, self.parse(row))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {error}") from error
+        except (LookupError, TypeError, ValueError) as error:
+            reason = repr(error) if isinstance(error, LookupError) else error  # whose message is only the key
+            kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
+            raise kind(f"{name}: {reason}") from error
 
     def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
         annotations = [clean_annotation(annotation, index) for index, annotation in enumerate(annotations)]
@@ -110,7 +116,7 @@ class ReadSample:
             raise ValueError(f"classes must be in [0, {self.num_labels}), got {labels.tolist()}")
         masks, size = None, (image.height, image.width)
         if self.with_masks:
-            masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in annotations]
+            masks = [_decode_mask(annotation, size) for annotation in annotations]
             masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
         areas = boxes[:, 2] * boxes[:, 3] if masks is None else masks.sum(dim=(1, 2))
         areas = [row.get("area", area) for row, area in zip(annotations, areas.tolist())]
@@ -122,6 +128,15 @@ class ReadSample:
             iscrowd=torch.tensor(columns["iscrowd"], dtype=torch.int64),
             masks=masks,
         )
+
+
+def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> torch.Tensor:
+    if not annotation.get("segmentation"):
+        return decode_segmentation(None, size)  # says what is missing, which is no matter of a broken sample
+    try:
+        return decode_segmentation(annotation["segmentation"], size)
+    except ValueError as error:
+        raise MalformedSegmentation(error) from error
 
 
 class TrainingTransform:

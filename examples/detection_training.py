@@ -98,6 +98,7 @@ def make_task(
         data, labels = load_data(data_args, model_args, args.seed)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **recipe.config_fields())
+    evaluation.check_model(model.config, task.with_masks)
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     parse = ParseObjects(data_args, labels)

@@ -254,7 +254,14 @@ def detection_folder(request, folder, tmp_path_factory):
     return path
 
 
-DETECTION_CODE = {"modeling_clustr_dense.py", "modeling_clustr_detection.py", "image_processing_clustr_detection.py"}
+DETECTION_CODE = {
+    "annotations_clustr.py",
+    "devices_clustr.py",
+    "modeling_clustr_dense.py",
+    "modeling_clustr_detection.py",
+    "modeling_clustr_torchvision.py",
+    "image_processing_clustr_detection.py",
+}
 
 
 def test_detection_folder_is_complete(detection_folder):

@@ -16,7 +16,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 from transformers import EvalPrediction
 
-from .image_processing_clustr_detection import encode_mask
+from .annotations_clustr import run_lengths
 from .keypoints import CONVENTIONS, KeypointConvention
 
 
@@ -256,7 +256,7 @@ class CocoAveragePrecision(_ImageMetric):
         """All columns, with masks as Arrow can keep them: run lengths that are not compressed."""
         filled = {key: record.get(key, []) for key in self.features[name]}
         filled["masks"] = [
-            encode_mask(torch.from_numpy(coco_mask.decode(mask)).bool())
+            {"size": mask["size"], "counts": run_lengths(mask).tolist()}
             if isinstance(mask["counts"], (str, bytes))
             else mask
             for mask in filled["masks"]
@@ -269,7 +269,7 @@ class CocoAveragePrecision(_ImageMetric):
         references: Sequence[Mapping],
         num_labels: int | None = None,
         iou_type: str = "bbox",
-        max_detections: int = 100,
+        max_detections: int | None = 100,
     ) -> dict[str, Any]:
         result = coco_average_precision(predictions, references, num_labels, iou_type, max_detections)
         _warn_of_absent("objects", np.flatnonzero(np.isnan(result["per_category_ap"])).tolist())
@@ -281,7 +281,7 @@ def coco_average_precision(
     references: Sequence[Mapping],
     num_labels: int | None = None,
     iou_type: str = "bbox",
-    max_detections: int = 100,
+    max_detections: int | None = 100,
 ) -> dict[str, float | np.ndarray]:
     """
     Average precision of boxes or masks as COCO defines it.
@@ -294,7 +294,8 @@ def coco_average_precision(
             masks if it is left out; `iscrowd` `(m,)` is 1 for crowds, which may be found or not.
         num_labels (`int`, *optional*): Number of classes; default is one more than the largest label.
         iou_type (`str`): `"bbox"` for boxes or `"segm"` for masks.
-        max_detections (`int`): Only so many detections of a class in an image count, the best ones.
+        max_detections (`int`, *optional*, defaults to 100): Number of detections of a class in an image that count, the
+            best ones. COCO's is 100, which is too few where images have more objects; None counts all.
 
     Returns:
         `dict`: `ap`, averaged over IoU thresholds 0.5, 0.55 ... 0.95 and classes, `ap50`, `ap75`, `ap_small` (area to
@@ -302,11 +303,14 @@ def coco_average_precision(
         `per_category_ap50` (`np.ndarray` of shape `(num_labels,)`); all in [0, 1], or NaN where there are no objects.
 
     Raises:
-        ValueError: for an unknown `iou_type`, a label out of range, or predictions and references of different numbers.
+        ValueError: for an unknown `iou_type`, a label out of range, a malformed run-length encoding, or predictions and
+            references of different numbers.
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"`iou_type` must be 'bbox' or 'segm', got {iou_type!r}.")
     _check_numbers(predictions, references)
+    if max_detections is None:
+        max_detections = max([1, *(len(record["labels"]) for record in predictions if "labels" in record)])
     if max_detections < 1:
         raise ValueError(f"`max_detections` must be positive, got {max_detections}.")
     labels = []
@@ -378,6 +382,11 @@ def _check_objects(record: Mapping, name: str, column: str, kind: str):
                 f"{name} must have one of {key!r} for each of its {len(record['labels'])} labels, got "
                 f"{len(record[key])}."
             )
+    for index, mask in enumerate(record["masks"] if column == "masks" else ()):
+        try:  # COCO's functions read beyond broken ones
+            run_lengths(mask)
+        except ValueError as error:
+            raise ValueError(f"{name}['masks'][{index}]: {error}") from error
 
 
 def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[str, Any]]:
