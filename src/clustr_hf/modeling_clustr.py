@@ -8,6 +8,7 @@ tokens. Between stages the tokens are maps (B, C, h, w); their memory is channel
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_clustr import ClusTRConfig
 from .feed_forward_clustr import can_fuse, fused_feed_forward
-from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention
+from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
 
 
 @dataclass
@@ -36,7 +37,8 @@ class ClusTRModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
             Normalised tokens of the last stage as a map; h and w are the image's size over the total stride (32 for
-            the paper's variants), rounded up (down for even patch sizes).
+            the paper's variants), rounded up (down for even patch sizes). With `config.flatten_last_hidden_state` the
+            same tokens as a sequence, row by row, `(B, h * w, C)`.
         pooler_output (`torch.Tensor` of shape `(B, C)`):
             Mean of the last stage's tokens: what the classifier sees.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
@@ -164,7 +166,10 @@ class ClusTRBlock(GradientCheckpointingLayer):
 
 
 class ClusTRStage(nn.Module):
-    """Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w) and the clusters of each block."""
+    """
+    Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w), the patch embeddings (B, C, h, w), and the
+    clusters of each block.
+    """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -179,16 +184,16 @@ class ClusTRStage(nn.Module):
 
     def forward(
         self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
-        features = self.embeddings(features)
-        size = features.shape[-2:]
-        tokens = features.permute(0, 2, 3, 1).flatten(1, 2)
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+        embeddings = self.embeddings(features)
+        size = embeddings.shape[-2:]
+        tokens = embeddings.permute(0, 2, 3, 1).flatten(1, 2)
         cluster_indices, cluster_index = [], None
         for block in self.blocks:
             tokens, cluster_index = block(tokens, size, cluster_index if self.shares_clusters else None, **kwargs)
             if cluster_index is not None:
                 cluster_indices.append(cluster_index)
-        return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), cluster_indices
+        return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), embeddings, cluster_indices
 
 
 class ClusTRPreTrainedModel(PreTrainedModel):
@@ -207,13 +212,9 @@ class ClusTRPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": [
-            OutputRecorder(ClusTRPatchEmbeddings, layer_name="stages.0.embeddings", capture_initial_hidden_state=False),
-            OutputRecorder(ClusTRStage, index=0, capture_initial_hidden_state=False),
-        ],
-        "attentions": OutputRecorder(ClusTRAttention, index=1),
-    }
+    # Hidden states are not recorded by hooks, as attentions are: transformers installs hooks once more where a model is
+    # part of another one that records, and heads would take the doubled states for those of other stages.
+    _can_record_outputs = {"attentions": OutputRecorder(ClusTRAttention, index=1)}
     # What a saved checkpoint of any class can be loaded as by remote code; heads of other files add themselves.
     _auto_map = {
         "AutoConfig": "configuration_clustr.ClusTRConfig",
@@ -278,25 +279,36 @@ class ClusTRModel(ClusTRPreTrainedModel):
                 Normalised images of any size from the product of the strides up; H and W need not be multiples of it.
             output_clusters (`bool`, defaults to `False`):
                 Whether to return `cluster_indices`.
+            kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`; what wrappers hand on without effect on
+                images (`num_items_in_batch`, `use_cache`, ...), and anything that is None; keywords that a custom
+                attention function names.
 
         Returns:
             [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for inputs of other
+                models, such as `attention_mask`, that are not None.
+            TypeError: for unknown keywords.
         """
         self._check_pixel_values(pixel_values)
-        if kwargs.get("pixel_mask") is not None:
-            raise ValueError("`pixel_mask` must be None: padding would count as image; give images of one size.")
+        attention_kwargs = select_attention_kwargs(kwargs, self.config)
         fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
-        cluster_indices = []
+        wanted = kwargs.get("output_hidden_states")
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        hidden_states, cluster_indices = [], []
         for stage in self.stages:
-            features, stage_clusters = stage(features, **kwargs)
+            features, embeddings, stage_clusters = stage(features, **attention_kwargs)
+            if wanted:
+                hidden_states += [features] if hidden_states else [embeddings, features]
             cluster_indices.extend(stage_clusters)
+        is_flat = self.config.flatten_last_hidden_state
         return ClusTRModelOutput(
-            last_hidden_state=features,
+            last_hidden_state=features.flatten(2).mT if is_flat else features,
             pooler_output=features.mean(dim=(2, 3)),
+            hidden_states=select_states(hidden_states, wanted) if wanted else None,
             cluster_indices=tuple(cluster_indices) if output_clusters else None,
         )
 
@@ -319,6 +331,15 @@ class ClusTRModel(ClusTRPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
             )
+
+
+def select_states(states: list[torch.Tensor], wanted: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:
+    """All states, or, as in transformers, those of one or several indices, with None in place of the others."""
+    if wanted is True:
+        return tuple(states)
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
+    return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
 def fix_exported_size(pixel_values: torch.Tensor):
@@ -353,8 +374,11 @@ class ClusTRBackbone(BackboneMixin, ClusTRModel):
             variants are 4, 8, 16, 32. `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for
+                `output_clusters=True`.
         """
+        if kwargs.pop("output_clusters", None):
+            raise ValueError("`output_clusters` must be False: a backbone returns maps only; use `ClusTRModel`.")
         # Not `super()`, which is BackboneMixin and has none; a dict even where the configuration asks for tuples.
         output = ClusTRModel.forward(self, pixel_values, return_dict=True, **kwargs)
         maps = dict(zip(self.stage_names, output.hidden_states))

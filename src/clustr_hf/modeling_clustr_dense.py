@@ -9,15 +9,28 @@ import math
 
 import torch
 from torch.nn.functional import pad
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
-from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel
+from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel, select_states
 
 
 logger = logging.get_logger(__name__)
 
 # What a model cannot return of images that it sees one by one.
 RECORDED = ("output_hidden_states", "output_attentions", "output_clusters")
+
+# transformers' pipelines for these tasks look up the names of classes here, and log an error for others. Registration
+# with the Auto classes is not seen: the pipelines copy the dictionaries, without what is registered.
+MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault(
+    ClusTRPreTrainedModel.config_class.model_type, ("ClusTRForSemanticSegmentation", "ClusTRForInstanceSegmentation")
+)
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(
+    ClusTRPreTrainedModel.config_class.model_type, "ClusTRForObjectDetection"
+)
 
 
 class ClusTRDensePredictor(ClusTRPreTrainedModel):
@@ -29,12 +42,11 @@ class ClusTRDensePredictor(ClusTRPreTrainedModel):
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], ClusTRModelOutput]:
         """Maps of all stages, the finest first, and what else the backbone gives; hidden states only if wanted."""
-        is_wanted = kwargs.pop("output_hidden_states", None)
-        is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
         features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
         stage_maps = list(features.hidden_states[-len(self.config.depths) :])
-        if not is_wanted:
-            features.hidden_states = None
+        features.hidden_states = select_states(features.hidden_states, wanted) if wanted else None
         return stage_maps, features
 
     def _whole_strides(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr import ClusTRModel, ClusTRPreTrainedModel
+from .modeling_clustr_dense import ClusTRDensePredictor
 
 
 @dataclass
@@ -57,12 +57,12 @@ def make_pose_head(config: ClusTRConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(channels, config.num_labels, kernel_size=1))
 
 
-class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
+class ClusTRForPoseEstimation(ClusTRDensePredictor):
     """ClusTR with a heat map for each of `config.num_labels` keypoints."""
 
     _auto_class = "AutoModelForPoseEstimation"
     _auto_map = {
-        **ClusTRPreTrainedModel._auto_map,
+        **ClusTRDensePredictor._auto_map,
         "AutoModelForPoseEstimation": "modeling_clustr_pose.ClusTRForPoseEstimation",
     }
     _custom_pipelines = {
@@ -76,7 +76,6 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
         super().__init__(config)
         for name in ("flip_pairs", "edges"):
             _check_pairs(name, getattr(config, name) or (), config.num_labels)
-        self.clustr = ClusTRModel(config)
         self.head = make_pose_head(config)
         self.post_init()
 
@@ -133,8 +132,8 @@ class ClusTRForPoseEstimation(ClusTRPreTrainedModel):
             return ClusTRPoseEstimatorOutput(
                 heatmaps=pixel_values.new_zeros((0, self.config.num_labels, height, width))
             )
-        outputs = self.clustr(pixel_values, return_dict=True, **kwargs)
-        heatmaps = self.head(outputs.last_hidden_state)[..., :height, :width]
+        stage_maps, outputs = self._stage_maps(pixel_values, **kwargs)
+        heatmaps = self.head(stage_maps[-1])[..., :height, :width]
         if flip_pairs is not None:
             heatmaps = flip_back(heatmaps, flip_pairs)
         return ClusTRPoseEstimatorOutput(

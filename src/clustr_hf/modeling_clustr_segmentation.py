@@ -5,6 +5,7 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
 """
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -93,6 +94,7 @@ class ClusTRUperNetHead(nn.Module):
         super().__init__()
         self.auxiliary_index = max(0, len(in_channels) - 2)
         head_config = UperNetConfig(
+            backbone_config=copy.deepcopy(config),  # otherwise it makes one of a ResNet; it would write into ours
             hidden_size=config.upernet_hidden_size,
             pool_scales=config.pool_scales,
             auxiliary_in_channels=in_channels[self.auxiliary_index],
