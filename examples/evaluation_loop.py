@@ -140,11 +140,13 @@ class EvaluationLoop(Loop):
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         checkpoint = self._find_checkpoint(args)
-        if checkpoint is not None and (checkpoint / WEIGHTS).is_file():
+        is_whole = checkpoint is not None and (checkpoint / WEIGHTS).is_file()
+        if is_whole:
             load_weights(task.model, checkpoint)
-            checkpoint = None
         super().__init__(task, args, accelerator)
-        self._prepare_model(checkpoint)
+        if checkpoint is not None:
+            self.state.step = TrainingState.load(checkpoint).step
+        self._prepare_model(None if is_whole else checkpoint)
         self.eval_loader = self._make_eval_loader()
         self._start_trackers()
 
@@ -186,7 +188,7 @@ class EvaluationLoop(Loop):
             if model is not None:
                 self.task.write_evaluation(model.eval(), self.output_dir)
             logger.info(format_values(scores))
-        self.accelerator.log(scores, step=0)
+        self.accelerator.log(scores, step=self.state.step)
         self.accelerator.end_training()
         return scores
 

@@ -119,7 +119,7 @@ class Scores:
         parts["wholebody"] = list(range(self.convention.num_keypoints))
         if self.table is None:
             counts = [int(self.is_annotated[:, list(part)].sum()) for part in self.convention.parts.values()]
-            warn_of_absent("annotated keypoint", list(self.convention.parts), counts)
+            warn_of_absent("annotated keypoint", list(self.convention.parts), counts, kind="parts")
         self.table = {}
         for name, part in parts.items():
             if f"{name}_ap" in results:

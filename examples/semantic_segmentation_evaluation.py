@@ -100,7 +100,7 @@ class Scores:
             raise ValueError("the validation label maps must have labelled pixels, got none")
         if self.table is None:
             is_alone = sum(map(bool, labelled)) == 1
-            warn_of_absent("pixel", self.labels, labelled, ONE_CLASS if is_alone else "")
+            warn_of_absent("pixel", self.labels, labelled, advice=ONE_CLASS if is_alone else "")
         result = summarize_areas(areas)
         self.table = {
             label: {"iou": float(iou), "accuracy": float(accuracy), "pixels": int(number)}

@@ -63,7 +63,7 @@ def _cell(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
 
 
-def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], advice: str = ""):
+def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], kind: str = "classes", advice: str = ""):
     """
     Name the classes, or parts, that do not occur in the validation data: the scores say nothing about them.
 
@@ -71,6 +71,7 @@ def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], advic
         what (`str`): What is counted, such as "pixel" or "object".
         names (`Sequence[str]`): Of the classes.
         counts (`Sequence[int]`): How many there are of each.
+        kind (`str`): What the names are of.
         advice (`str`): What else to say if some are absent.
     """
     absent = [name for name, count in zip(names, counts) if count == 0]
@@ -78,7 +79,7 @@ def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], advic
         return
     shown = ", ".join(absent[:MOST_NAMES]) + (", ..." if len(absent) > MOST_NAMES else "")
     logger.warning(
-        f"no {what} of the validation data belongs to {len(absent)} of {len(names)} classes, of which the scores say "
+        f"no {what} of the validation data belongs to {len(absent)} of {len(names)} {kind}, of which the scores say "
         f"nothing: {shown}{advice}"
     )
 
