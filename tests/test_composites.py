@@ -429,6 +429,37 @@ def test_dual_encoder_of_saved_parts(tmp_path):
         torch.testing.assert_close(features, model.visual_projection(encoder(images()).pooler_output))
 
 
+def limited(prefix: str, suffix: str = "ForDepthEstimation", **settings):
+    """A model of transformers that makes something else of its backbone's maps than a map."""
+    config = getattr(transformers, f"{prefix}Config")(backbone_config=backbone_config(), **settings)
+    return getattr(transformers, prefix + suffix)(config)(images())
+
+
+def llava():
+    config = transformers.LlavaConfig(
+        vision_config=encoder_config(), text_config=language_config(LlamaConfig), image_token_index=IMAGE_TOKEN
+    )
+    transformers.LlavaForConditionalGeneration(config)(pixel_values=images(64, 64), input_ids=text_ids(IMAGE_TOKEN))
+
+
+DEPTH = {"neck_hidden_sizes": [16, 16, 16, 16], "fusion_hidden_size": 16}
+LIMITS = {
+    "VitPose": (lambda: limited("VitPose", "ForPoseEstimation"), ValueError, "image_size"),
+    "DPT": (lambda: limited("DPT", **DEPTH), AttributeError, "patch_size"),
+    "DepthAnything": (lambda: limited("DepthAnything", reassemble_hidden_size=64, **DEPTH), ValueError, "unpack"),
+    "ZoeDepth": (lambda: limited("ZoeDepth", **DEPTH), ValueError, "patch_size"),
+    "LLaVA": (llava, RuntimeError, "shapes|dimension"),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_does_not_work_raises(name):
+    """A limit that is gone belongs into the other table of docs/composites.md."""
+    call, error, message = LIMITS[name]
+    with pytest.raises(error, match=message):
+        call()
+
+
 REMOTE = """
 import sys, torch
 from transformers import (

@@ -189,7 +189,7 @@ def test_hidden_size_is_the_last_stage_whatever_happens_to_it(tmp_path):
     "make", [lambda: ClusTRConfig(hidden_size=768), lambda: setattr(ClusTRConfig(), "hidden_size", 768)]
 )
 def test_another_hidden_size_is_refused(make):
-    with pytest.raises(ValueError, match="`hidden_size` must be the last of `hidden_sizes`, 512: .*got 768"):
+    with pytest.raises(ValueError, match=r"`hidden_size` must be the last of `hidden_sizes`, 512: .*got 768"):
         make()
 
 

@@ -311,6 +311,7 @@ def repositories(tmp_path_factory):
     return place / "image.png", found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remote code", "package", "both"])
 def test_pipelines_know_the_models(mode, repositories, tmp_path):
     """transformers logs an error for classes that are not in its lists, before the pipeline works."""
