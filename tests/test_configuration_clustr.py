@@ -1,5 +1,7 @@
 """The configuration: variants, normalisation, and errors that name the field."""
 
+import copy
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
@@ -166,3 +168,34 @@ def test_unknown_activation_is_named():
 def test_unknown_variant_is_named():
     with pytest.raises(ValueError, match=r"`variant` must be one of .*'nano'.* got 'huge'"):
         ClusTRConfig.from_variant("huge")
+
+
+def test_hidden_size_is_the_last_stage_whatever_happens_to_it(tmp_path):
+    """What composites of transformers ask for: through files, dictionaries, variants and assignments."""
+    config = ClusTRConfig.from_variant("nano", hidden_sizes=[16, 32, 64, 80], num_attention_heads=[1, 1, 2, 5])
+    assert config.hidden_size == 80
+    assert ClusTRConfig.from_dict(config.to_dict()).hidden_size == 80
+    config.save_pretrained(tmp_path)
+    assert ClusTRConfig.from_pretrained(tmp_path).hidden_size == 80
+    assert ClusTRConfig.from_pretrained(tmp_path, hidden_sizes=[16, 32, 64, 160]).hidden_size == 160
+    assert copy.deepcopy(config).hidden_size == 80
+    config.hidden_sizes = [16, 32, 64, 160]
+    assert config.hidden_size == 160
+    config.hidden_size = 160
+    assert ClusTRConfig(hidden_size=512).hidden_size == 512  # the same again, as other tools write it beside the list
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: ClusTRConfig(hidden_size=768), lambda: setattr(ClusTRConfig(), "hidden_size", 768)]
+)
+def test_another_hidden_size_is_refused(make):
+    with pytest.raises(ValueError, match=r"`hidden_size` must be the last of `hidden_sizes`, 512: .*got 768"):
+        make()
+
+
+def test_layout_of_the_last_hidden_state_is_a_flag(tmp_path):
+    assert ClusTRConfig().flatten_last_hidden_state is False
+    ClusTRConfig(flatten_last_hidden_state=True).save_pretrained(tmp_path)
+    assert ClusTRConfig.from_pretrained(tmp_path).flatten_last_hidden_state is True
+    with pytest.raises(StrictDataclassError, match="flatten_last_hidden_state"):
+        ClusTRConfig(flatten_last_hidden_state="tokens")

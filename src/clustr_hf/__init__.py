@@ -2,12 +2,12 @@
 """ClusTR for Hugging Face transformers: the public names, and the registration of all Auto classes."""
 
 from transformers import (
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
     AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
-    AutoModelForImageSegmentation,
     AutoModelForInstanceSegmentation,
     AutoModelForObjectDetection,
     AutoModelForPoseEstimation,
@@ -51,7 +51,7 @@ AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exi
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
 AutoModelForPoseEstimation.register(ClusTRConfig, ClusTRForPoseEstimation, exist_ok=True)
 # The image-segmentation pipeline asks for this one first. Of several classes, the checkpoint's own is loaded.
-AutoModelForImageSegmentation._model_mapping.register(
+MODEL_FOR_IMAGE_SEGMENTATION_MAPPING.register(
     ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
 )
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)

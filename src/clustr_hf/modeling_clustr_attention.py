@@ -37,6 +37,7 @@ KEYWORDS_WITHOUT_EFFECT = (
     "debug_io",
     "debug_io_dir",
     "prune_layers",
+    "task_ids",  # of PEFT's Poly, whose layers have them already
 )
 # Inputs of other models, which would change what is computed, and why these models do not take them.
 INPUTS_OF_OTHER_MODELS = {

@@ -177,7 +177,8 @@ def joints_mse(
 def flip_back(heatmaps: torch.Tensor, flip_pairs: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
     """Heat maps (B, K, h, w) of a mirrored image -> those of the image: mirrored, and sides exchanged."""
     pairs = flip_pairs.tolist() if isinstance(flip_pairs, torch.Tensor) else flip_pairs
-    return heatmaps[:, mirror_order(pairs, heatmaps.shape[1])].flip(-1)
+    order = torch.tensor(mirror_order(pairs, heatmaps.shape[1]), device=heatmaps.device)
+    return heatmaps[:, order].flip(-1)
 
 
 def mirror_order(flip_pairs: Sequence[Sequence[int]], num_keypoints: int) -> list[int]:
