@@ -1,8 +1,11 @@
 """Detectors: against torchvision's own, labels and padding, initialisation, checkpoints, Trainer."""
 
+import copy
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -32,6 +35,7 @@ from clustr_hf import (
     ClusTRForImageClassification,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
+    modeling_clustr_dense,
 )
 from clustr_hf.image_processing_clustr_detection import encode_mask
 from clustr_hf.metrics import coco_average_precision
@@ -324,11 +328,220 @@ def test_padding_that_all_images_have_changes_nothing(model_class):
         torch.testing.assert_close(model(padded, mask).pred_boxes, model(batch["pixel_values"]).pred_boxes)
 
 
+def with_sizes(labels, sizes, convert=torch.tensor):
+    return [{**label, "size": convert(size)} for label, size in zip(labels, sizes)]
+
+
+@pytest.mark.parametrize(
+    "model_class, mode, convert",
+    [
+        *((model_class, mode, torch.tensor) for model_class in DETECTORS for mode in ("train", "eval")),
+        *((ClusTRForObjectDetection, "train", convert) for convert in (np.array, tuple, list)),
+    ],
+)
+def test_sizes_of_labels_stand_in_for_the_mask(model_class, mode, convert):
+    """The official scripts of transformers pass no mask, in training and in evaluation; padding on both sides."""
+    model, batch = getattr(make_model(model_class, detections_per_image=10), mode)(), make_batch()
+    batch["labels"] = [{**label, "masks": nn.functional.pad(label["masks"], (0, 9, 0, 5))} for label in batch["labels"]]
+    for name in ("pixel_values", "pixel_mask"):
+        batch[name] = nn.functional.pad(batch[name], (0, 9, 0, 5))
+    labels = with_sizes(batch["labels"], SIZES, convert)
+    outputs = []
+    with torch.no_grad():
+        for arguments in (batch, {**batch, "labels": labels}, {**batch, "labels": labels, "pixel_mask": None}):
+            torch.manual_seed(4)
+            outputs.append(model(**arguments))
+        torch.manual_seed(4)
+        unknown = model(batch["pixel_values"], labels=batch["labels"])  # taken to fill `pixel_values`
+    for output in outputs[1:]:
+        assert output.keys() == outputs[0].keys()
+        assert torch.equal(output.loss, outputs[0].loss)
+        for name in ("logits", "pred_boxes", "pred_masks", "mask_boxes"):
+            assert name not in output or torch.equal(output[name], outputs[0][name])
+    assert not torch.equal(unknown.loss, outputs[0].loss)
+
+
+@pytest.mark.parametrize(
+    "size", [(80, 100), (75, 129), (0, 100), (-1, 5), (75.5, 100), (75,), (75, 100, 3), 75, "75", (None, 100)], ids=str
+)
+def test_sizes_of_labels_that_do_not_fit_are_named(size):
+    model, batch = make_model(ClusTRForObjectDetection), make_batch()
+    labels = with_sizes(batch["labels"], [SIZES[0], size], lambda value: value)
+    with pytest.raises(ValueError, match=r"`labels\[1\]\['size'\]` must be the \(height, width\) of the image without"):
+        model(batch["pixel_values"], labels=labels)
+
+
+def test_sizes_of_labels_and_mask_agree():
+    """Labels of transformers' own processors have the padded size, and boxes as shares of it."""
+    model, batch = make_model(ClusTRForObjectDetection), make_batch()
+    labels = with_sizes(batch["labels"], [SIZES[0], (64, 127)])
+    with pytest.raises(
+        ValueError, match=r"`labels\[1\]\['size'\]` must be .* by `pixel_mask`, \(64, 128\), got \(64, 127\)"
+    ):
+        model(batch["pixel_values"], batch["pixel_mask"], labels)
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_padding_without_a_mask_is_told(model_class, monkeypatch):
+    """Boxes are then shares of the padded image, which nobody may take for the image by mistake."""
+    told = []
+    monkeypatch.setattr(modeling_clustr_dense.logger, "warning_once", told.append)
+    model, batch = make_model(model_class, detections_per_image=10), make_batch()
+    with torch.no_grad():
+        model(batch["pixel_values"], batch["pixel_mask"])
+        model(batch["pixel_values"][:1, :, :75, :100])
+        model(torch.zeros(1, 3, 64, 64))  # a dummy
+        assert told == []
+        model(batch["pixel_values"])
+    assert len(told) == 1 and "`pixel_mask`" in told[0]
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_forward_passes_set_nothing_on_modules(model_class, monkeypatch):
+    """Other threads may use them: neither modes nor anchors nor limits, not even for a while."""
+    model, batch = make_model(model_class, detections_per_image=7), make_batch()
+    model.config.detections_per_image = 9
+    model(batch["pixel_values"], batch["pixel_mask"])  # transformers prepares what it records once
+    modules, changed, set_attribute = set(map(id, model.modules())), [], nn.Module.__setattr__
+
+    def record(module, name, value):
+        if id(module) in modules:
+            changed.append((type(module).__name__, name))
+        set_attribute(module, name, value)
+
+    monkeypatch.setattr(nn.Module, "__setattr__", record)
+    for mode in (model.eval, model.train):
+        mode()
+        changed.clear()
+        model(**batch).loss.backward()
+        with torch.no_grad():
+            model(batch["pixel_values"], batch["pixel_mask"])
+        assert changed == []
+
+
+def test_threads_predict_and_draw_while_others_evaluate():
+    """Predictions, and the random numbers of the process, are what they are without another thread's losses."""
+    model = make_model(ClusTRForInstanceSegmentation, roi_batch_size=16, detections_per_image=10)
+    batch = make_batch([(48, 64), (64, 64)])
+    stop, failed = threading.Event(), []
+
+    def evaluate():
+        try:
+            with torch.no_grad():
+                losses = {model(**batch).loss.item() for _ in iter(lambda: stop.is_set(), True)}
+            assert len(losses) <= 1
+        except BaseException as error:
+            failed.append(error)
+
+    with torch.no_grad():
+        expected = model(batch["pixel_values"], batch["pixel_mask"])
+    numbers = torch.rand(200, generator=torch.Generator().manual_seed(7))
+    threads = [threading.Thread(target=evaluate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    torch.manual_seed(7)
+    drawn = []
+    try:
+        with torch.no_grad():
+            for _ in range(5):
+                drawn += [torch.rand(()) for _ in range(40)]
+                output = model(batch["pixel_values"], batch["pixel_mask"])
+                assert torch.equal(output.logits, expected.logits)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failed == [] and torch.equal(torch.stack(drawn), numbers)
+
+
+def test_limits_of_the_configuration_act_when_they_are_changed():
+    """As a model that is made with them."""
+    model, batch = make_model(ClusTRForInstanceSegmentation, detections_per_image=30), make_batch([(64, 64)])
+    processor = ClusTRDetectionImageProcessor()
+
+    def detect(model):
+        with torch.no_grad():
+            output = model(batch["pixel_values"])
+        return output, processor.post_process_object_detection(output, threshold=0.0)[0]["scores"]
+
+    _, scores = detect(model)
+    assert len(scores) == 30
+    for name, value in (
+        *(("detections_per_image", 7), ("detections_per_image", 120), ("detection_score_threshold", 0.9)),
+        *(("detection_nms_threshold", 0.1), ("detection_nms_threshold", 0.9)),
+    ):
+        changed = copy.deepcopy(model)
+        setattr(changed.config, name, value)
+        made = ClusTRForInstanceSegmentation(changed.config).eval()
+        made.load_state_dict(model.state_dict())
+        output, found = detect(changed)
+        expected, _ = detect(made)
+        assert torch.equal(output.logits, expected.logits) and torch.equal(output.pred_masks, expected.pred_masks)
+        assert not torch.equal(found, scores)
+        if name == "detections_per_image":
+            assert len(found) == value
+        assert changed.detector.roi_heads.detections_per_img == 30  # nothing is set on the module
+    changed = copy.deepcopy(model)
+    changed.config.roi_batch_size = 16
+    made = ClusTRForInstanceSegmentation(changed.config).eval()
+    made.load_state_dict(model.state_dict())
+    assert torch.equal(changed(**batch).loss, made(**batch).loss)
+    assert not torch.equal(changed(**batch).loss, model(**batch).loss)
+
+
+def tensors_of(value):
+    """All tensors and numbers in nested outputs."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [part for element in value for part in tensors_of(element)]
+    return [value]
+
+
+@pytest.mark.parametrize("model_class", DETECTORS)
+def test_another_default_device_changes_nothing(model_class):
+    """Processor, model and post-processing say where they make tensors."""
+    model = make_model(model_class, detections_per_image=10)
+
+    def run():
+        processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+        batch, _ = shapes_batch(2, processor, size=(80, 120))
+        with torch.no_grad():
+            output = model.eval()(**batch)
+            predicted = model(batch["pixel_values"], batch["pixel_mask"])
+        sizes = [(80, 120)] * 2
+        results = [batch, output, predicted, processor.post_process_object_detection(output, 0.0, sizes)]
+        if "pred_masks" in output:
+            for settings in ({}, {"return_binary_maps": True}, {"return_coco_annotation": True}):
+                results.append(
+                    processor.post_process_instance_segmentation(output, 0.1, target_sizes=sizes, **settings)
+                )
+        torch.default_generator.manual_seed(1)
+        results.append(model.train()(**batch).loss.detach())
+        return results
+
+    with torch.device("cpu"):
+        expected = tensors_of(run())
+    images = shapes_on_ground(2, size=(80, 120))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "shapes_on_ground", lambda *args, **kwargs: images)
+        torch.set_default_device("meta")
+        try:
+            found = tensors_of(run())
+        finally:
+            torch.set_default_device(None)
+    assert len(found) == len(expected) > 20
+    for value, other in zip(found, expected):
+        assert torch.equal(value, other) if isinstance(other, torch.Tensor) else value == other
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda labels: labels[:1], "`labels` must be a list with one entry for each of 2 images"),
         (lambda labels: labels[0], "`labels` must be a list with one entry for each of 2 images"),
+        (lambda labels: labels[0]["boxes"], "`labels` must be a list with one entry for each of 2 images"),
+        (lambda labels: [None, None], "`labels` must be a list with one entry for each of 2 images"),
         (
             lambda labels: [{"boxes": labels[0]["boxes"]}] * 2,
             r"`labels\[0\]` must have a tensor 'class_labels', got \['boxes'\]",
@@ -444,6 +657,9 @@ def test_saved_models_are_the_same_again(model_class, auto_class, tmp_path):
     assert type(auto_class.from_pretrained(tmp_path)) is model_class
 
 
+BOX_END = torch.tensor([0, 0, 1, 1])  # after the last pixel of a mask
+
+
 def shapes_batch(number, processor, size=(96, 96)):
     """Discs (0) and squares (1) as the processor gives them, and COCO's references at the original size."""
     images, maps = shapes_on_ground(number, size=size)
@@ -452,7 +668,7 @@ def shapes_batch(number, processor, size=(96, 96)):
         masks = torch.stack([label_map == value for value in (1, 2)])
         masks = masks[masks.flatten(1).any(dim=1)]
         classes = [value - 1 for value in (1, 2) if (label_map == value).any()]
-        boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
+        boxes = masks_to_boxes(masks) + BOX_END
         rles = [encode_mask(mask) for mask in masks]
         references.append({"labels": classes, "boxes": boxes, "masks": rles})
         rows = [
@@ -540,6 +756,38 @@ def test_trainer_takes_the_official_object_detection_recipe(tmp_path):
     with torch.no_grad():
         expected = sum(model.train()(**batch).loss.item() for batch in batches) / 3
     assert history["loss"] == pytest.approx(expected, rel=1e-3)  # nothing scales the loss twice
+
+
+def without_masks(rows):
+    """As transformers' example leaves them out."""
+    return {name: value for name, value in collate_as_the_official_example(rows).items() if name != "pixel_mask"}
+
+
+def test_trainer_sees_the_same_without_masks(tmp_path):
+    """Images of different sizes padded to squares: losses and boxes, and how the example reads them."""
+    padding = {"size": {"max_height": 100, "max_width": 100}, "pad_size": {"height": 100, "width": 100}}
+    processor = ClusTRDetectionImageProcessor(**padding)
+    data, results = Shapes(4, processor), []
+    model = make_model(ClusTRForObjectDetection, num_labels=2, anchor_sizes=[16, 32, 64, 128, 256])
+    settings = {"remove_unused_columns": False, "report_to": "none", "use_cpu": True, "eval_do_concat_batches": False}
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_eval_batch_size=2, **settings)
+    for collate in (collate_as_the_official_example, without_masks):
+        trainer = Trainer(model=model, args=args, data_collator=collate, processing_class=processor)
+        output = trainer.predict(data)
+        found = []
+        for batch, targets in zip(output.predictions, output.label_ids):
+            boxes = ClusTRDetectionOutput(logits=torch.tensor(batch[1]), pred_boxes=torch.tensor(batch[2]))
+            sizes = torch.tensor(np.array([target["orig_size"] for target in targets]))
+            found += processor.post_process_object_detection(boxes, threshold=0.0, target_sizes=sizes)
+        results.append((output.metrics["test_loss"], found))
+    (loss, found), (other_loss, others) = results
+    assert other_loss == loss
+    for index, (image, other) in enumerate(zip(found, others, strict=True)):
+        assert torch.equal(image["boxes"], other["boxes"]) and torch.equal(image["scores"], other["scores"])
+        limits = torch.tensor([96.0, 80 + 8 * index] * 2)
+        assert (image["boxes"].amax(dim=0) <= limits).all() and (
+            image["boxes"].amax(dim=0)[2:] > 0.9 * limits[2:]
+        ).all()
 
 
 @pytest.mark.slow

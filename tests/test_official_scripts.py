@@ -176,7 +176,7 @@ def accuracy(rows) -> float:
     model = clustr_hf.ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
     processor = AutoImageProcessor.from_pretrained(shipped_checkpoint())
     with torch.no_grad():
-        logits = model(**processor(rows["image"], return_tensors="pt")).logits
+        logits = model(**processor(list(rows["image"]), return_tensors="pt")).logits
     return Accuracy().compute(predictions=logits.argmax(-1), references=rows["label"])["accuracy"]
 
 
