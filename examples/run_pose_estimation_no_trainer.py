@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from pose_estimation_data import (
+    HEADS,
     DataArguments,
     annotated_places,
     detected_places,
@@ -41,7 +42,7 @@ from training_card import TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import format_table, write_picture, write_table
-from training_sources import ModelArguments, RecipeArguments
+from training_sources import ModelArguments, RecipeArguments, names_of_run
 
 from clustr_hf import ClusTRForPoseEstimation
 from clustr_hf.visualization import plot_keypoints
@@ -106,7 +107,8 @@ def make_task(
     with accelerator.main_process_first():
         data = load_data(data_args, args.seed)
     torch.manual_seed(args.seed)  # the weights of a new model or head
-    model, processor = load_pose_estimator(model_args, convention, **recipe.config_fields())
+    known = names_of_run(model_args, HEADS, args)
+    model, processor = load_pose_estimator(model_args, convention, known, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     read = {}
