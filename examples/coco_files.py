@@ -126,7 +126,7 @@ def make_rows(folder: str, file: CocoFile, annotations: Sequence[tuple[Any, dict
     missing = [path for path in paths.values() if not path.is_file()]
     if missing or not paths:
         raise ValueError(
-            f"{file.path} must name images that are there, got {len(paths)} images, missing "
+            f"{file.path} must name images that are there in {folder}, got {len(paths)} images, missing "
             f"{[str(path) for path in missing[:3]]}"
         )
     objects = {image_id: [] for image_id in paths}

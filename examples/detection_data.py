@@ -192,7 +192,7 @@ class ParseObjects:
 
     def __init__(self, args: DataArguments, labels: list[str], with_masks: bool = True):
         self.args, self.with_masks = args, with_masks
-        self.index = args, {label: place for place, label in enumerate(labels)}
+        self.index = {label: place for place, label in enumerate(labels)}
 
     @property
     def image_column(self) -> str:

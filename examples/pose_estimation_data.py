@@ -147,8 +147,8 @@ def find_keypoints(file: CocoFile, names: Sequence[str] | None, convention: Keyp
     if sorted(given) == sorted(body):
         return [given.index(name) for name in body]
     raise ValueError(
-        f"{file.path} must have the keypoints {shorten(COCO.names)}, got {shorten(names)}: the names cannot be matched; "
-        "without `keypoints` in its category they are taken in the convention's order"
+        f"{file.path} must have the keypoints {shorten(COCO.names)}, got {shorten(names)}: they cannot be matched by "
+        "name; without `keypoints` in its category they are taken in the convention's order"
     )
 
 
