@@ -138,6 +138,11 @@ def test_what_a_user_finds_is_what_the_script_has_evaluated(trained, person_fold
         assert results[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6)
 
 
+def moves(name):
+    """Whether it is a statistic of batch norm, which a step changes whatever the learning rate."""
+    return "running" in name or "num_batches" in name
+
+
 def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, trained, tmp_path):
     """The same function of crops to names: heat maps and names in another order."""
     model = ClusTRForPoseEstimation.from_pretrained(trained)
@@ -160,7 +165,7 @@ def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, t
     config = read_json(folder / "config.json")
     assert list(config["id2label"].values()) == list(COCO.names) and [1, 2] in config["flip_pairs"]
     after, before = (load_file(place / "model.safetensors") for place in (folder, trained))
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if not moves(name))
 
 
 def change_files(folder, target, change):
