@@ -35,7 +35,9 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "eval",
 
 @dataclass
 class DataArguments(SourceArguments):
-    """Which images to train and evaluate on; those of `--train_dir` lie in one sub-folder for each class."""
+    """
+    Which images to train and evaluate on; those of `--train_dir` lie in one sub-folder for each class, or deeper in it.
+    """
 
     label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
 

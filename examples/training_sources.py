@@ -62,7 +62,8 @@ class ModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token; default is the one of `hf auth login`."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the checkpoint's repository."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace a head with another number of classes."}
+        default=False,
+        metadata={"help": "Replace the head if the checkpoint's classes are others than the data's."},
     )
 
     def __post_init__(self):
