@@ -2,16 +2,19 @@
 """Data, model and image processor of the detection scripts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from coco_files import ANNOTATIONS, IMAGE, read_coco
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from class_names import KnownNames, find_place, find_places
+from coco_files import ANNOTATIONS, IMAGE, flatten_polygons, read_coco, renumber
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from labelled_rows import Labels, check_columns, class_labels, replace_column
 from training_sources import (
     ModelArguments,
     SourceArguments,
     by_split,
-    check_columns,
     choose_samples,
     load_model,
     load_splits,
@@ -67,39 +70,100 @@ class DataArguments(SourceArguments):
             self.train_annotation_file = None
 
 
-def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> tuple[DatasetDict, list[str]]:
+def load_data(
+    args: DataArguments,
+    model_args: ModelArguments,
+    seed: int,
+    with_masks: bool = True,
+    known: KnownNames | None = None,
+) -> tuple[DatasetDict, list[str]]:
     """
     Training and validation split, and the names of the classes. Rows have an image, as bytes or path, and what
-    [`ParseObjects`] reads.
+    [`ParseObjects`] reads. The classes of both splits count in the same list of names: the checkpoint's if it has the
+    same classes, else the training split's.
+
+    Args:
+        args, model_args: What to load, and where downloads are kept.
+        seed (`int`): Of the split and of the choice of samples.
+        with_masks (`bool`): Whether what COCO files say of masks is read.
+        known ([`KnownNames`], *optional*): The classes of the checkpoint that is trained further or evaluated.
 
     Raises:
-        ValueError: if a column or a file is missing, or annotations do not fit together.
+        ValueError: if a column or a file is missing, annotations do not fit together, or the names of classes cannot
+            be matched.
     """
-    labels: dict[str, list[str]] = {}  # of each split
-
-    def load_folders(folders: dict[str, str]) -> DatasetDict:
-        files, data = by_split(args.train_annotation_file, args.validation_annotation_file), {}
-        for split, folder in folders.items():
-            data[split], labels[split] = read_coco(folder, files[split], OBJECT_KEYS)
-        return DatasetDict(data)
-
     given = args
     if args.uses_folders:
         args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
-    data = load_splits(args, model_args, seed, load_folders)
+    objects = Objects(args, OBJECT_KEYS if with_masks else [key for key in OBJECT_KEYS if key != "segmentation"])
+    data = load_splits(args, model_args, seed, objects.read_folders, objects, known)
     given.holds_back = args.holds_back
-    columns = {"image_column_name": args.image_column_name, "objects_column_name": args.objects_column_name}
-    for split in data:
-        check_columns(data[split], **columns)
-        if not args.uses_folders:
-            labels[split] = class_names(data[split], args)
-    names = labels.get("train") or labels["validation"]
-    others = labels.get("validation", names)  # not there where it is split off
-    unknown = [name for name in others if name not in names]
-    if unknown or (args.uses_folders and others != names):
-        raise ValueError(f"the validation data must have the classes of the training data, {names}, got {others}")
-    data = choose_samples(data, args, seed).select_columns(list(columns.values()))
-    return data.cast_column(args.image_column_name, Image(decode=False)), names
+    columns = [args.image_column_name, args.objects_column_name]
+    data = choose_samples(data, args, seed).select_columns(columns)
+    return data.cast_column(args.image_column_name, Image(decode=False)), objects.chosen
+
+
+class Objects(Labels):
+    """
+    The classes of objects: in COCO's annotations, or in a column.
+
+    Args:
+        args ([`DataArguments`]): How the objects are written.
+        keys (`Sequence[str]`): What is kept of COCO's annotations.
+    """
+
+    def __init__(self, args: DataArguments, keys: Sequence[str]):
+        super().__init__()
+        self.args, self.keys = args, keys
+        self.of_file: dict[str, list[str]] = {}  # names of the COCO file of a split
+
+    def read_folders(self, folders: dict[str, str]) -> DatasetDict:
+        """Folder of each split -> its rows."""
+        args, data = self.args, {}
+        files = by_split(args.train_annotation_file, args.validation_annotation_file)
+        for split, folder in folders.items():
+            data[split], self.of_file[split] = read_coco(folder, files[split], self.keys)
+        return DatasetDict(data)
+
+    def names(self, rows: Dataset, split: str) -> list[str]:
+        column = self.args.objects_column_name
+        check_columns(rows, image_column_name=self.args.image_column_name, objects_column_name=column)
+        return self.of_file[split] if split in self.of_file else class_names(rows, self.args)
+
+    def renumber(self, rows: Dataset, names: list[str], split: str) -> Dataset:
+        if split in self.of_file:
+            return renumber(rows, self.of_file[split], names, split)
+        column, key = self.args.objects_column_name, self.args.category_key
+        path, own = (column, key), class_names(rows, self.args)
+        if path not in dict(class_labels(rows.features)):
+            return rows  # names, not ids
+        function = partial(
+            _renumber_objects, column=column, key=key, split=split, places=find_places(own, names, split)
+        )
+        features = Features({column: replace_names(rows.features[column], key, names)})
+        objects = rows.select_columns([column])
+        return replace_column(rows, objects.map(function, with_indices=True, features=features))
+
+
+def _renumber_objects(row: dict, index: int, column: str, key: str, split: str, places: list[int]) -> dict:
+    """A row's objects with other ids of classes, each checked; one that is missing is left for the reader to name."""
+    objects, sample = row[column], f"an object of {split} sample {index}"
+
+    def change(label: int | None) -> int | None:
+        return None if label is None else find_place(places, label, sample)
+
+    if isinstance(objects, dict):
+        return {column: {**objects, key: [change(label) for label in objects[key] or ()]}}
+    return {column: [{**found, key: change(found[key])} for found in objects or ()]}
+
+
+def replace_names(feature: Any, key: str, names: list[str]) -> Any:
+    """A column of objects with other names of its classes."""
+    label = ClassLabel(names=names)
+    if isinstance(feature, dict):
+        is_one = isinstance(feature[key], ClassLabel)
+        return {**feature, key: label if is_one else replace(feature[key], feature=label)}
+    return replace(feature, feature=replace_names(feature.feature, key, names))
 
 
 def class_names(rows: Dataset, args: DataArguments) -> list[str]:
@@ -135,10 +199,12 @@ class ParseObjects:
     Args:
         args ([`DataArguments`]): How the objects are written.
         labels (`list[str]`): Names of the classes.
+        with_masks (`bool`): Whether polygons are checked, and brought into COCO's form.
     """
 
-    def __init__(self, args: DataArguments, labels: list[str]):
-        self.args, self.index = args, {label: place for place, label in enumerate(labels)}
+    def __init__(self, args: DataArguments, labels: list[str], with_masks: bool = True):
+        self.args, self.with_masks = args, with_masks
+        self.index = {label: place for place, label in enumerate(labels)}
 
     @property
     def image_column(self) -> str:
@@ -159,6 +225,8 @@ class ParseObjects:
             for name in ("area", "iscrowd", "segmentation"):
                 if name in columns:
                     annotation[name] = columns[name][place]
+            if self.with_masks and "segmentation" in annotation:
+                annotation["segmentation"] = flatten_polygons(annotation["segmentation"], f"object {place}")
             annotations.append(annotation)
         return annotations
 
@@ -169,6 +237,11 @@ def detection_processor(processor: ClusTRDetectionImageProcessor, short_side: in
         return processor
     size = {"shortest_edge": short_side, "longest_edge": round(short_side * LONG_SIDE / SHORT_SIDE)}
     return type(processor).from_dict({**processor.to_dict(), "size": size})
+
+
+def head_of(model_class: type[PreTrainedModel]) -> tuple[str, ...]:
+    """What the names of classes with a head for the task have in them."""
+    return (model_class.__name__.removeprefix("ClusTR"),)
 
 
 def load_detector(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detection_data import DataArguments, ParseObjects, load_data, load_detector
+from detection_data import DataArguments, ParseObjects, head_of, load_data, load_detector
 from detection_evaluation import EvaluationArguments, Predictor, Scores, detect
 from detection_samples import (
     AugmentationArguments,
@@ -21,7 +21,7 @@ from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import write_picture
-from training_sources import ModelArguments, RecipeArguments
+from training_sources import ModelArguments, RecipeArguments, names_of_run
 
 from clustr_hf.image_processing_clustr_detection import decode_segmentation
 from clustr_hf.visualization import plot_detections
@@ -94,14 +94,15 @@ def make_task(
     args: LoopArguments,
     accelerator,
 ) -> Task:
+    known = names_of_run(model_args, head_of(task.model_class), args)
     with accelerator.main_process_first():
-        data, labels = load_data(data_args, model_args, args.seed)
+        data, labels = load_data(data_args, model_args, args.seed, task.with_masks, known)
     torch.manual_seed(args.seed)  # the weights of a new model or head
     model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **recipe.config_fields())
     evaluation.check_model(model.config, task.with_masks)
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
-    parse = ParseObjects(data_args, labels)
+    parse = ParseObjects(data_args, labels, task.with_masks)
     read = {
         split: ReadSample(rows, parse, processor, len(labels), task.with_masks, split) for split, rows in data.items()
     }

@@ -1,20 +1,24 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Data, model and image processor of the image classification scripts, with and without Trainer."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from class_names import KnownNames, shorten
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_dataset_builder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from labelled_rows import LabelColumn, check_columns, load_parts, match_classes
 from peer_models import PeerArguments, load_peer
 from training_sources import (
     ModelArguments,
     SourceArguments,
     by_split,
-    check_columns,
     choose_samples,
+    known_names,
     load_model,
     load_splits,
 )
@@ -23,48 +27,65 @@ from transformers import AutoModelForImageClassification
 from clustr_hf import ClusTRForImageClassification, ClusTRImageProcessor
 
 
+# What the names of classes with a head for the task have in them; the second one is peer_models.py's.
+HEADS = ("ForImageClassification", "ForSmallImages")
+# Folders of these names are splits, not classes.
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing"}
+
+
 @dataclass
 class DataArguments(SourceArguments):
-    """Which images to train and evaluate on; those of `--train_dir` lie in one sub-folder for each class."""
+    """
+    Which images to train and evaluate on; those of `--train_dir` lie in one sub-folder for each class, or deeper in it.
+    """
 
     label_column_name: str = field(default="label", metadata={"help": "Column of the labels."})
 
 
-def load_data(args: DataArguments, model_args: ModelArguments, seed: int, decode: bool = True) -> DatasetDict:
+def load_data(
+    args: DataArguments,
+    model_args: ModelArguments,
+    seed: int,
+    decode: bool = True,
+    known: KnownNames | None = None,
+) -> DatasetDict:
     """
-    Training and validation split of a Hub data set, parquet files or image folders.
+    Training and validation split of a Hub data set, parquet files or image folders. The labels of both count in the
+    same list of names: the checkpoint's if it has the same classes, else the training split's.
 
     Args:
         args, model_args: What to load, and where downloads are kept.
         seed (`int`): Of the split and of the choice of samples.
         decode (`bool`): Whether the image column gives images, or their bytes or path.
+        known ([`KnownNames`], *optional*):
+            The classes of the checkpoint that is trained further or evaluated; default: that of `model_args`.
 
     Raises:
-        ValueError: if a column, images of a class or a training class is missing, or a label is out of range.
+        ValueError: if a column, images of a class or a training class is missing, a label is out of range, or the names
+            of classes cannot be matched.
     """
-
-    def load_folders(folders: dict[str, str]) -> DatasetDict:
-        check_class_folders(folders)
-        patterns = {split: f"{folder}/**" for split, folder in folders.items()}
-        return load_dataset("imagefolder", data_files=patterns, cache_dir=model_args.cache_dir)
-
-    data = load_splits(args, model_args, seed, load_folders)
+    known = known or known_names(model_args, HEADS)
+    check_nesting(args, model_args)
+    labels = LabelColumn(args.label_column_name)
+    data = load_splits(args, model_args, seed, read_class_folders, labels, known)
     for rows in data.values():
-        _check_columns(rows, args)
+        check_columns(rows, image_column_name=args.image_column_name)
     data = choose_samples(data, args, seed)
     for split, rows in data.items():
         check_labels(rows, args.label_column_name, split)
     return data.cast_column(args.image_column_name, Image(decode=decode))
 
 
-def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[IterableDataset | None, int | None, Dataset]:
+def load_stream(
+    args: DataArguments, model_args: ModelArguments, known: KnownNames | None = None
+) -> tuple[IterableDataset | None, int | None, Dataset]:
     """
     Training split as a stream, if there is one, how many samples it has if that is known, and the validation split on
-    the disk; images come as bytes.
+    the disk; images come as bytes. Labels are as in [`load_data`].
 
     Raises:
-        ValueError: if there is no validation split, a column is missing, images lie in folders, or samples are to be
-            chosen.
+        ValueError: if there is no validation split, a column is missing, images lie in folders, samples are to be
+            chosen, or the names of classes cannot be matched.
     """
     if args.max_train_samples is not None:
         raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
@@ -77,48 +98,133 @@ def load_stream(args: DataArguments, model_args: ModelArguments) -> tuple[Iterab
         source = {"path": "parquet", "data_files": by_split(args.train_file, args.validation_file), **hub}
     else:
         raise ValueError("--streaming needs --dataset_name or --train_file: folders have random access")
-    streams = load_dataset(**source, streaming=True)
-    if "validation" not in streams:
-        raise ValueError(f"--streaming needs a validation split, got only {sorted(streams)}")
-    for stream in streams.values():
-        _check_columns(stream, args)
-    train, num_samples = streams.get("train"), None
-    if train is not None:
-        sizes = train.info.splits or {}
+    check_nesting(args, model_args)
+    parts = load_parts(**source, streaming=True)
+    if "validation" not in parts:
+        raise ValueError(f"--streaming needs a validation split, got only {sorted(parts)}")
+    num_samples = None
+    if "train" in parts:
+        sizes = parts["train"][0].info.splits or {}
         num_samples = sizes["train"].num_examples if "train" in sizes else None
-        train = train.cast_column(args.image_column_name, Image(decode=False))
-    validation = streams["validation"].cast_column(args.image_column_name, Image(decode=False))
+    labels = LabelColumn(args.label_column_name)
+    for split in {"train", "validation"} & parts.keys():
+        check_columns(parts[split][0], image_column_name=args.image_column_name)
+        parts[split] = [rows.cast_column(args.image_column_name, Image(decode=False)) for rows in parts[split]]
+    streams = match_classes(parts, labels, known or known_names(model_args, HEADS))
+    validation = streams["validation"]
     if args.max_eval_samples is not None:
         validation = validation.take(args.max_eval_samples)
     # A generator that datasets can pickle gives its cache a name that stays the same from run to run.
     kept = Dataset.from_generator(_rows, gen_kwargs={"stream": validation}, cache_dir=model_args.cache_dir)
     kept = kept.cast(validation.features)
     check_labels(kept, args.label_column_name, "validation")
-    return train, num_samples, kept
+    return streams.get("train"), num_samples, kept
 
 
 def _rows(stream: IterableDataset) -> Iterator[dict]:
     yield from stream
 
 
-def _check_columns(data: Dataset | IterableDataset, args: DataArguments):
-    check_columns(data, image_column_name=args.image_column_name, label_column_name=args.label_column_name)
+def read_class_folders(folders: dict[str, str]) -> DatasetDict:
+    """
+    Rows of folders with one sub-folder for each class, in the order of their paths. Images anywhere below a sub-folder
+    are of its class: those of `cat/indoor` are cats.
 
-
-def check_class_folders(folders: dict[str, str]):
-    """Raise a `ValueError` if a class has no files, or the validation folder has classes that training has not."""
-    classes = {}
+    Raises:
+        ValueError: if a folder does not hold such sub-folders.
+    """
+    data = {}
     for split, folder in folders.items():
-        if not Path(folder).is_dir():
-            raise ValueError(f"--{split}_dir {folder} is not a folder")
-        class_folders = sorted(path for path in Path(folder).iterdir() if path.is_dir())
-        for path in class_folders:
-            if not any(file.is_file() for file in path.rglob("*")):
-                raise ValueError(f"--{split}_dir: the class folder {path} has no images")
-        classes[split] = {path.name for path in class_folders}
-    unknown = classes.get("validation", set()) - classes.get("train", classes.get("validation", set()))
-    if unknown:
-        raise ValueError(f"--validation_dir has classes without training images: {sorted(unknown)}")
+        files = _class_files(split, Path(folder))
+        names = sorted(files)
+        rows = [(str(path), index) for index, name in enumerate(names) for path in files[name]]
+        columns = dict(zip(("image", "label"), map(list, zip(*rows))))
+        features = Features({"image": Value("string"), "label": ClassLabel(names=names)})
+        data[split] = Dataset.from_dict(columns, features=features).cast_column("image", Image())
+        if split == "train" and len(names) < 2:
+            raise ValueError(f"--train_dir {folder} must have two class folders or more, got only {names[0]!r}")
+    return DatasetDict(data)
+
+
+def _class_files(split: str, folder: Path) -> dict[str, list[Path]]:
+    """The images of each class folder."""
+    if not folder.is_dir():
+        raise ValueError(f"--{split}_dir {folder} is not a folder")
+    loose = [path.name for path in sorted(folder.iterdir()) if path.is_file() and is_image(path)]
+    files = {path.name: _images_below(path) for path in sorted(folder.iterdir()) if path.is_dir() and not _hidden(path)}
+    if loose or not files:
+        raise ValueError(
+            f"--{split}_dir {folder} must have one sub-folder for each class and no images beside them, got the "
+            f"sub-folders {shorten(files)} and the images {shorten(loose)}"
+        )
+    for name, paths in files.items():
+        if not paths:
+            raise ValueError(f"--{split}_dir: the class folder {folder / name} has no images")
+    if {name.lower() for name in files} <= SPLIT_NAMES and all(
+        path.parent != folder / path.relative_to(folder).parts[0] for paths in files.values() for path in paths
+    ):
+        raise ValueError(
+            f"--{split}_dir {folder} has the sub-folders {list(files)}, which look like splits, not like classes: give "
+            "--train_dir and --validation_dir"
+        )
+    return files
+
+
+def is_image(path: PurePath) -> bool:
+    """Whether the ending is that of an image file that can be read."""
+    return path.suffix.lower() in ImageFolder.EXTENSIONS and not path.name.startswith(".")
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith((".", "__"))
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """All images of a folder and the folders in it, which may be links, in the order of their paths."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not _hidden(Path(name))]
+        found += [path for path in (Path(place) / name for name in files) if is_image(path)]
+    return sorted(found)
+
+
+def check_nesting(args: DataArguments, model_args: ModelArguments):
+    """
+    Raise a `ValueError` if `--dataset_name` is a data set of image files with one class, or with folders within those
+    of the classes: `datasets` would take the innermost folders for the classes, or none.
+    """
+    if args.dataset_name is None:
+        return
+    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    builder = load_dataset_builder(args.dataset_name, args.dataset_config_name, **hub)
+    if builder.name != "imagefolder" or _has_metadata(builder):
+        return
+    places = {
+        split: sorted({PurePosixPath(path).parent for path in files if is_image(PurePosixPath(path))})
+        for split, files in builder.config.data_files.items()
+    }
+    everywhere = [place for of_split in places.values() for place in of_split]
+    if not everywhere:
+        return  # they are in archives
+    base = PurePosixPath(os.path.commonpath(everywhere))
+    found = f"got the folders {shorten(str(place.relative_to(base)) for place in everywhere)} in {base}"
+    if len({place.name for place in everywhere}) < 2:
+        raise ValueError(f"--dataset_name {args.dataset_name}: the images must be of two classes or more, {found}")
+    are_nested = any(
+        {len(place.parts) for place in of_split} != {len(PurePosixPath(os.path.commonpath(of_split)).parts) + 1}
+        for of_split in places.values()
+        if len(of_split) > 1
+    )
+    if are_nested or len({len(place.parts) for place in everywhere}) > 1:
+        raise ValueError(
+            f"--dataset_name {args.dataset_name}: the images of a split must lie in one folder for each class, without "
+            f"folders in it, {found}; --train_dir and --validation_dir allow them"
+        )
+
+
+def _has_metadata(builder) -> bool:
+    names = {Path(path).name for files in builder.config.data_files.values() for path in files}
+    return any(name in builder.METADATA_FILENAMES for name in names)
 
 
 def check_labels(data: Dataset, column: str, split: str):
@@ -132,10 +238,7 @@ def check_labels(data: Dataset, column: str, split: str):
 
 def label_names(data: Dataset | IterableDataset, column: str) -> list[str]:
     """The names of the classes, in the order of their indices."""
-    feature = data.features[column]
-    if not isinstance(feature, ClassLabel):
-        raise ValueError(f"--label_column_name {column!r} must be a column of type ClassLabel, got {feature}")
-    return feature.names
+    return LabelColumn(column).names(data)
 
 
 def load_classifier(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from training_sources import ModelArguments, name_labels
+from training_sources import ModelArguments, load_weights, name_labels
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -199,12 +199,8 @@ def load_peer(
         return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings}))), processor
     saved = _saved_config(args, peer)
     kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
-    model = model_class.from_pretrained(
-        args.model_name_or_path,
-        config=peer.config_class.from_dict({**saved.to_dict(), **kept}),
-        ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-        **args.hub_arguments,
-    )
+    config = peer.config_class.from_dict({**saved.to_dict(), **kept})
+    model = load_weights(args, labels, [model_class.__name__], model_class, config, saved)
     return args.choose_attention(model), args.load_processor()
 
 

@@ -2,15 +2,26 @@
 """Data, model and image processor of the pose estimation script."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, read_coco
+import torch
+from class_names import KnownNames, shorten
+from coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, CocoFile, make_rows
 from datasets import Dataset, DatasetDict, Image
-from training_sources import ModelArguments, by_split, check_pattern, choose_samples, load_model
+from training_sources import (
+    ModelArguments,
+    by_split,
+    check_pattern,
+    choose_samples,
+    known_names,
+    load_model,
+    name_labels,
+)
 from transformers import AutoModelForPoseEstimation
 
 from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
@@ -20,6 +31,10 @@ from clustr_hf.keypoints import COCO, CONVENTIONS, KeypointConvention
 # Where COCO-WholeBody's annotations have the keypoints of each part, in the order of the convention.
 KEYPOINT_KEYS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
 PERSON_KEYS = ("bbox", "area", "iscrowd", *KEYPOINT_KEYS)
+# Column of the rows: the id of the category of persons in the annotation file.
+PERSON_ID = "person_id"
+# What the names of classes with a head for the task have in them.
+HEADS = ("ForPoseEstimation",)
 
 
 @dataclass
@@ -100,16 +115,79 @@ class Persons:
 
 def load_data(args: DataArguments, seed: int) -> DatasetDict:
     """
-    Training images, if there are any, and validation images with the annotations of their persons.
+    Training images, if there are any, and validation images with the annotations of their persons, whose keypoints are
+    in the convention's order.
 
     Raises:
-        ValueError: if a file cannot be read or an image is missing.
+        ValueError: if a file cannot be read, an image is missing, or it is not clear which category is that of persons,
+            or which keypoints it has.
     """
     folders = by_split(args.train_dir, args.validation_dir)
     files = by_split(args.train_annotation_file, args.validation_annotation_file)
-    data = {split: read_coco(folders[split], files[split], PERSON_KEYS)[0] for split in folders}
+    data = {split: read_persons(folders[split], files[split], args.convention) for split in folders}
     data = choose_samples(DatasetDict(data), args, seed)
     return data.cast_column(IMAGE, Image(decode=False))
+
+
+def read_persons(folder: str, annotation_file: str, convention: KeypointConvention) -> Dataset:
+    """
+    Rows of the images of a folder with the annotations of their persons; objects of other categories are left out.
+
+    Args:
+        folder (`str`): Where the images lie.
+        annotation_file (`str`): COCO's JSON. Where its category of persons names the keypoints, these are brought into
+            the convention's order.
+        convention ([`KeypointConvention`]): What is annotated.
+    """
+    file = CocoFile.read(annotation_file)
+    person_id = find_persons(file)
+    order = find_keypoints(file, file.categories[person_id].get("keypoints"), convention)
+    annotations = []
+    for row in file.annotations:
+        if row["category_id"] != person_id:
+            continue
+        kept = {name: row[name] for name in PERSON_KEYS if name in row}
+        values = kept.get("keypoints")
+        if order is not None and isinstance(values, list) and len(values) == 3 * len(order):
+            kept["keypoints"] = [value for place in order for value in values[3 * place : 3 * place + 3]]
+        annotations.append((row["image_id"], kept))
+    rows = make_rows(folder, file, annotations)
+    return rows.add_column(PERSON_ID, [person_id] * len(rows))
+
+
+def find_persons(file: CocoFile) -> Any:
+    """The id of the category of persons: the one of that name, or the only one."""
+    found = [key for key, row in file.categories.items() if str(row["name"]).lower() == "person"]
+    candidates = found or list(file.categories)
+    if len(candidates) != 1:
+        raise ValueError(f"{file.path} must have one category 'person', or one only, got {shorten(file.names)}")
+    return candidates[0]
+
+
+def find_keypoints(file: CocoFile, names: Sequence[str] | None, convention: KeypointConvention) -> Sequence[int] | None:
+    """
+    The place in a file of each of the body's keypoints; None where they are in the convention's order, or have no
+    names. COCO-WholeBody's files name those of the body only.
+
+    Raises:
+        ValueError: if the file names others.
+    """
+    if not names:
+        return None
+    body = [_plain(name) for name in COCO.names]
+    given = [_plain(name) for name in names]
+    if given in (body, [_plain(name) for name in convention.names]):
+        return None
+    if sorted(given) == sorted(body):
+        return [given.index(name) for name in body]
+    raise ValueError(
+        f"{file.path} must have the keypoints {shorten(COCO.names)}, got {shorten(names)}: they cannot be matched by "
+        "name; without `keypoints` in its category they are taken in the convention's order"
+    )
+
+
+def _plain(name: str) -> str:
+    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
 
 
 def parse_persons(row: dict[str, Any], convention: KeypointConvention) -> Persons:
@@ -166,18 +244,19 @@ def annotated_places(rows: Dataset, convention: KeypointConvention) -> list[Plac
 
 def detected_places(rows: Dataset, boxes_file: str) -> list[Place]:
     """
-    The boxes of a detector in the images of the rows.
+    The boxes of a detector in the images of the rows: those of persons, by the category's id in the annotations.
 
     Raises:
         ValueError: if the file cannot be read, or is no list of detections.
     """
     index = {image_id: row for row, image_id in enumerate(rows[IMAGE_ID])}
+    person_id = rows[0][PERSON_ID]
     try:
         content = json.loads(Path(boxes_file).read_text())
         places = [
             Place(index[found["image_id"]], None, tuple(map(float, found["bbox"])), float(found["score"]))
             for found in content
-            if found["image_id"] in index and found.get("category_id", 1) == 1
+            if found["image_id"] in index and found.get("category_id", person_id) == person_id
         ]
     except OSError as error:
         raise ValueError(f"{boxes_file} cannot be read: {error.strerror}") from error
@@ -187,19 +266,20 @@ def detected_places(rows: Dataset, boxes_file: str) -> list[Place]:
 
 
 def load_pose_estimator(
-    args: ModelArguments, convention: KeypointConvention, **fields: Any
+    args: ModelArguments, convention: KeypointConvention, known: KnownNames | None = None, **fields: Any
 ) -> tuple[ClusTRForPoseEstimation, ClusTRPoseImageProcessor]:
     """
     Model of the convention's keypoints, and its image processor; `fields` are those of the configuration.
 
-    `--image_size` is the height of the crops, which are three quarters as wide.
+    `--image_size` is the height of the crops, which are three quarters as wide. `known` are the keypoints of the
+    checkpoint that is trained further or evaluated; default: that of `args`.
     """
-    names = convention.config_fields()
-    fields = {"flip_pairs": names["flip_pairs"], "edges": names["edges"], **fields}
+    known = known_names(args, HEADS) if known is None else known
+    names = list(convention.names) if known is None else known.match(convention.names)
+    fields = {**{name: convention.config_fields()[name] for name in ("flip_pairs", "edges")}, **fields}
     processor = ClusTRPoseImageProcessor()
-    model, loaded = load_model(
-        args, list(convention.names), ClusTRForPoseEstimation, AutoModelForPoseEstimation, processor, **fields
-    )
+    model, loaded = load_model(args, names, ClusTRForPoseEstimation, AutoModelForPoseEstimation, processor, **fields)
+    order_keypoints(model, names, convention)
     if not hasattr(loaded, "post_process_pose_estimation"):  # a classifier's
         loaded = processor
     changes = {"keypoint_heatmap_downscale_factor": max(1, round(model.heatmap_stride))}
@@ -208,3 +288,16 @@ def load_pose_estimator(
     if args.image_size is not None:
         changes["size"] = {"height": args.image_size, "width": round(0.75 * args.image_size)}
     return model, type(loaded).from_dict({**loaded.to_dict(), **changes})
+
+
+def order_keypoints(model: ClusTRForPoseEstimation, names: Sequence[str], convention: KeypointConvention):
+    """Bring the heat maps of a model, which are of keypoints with the given names, into the convention's order."""
+    if list(names) == list(convention.names):
+        return
+    layer = model.head[-1]
+    order = torch.tensor([list(names).index(name) for name in convention.names])
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(parameter[order])
+    for name, value in name_labels(list(convention.names)).items():
+        setattr(model.config, name, value)

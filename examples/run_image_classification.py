@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import torch
+from class_names import KnownNames, names_of
 from datasets import DatasetDict
 from huggingface_hub import HfApi
 from image_classification_data import (
+    HEADS,
     DataArguments,
     ModelArguments,
     label_names,
@@ -25,7 +27,8 @@ from image_classification_data import (
 from torchvision.transforms import v2
 from training_arguments import command_line, settings_of
 from training_card import TrainingCard
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from training_sources import known_names
+from transformers import AutoConfig, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
 from transformers.utils.logging import get_logger
 
@@ -77,6 +80,15 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     if checkpoint is not None:
         print(f"Resuming from {checkpoint}")
     return checkpoint
+
+
+def names_to_match(args: TrainingArguments, model_args: ModelArguments, checkpoint: str | None) -> KnownNames | None:
+    """The classes of the weights that are trained further or evaluated; of the run's own checkpoint, if it has one."""
+    resumed = None
+    if checkpoint is not None:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=model_args.trust_remote_code)
+        resumed = Path(checkpoint), names_of(config, checkpoint)
+    return known_names(model_args, HEADS, only_evaluates=not args.do_train, resumed=resumed)
 
 
 class HubPush(TrainerCallback):
@@ -140,10 +152,10 @@ def main():
         training_args.push_to_hub = False  # it is not left to Trainer
         hub = HubPush(card, training_args)
 
-    data = load_data(data_args, model_args, training_args.seed)
-    model, processor = load_classifier(
-        model_args, label_names(data.get("train", data["validation"]), data_args.label_column_name)
-    )
+    checkpoint = find_checkpoint(training_args) if training_args.do_train else None
+    known = names_to_match(training_args, model_args, checkpoint)
+    data = load_data(data_args, model_args, training_args.seed, known=known)
+    model, processor = load_classifier(model_args, label_names(data["validation"], data_args.label_column_name))
     add_transforms(data, processor, data_args)
     trainer = Trainer(
         model=model,
@@ -156,7 +168,6 @@ def main():
     )
     results = {}
     if training_args.do_train:
-        checkpoint = find_checkpoint(training_args)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         if checkpoint is None:  # else it is the time of a part
             results["train_runtime"] = result.metrics["train_runtime"]

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from image_classification_data import (
+    HEADS,
     DataArguments,
     label_names,
     load_classifier,
@@ -38,7 +39,7 @@ from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import warn_of_absent
-from training_sources import RecipeArguments
+from training_sources import RecipeArguments, names_of_run
 
 from clustr_hf.metrics import Accuracy
 
@@ -182,11 +183,12 @@ def make_task(
     check_fit(model_args, recipe, args, accelerator)
     if args.dry_run and data_args.dataset_name is not None and not Path(data_args.dataset_name).exists():
         recipe.streaming, data_args.max_eval_samples = True, 1  # nothing large is downloaded to say what would be done
+    known = names_of_run(model_args, HEADS, args)
     with accelerator.main_process_first():
         if recipe.streaming:
-            train_rows, num_samples, eval_rows = load_stream(data_args, model_args)
+            train_rows, num_samples, eval_rows = load_stream(data_args, model_args, known)
         else:
-            data = load_data(data_args, model_args, args.seed, decode=False)
+            data = load_data(data_args, model_args, args.seed, decode=False, known=known)
             train_rows, eval_rows = data.get("train"), data["validation"]
     columns = data_args.image_column_name, data_args.label_column_name
     labels = label_names(eval_rows, data_args.label_column_name)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from pose_estimation_data import (
+    HEADS,
     DataArguments,
     annotated_places,
     detected_places,
@@ -40,7 +41,7 @@ from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import write_picture
-from training_sources import ModelArguments, RecipeArguments
+from training_sources import ModelArguments, RecipeArguments, names_of_run
 
 from clustr_hf import ClusTRForPoseEstimation
 from clustr_hf.visualization import plot_keypoints
@@ -95,7 +96,8 @@ def make_task(
     with accelerator.main_process_first():
         data = load_data(data_args, args.seed)
     torch.manual_seed(args.seed)  # the weights of a new model or head
-    model, processor = load_pose_estimator(model_args, convention, **recipe.config_fields())
+    known = names_of_run(model_args, HEADS, args)
+    model, processor = load_pose_estimator(model_args, convention, known, **recipe.config_fields())
     if args.freeze_stages:
         freeze_stages(model, args.freeze_stages)
     read = {}

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
+from class_names import choose_names
 from peer_models import refuse_with_peer
 from semantic_segmentation_data import (
+    HEADS,
     DataArguments,
     SegmenterArguments,
     class_weights,
@@ -48,7 +50,7 @@ from training_data import EvaluationSamples, TrainingData, TrainingSamples, spre
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import write_picture
-from training_sources import RecipeArguments
+from training_sources import RecipeArguments, names_of_run
 
 from clustr_hf.visualization import plot_segmentation
 
@@ -127,9 +129,11 @@ def make_task(
 ) -> Task:
     with accelerator.main_process_first():
         data = load_data(data_args, model_args, args.seed)
-    labels = label_names(data_args, model_args)
+    own_labels = label_names(data_args, model_args)
+    labels = choose_names(dict.fromkeys(data, own_labels), names_of_run(model_args, HEADS, args))
+    places = [labels.index(name) for name in own_labels]
     maps = {
-        split: ReadLabelMap(rows, data_args.label_column_name, len(labels), data_args.do_reduce_labels, split)
+        split: ReadLabelMap(rows, data_args.label_column_name, len(labels), data_args.do_reduce_labels, split, places)
         for split, rows in data.items()
     }
     fields = config_fields(recipe, args, maps.get("train"), accelerator.is_main_process)

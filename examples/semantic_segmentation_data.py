@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from class_names import shorten
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import hf_hub_download
+from labelled_rows import check_columns
 from peer_models import PeerArguments, load_peer
 from semantic_segmentation_samples import ReadLabelMap
 from tqdm.auto import tqdm
@@ -17,7 +19,6 @@ from training_data import UnreadableSample
 from training_sources import (
     ModelArguments,
     SourceArguments,
-    check_columns,
     choose_samples,
     load_model,
     load_splits,
@@ -32,6 +33,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 # Shorter side of images, and how many times as long the longer side may be (section 4.2 of the paper and Table A3).
 SHORT_SIDE = 512
 LONGEST_RATIO = 4
+# What the names of classes with a head for the task have in them.
+HEADS = ("ForSemanticSegmentation",)
 
 
 @dataclass
@@ -113,7 +116,7 @@ def label_names(args: DataArguments, model_args: ModelArguments) -> list[str]:
     The names of the classes, in the order of their indices.
 
     Raises:
-        ValueError: if they are not known, or their indices are not 0, 1, 2 ...
+        ValueError: if they are not known, two are equal, or their indices are not 0, 1, 2 ...
     """
     path = args.id2label_file
     if path is None and args.dataset_name is not None:
@@ -128,6 +131,8 @@ def label_names(args: DataArguments, model_args: ModelArguments) -> list[str]:
         raise ValueError(f"{path} must be a JSON object from indices to names of classes: {error}") from error
     if sorted(names) != list(range(len(names))) or len(names) < 2:
         raise ValueError(f"{path} must name the classes 0, 1, 2 ..., got {sorted(names)}")
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{path} must give each class a name of its own, got {shorten(names.values())}")
     if len(names) > IGNORE_INDEX:
         raise ValueError(f"{path} must name at most {IGNORE_INDEX} classes, since {IGNORE_INDEX} does not count")
     return [names[index] for index in range(len(names))]

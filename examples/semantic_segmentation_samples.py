@@ -2,6 +2,7 @@
 """From a row of a segmentation data set to a sample, and from samples to a batch. Sizes are (height, width)."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,10 +59,20 @@ class ReadLabelMap:
         num_labels (`int`): Number of classes.
         do_reduce_labels (`bool`): Whether maps count classes from 1, and 0 is what does not count.
         split (`str`): What to call the split in errors.
+        places (`Sequence[int]`, *optional*): The class of each value in the maps; default: the value.
     """
 
-    def __init__(self, rows: Dataset, column: str, num_labels: int, do_reduce_labels: bool, split: str):
+    def __init__(
+        self,
+        rows: Dataset,
+        column: str,
+        num_labels: int,
+        do_reduce_labels: bool,
+        split: str,
+        places: Sequence[int] | None = None,
+    ):
         self.rows, self.column, self.num_labels = rows, column, num_labels
+        self.places = torch.as_tensor(range(num_labels) if places is None else places)
         self.map_rows = rows.select_columns([column])  # so that images are not read with them
         self.do_reduce_labels, self.split = do_reduce_labels, split
 
@@ -79,13 +90,14 @@ class ReadLabelMap:
         labels = torch.from_numpy(values.astype(np.int64))
         if self.do_reduce_labels:
             labels = torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-        wrong = labels[((labels < 0) | (labels >= self.num_labels)) & (labels != IGNORE_INDEX)]
+        counts, number = labels != IGNORE_INDEX, len(self.places)
+        wrong = labels[((labels < 0) | (labels >= number)) & counts]
         if len(wrong):
             raise ValueError(
-                f"labels of {name} must be in [0, {self.num_labels}), or {IGNORE_INDEX} where they do not count, got "
+                f"labels of {name} must be in [0, {number}), or {IGNORE_INDEX} where they do not count, got "
                 f"{wrong[0].item()}"
             )
-        return labels
+        return torch.where(counts, self.places[labels.where(counts, torch.zeros_like(labels))], IGNORE_INDEX)
 
 
 class ReadPair:

@@ -34,6 +34,7 @@ class TrainingState:
     skipped: list[str] = field(default_factory=list)  # samples that could not be read
     seconds: float = 0.0
     fingerprint: dict = field(default_factory=dict)  # what must be the same for the position to mean the same
+    class_names: list[str] | None = None  # in the order of the model's outputs
 
     def save(self, folder: Path):
         (folder / STATE_FILE).write_text(json.dumps(asdict(self)))

@@ -211,7 +211,7 @@ class TrainingLoop(Loop):
         accelerator.gradient_accumulation_steps = plan.accumulation
         self._prepare_model()
         self._prepare_data()
-        self.state = TrainingState(fingerprint=self._fingerprint())
+        self.state = TrainingState(fingerprint=self._fingerprint(), class_names=self._class_names())
         if checkpoint is not None:
             self._resume(checkpoint)
         self._start_trackers()
@@ -268,6 +268,11 @@ class TrainingLoop(Loop):
             "processes": self.plan.num_processes if streamed else None,
             "dataloader_num_workers": self.args.dataloader_num_workers if streamed else None,
         }
+
+    def _class_names(self) -> list[str] | None:
+        """What the data of whoever goes on from a checkpoint is matched with."""
+        id2label = getattr(getattr(self.task.model, "config", None), "id2label", None)
+        return None if id2label is None else [id2label[index] for index in range(len(id2label))]
 
     def _resume(self, checkpoint: Path):
         state = TrainingState.load(checkpoint)

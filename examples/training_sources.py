@@ -3,12 +3,17 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow.compute
-from datasets import Dataset, DatasetDict, Image, IterableDataset, load_dataset
+from class_names import FLAG, KnownNames, are_placeholders, names_of
+from datasets import Dataset, DatasetDict, Image
+from labelled_rows import Labels, load_parts, match_classes
+from training_arguments import LoopArguments
+from training_checkpoints import TrainingState, find_checkpoint
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from clustr_hf import ClusTRConfig
@@ -96,7 +101,8 @@ class ModelArguments:
     token: str | None = field(default=None, metadata={"help": "Hub token; default is the one of `hf auth login`."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the checkpoint's repository."})
     ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace a head with another number of classes."}
+        default=False,
+        metadata={"help": "Replace the head if the checkpoint's classes are others than the data's."},
     )
 
     def __post_init__(self):
@@ -162,7 +168,12 @@ class RecipeArguments:
 
 
 def load_splits(
-    args: SourceArguments, model_args: ModelArguments, seed: int, load_folders: Callable[[dict[str, str]], DatasetDict]
+    args: SourceArguments,
+    model_args: ModelArguments,
+    seed: int,
+    load_folders: Callable[[dict[str, str]], DatasetDict],
+    labels: Labels | None = None,
+    known: KnownNames | None = None,
 ) -> DatasetDict:
     """
     Training and validation split of a Hub data set, parquet files or folders; only the latter if nothing else is named.
@@ -171,17 +182,22 @@ def load_splits(
         args, model_args: What to load, and where downloads are kept.
         seed (`int`): Of the split.
         load_folders (`Callable[[dict[str, str]], DatasetDict]`): Folder of each split -> its rows.
+        labels ([`Labels`], *optional*): Where the rows have ids of classes. In all splits that are returned these count
+            in one list of names.
+        known ([`KnownNames`], *optional*): The classes of the checkpoint that is trained further or evaluated.
 
     Raises:
-        ValueError: if there is neither a validation split nor a training split to take it from.
+        ValueError: if there is neither a validation split nor a training split to take it from, or the names of the
+            classes cannot be matched.
     """
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     if args.dataset_name is not None:
-        data = load_dataset(args.dataset_name, args.dataset_config_name, **hub)
+        parts = load_parts(args.dataset_name, args.dataset_config_name, **hub)
     elif args.train_file is not None or args.validation_file is not None:
-        data = load_dataset("parquet", data_files=by_split(args.train_file, args.validation_file), **hub)
+        parts = load_parts("parquet", data_files=by_split(args.train_file, args.validation_file), **hub)
     else:
-        data = load_folders(by_split(args.train_dir, args.validation_dir))
+        parts = {split: [rows] for split, rows in load_folders(by_split(args.train_dir, args.validation_dir)).items()}
+    data = DatasetDict(match_classes(parts, labels, known))
     if "validation" not in data:  # never the test split: checkpoints are chosen by the validation split
         if "train" not in data:
             raise ValueError(f"the data must have a split `validation` or `train`, got {sorted(data)}")
@@ -259,16 +275,61 @@ def by_split(train: str | None, validation: str | None) -> dict[str, str]:
     return {split: value for split, value in (("train", train), ("validation", validation)) if value is not None}
 
 
-def check_columns(data: Dataset | IterableDataset, **columns: str):
-    """Raise a `ValueError` unless the data has the columns that the arguments name."""
-    for argument, column in columns.items():
-        if column not in data.column_names:
-            raise ValueError(f"--{argument} {column!r} is not in the data set, which has {data.column_names}")
-
-
 def name_labels(labels: list[str]) -> dict[str, dict]:
     """`id2label` and `label2id` of a configuration."""
     return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def has_head(config: PreTrainedConfig, heads: Sequence[str]) -> bool:
+    """Whether a checkpoint's head is one of the given kinds; one that does not say what it is has any."""
+    architectures = config.architectures or heads
+    return any(head in architecture for head in heads for architecture in architectures)
+
+
+def known_names(
+    args: ModelArguments,
+    heads: Sequence[str],
+    only_evaluates: bool = False,
+    resumed: tuple[Path, Sequence[str]] | None = None,
+) -> KnownNames | None:
+    """
+    The classes of the weights that the run starts or goes on from; None if they have no head for the task.
+
+    Args:
+        args: Which checkpoint to start from.
+        heads (`Sequence[str]`): What the names of classes with a head for the task have in them.
+        only_evaluates (`bool`): Whether `--model_name_or_path` is evaluated, and nothing is trained.
+        resumed (`tuple[Path, Sequence[str]]`, *optional*): The checkpoint that the run goes on from, and its classes.
+
+    Raises:
+        ValueError: if a checkpoint without such a head is to be evaluated.
+    """
+    if resumed is not None:
+        return KnownNames(resumed[1], f"the checkpoint {resumed[0]}", only_evaluates)
+    if args.model_name_or_path is None:
+        return None
+    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
+    source = f"the checkpoint {args.model_name_or_path}"
+    if not has_head(config, heads):
+        if only_evaluates:
+            raise ValueError(f"{source} is of {config.architectures}: to evaluate, it must be one {' or '.join(heads)}")
+        return None
+    names = names_of(config, source)
+    return KnownNames(names, source, only_evaluates, args.ignore_mismatched_sizes) if names else None
+
+
+def names_of_run(model_args: ModelArguments, heads: Sequence[str], args: LoopArguments) -> KnownNames | None:
+    """The classes of the weights that a run of the loop starts from, goes on from, or evaluates; as [`known_names`]."""
+    checkpoint = None
+    if args.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+    names = None if checkpoint is None else TrainingState.load(checkpoint).class_names
+    return known_names(
+        model_args,
+        heads,
+        only_evaluates=args.eval_only and (names is not None or args.resume_from_checkpoint is None),
+        resumed=None if names is None else (checkpoint, names),
+    )
 
 
 def load_model(
@@ -288,15 +349,68 @@ def load_model(
         model_class, auto_class (`type`): To make a new model by, and to load a checkpoint by, whoever's it is.
         processor: Of a new model.
         fields: Fields of the configuration, which `--config_overrides` may change.
+
+    Raises:
+        ValueError: if the checkpoint has a head for other classes, or for these in another order, and
+            `--ignore_mismatched_sizes` is not given.
     """
     fields = {**name_labels(labels), **fields}
     if args.model_name_or_path is None:
         settings = {**fields, **(args.config_overrides or {})}
         return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor
-    hub = args.hub_arguments
-    config = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **hub)
-    config = args.override(config, **fields)
-    model = auto_class.from_pretrained(
-        args.model_name_or_path, config=config, ignore_mismatched_sizes=args.ignore_mismatched_sizes, **hub
-    )
+    saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
+    heads = [model_class.__name__.removeprefix("ClusTR")]
+    model = load_weights(args, labels, heads, auto_class, args.override(saved, **fields), saved)
     return args.choose_attention(model), args.load_processor()
+
+
+def load_weights(
+    args: ModelArguments,
+    labels: list[str],
+    heads: Sequence[str],
+    auto_class: type,
+    config: PreTrainedConfig,
+    saved: PreTrainedConfig,
+) -> PreTrainedModel:
+    """
+    The checkpoint's weights in a model of another configuration, with a new head where that is for other classes.
+
+    Args:
+        args: Which checkpoint.
+        labels (`list[str]`): Names of the classes.
+        heads (`Sequence[str]`): As in [`has_head`].
+        auto_class (`type`): To load it by.
+        config, saved (`PreTrainedConfig`): The model's, and the checkpoint's.
+    """
+    source = f"the checkpoint {args.model_name_or_path}"
+    names = names_of(saved, source) if has_head(saved, heads) else []
+    is_other = bool(names) and names != labels and not (are_placeholders(names) and len(names) == len(labels))
+    if is_other and (not args.ignore_mismatched_sizes or set(names) == set(labels)):
+        raise ValueError(KnownNames(names, source).refusal(labels))
+    try:
+        model = auto_class.from_pretrained(
+            args.model_name_or_path,
+            config=config,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            **args.hub_arguments,
+        )
+    except RuntimeError as error:
+        if FLAG.removeprefix("--") not in str(error):
+            raise
+        raise ValueError(
+            f"weights of {source} differ in shape from the model's, of {len(labels)} classes: {FLAG} makes them anew"
+        ) from error
+    # Other classes of the same number: the shapes do not give them away.
+    return replace_head(model, labels) if is_other and len(names) == len(labels) else model
+
+
+def replace_head(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
+    """A model with new random weights wherever their shapes depend on the number of classes."""
+    fields = model.config.to_dict()
+    fields.update({name: None for name in ("semantic_class_weights",) if name in fields})
+    larger = type(model.config).from_dict({**fields, **name_labels([*labels, "one more"])})
+    shapes = {name: weight.shape for name, weight in type(model)(larger).state_dict().items()}
+    kept = {name: weight for name, weight in model.state_dict().items() if weight.shape == shapes[name]}
+    fresh = type(model)(model.config).to(model.dtype)
+    fresh.load_state_dict(kept, strict=False)
+    return fresh

@@ -6,12 +6,15 @@ import sys
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import run_instance_segmentation_no_trainer
 import run_object_detection_no_trainer
 import torch
 from augmentation import uniform
-from coco_files import read_coco
+from class_names import KnownNames
+from coco_files import flatten_polygons, read_coco
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value
 from detection_data import OBJECT_KEYS, DataArguments, ParseObjects, class_names, load_data
@@ -165,6 +168,115 @@ def _fill(box, height, width):
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
     return mask
+
+
+def renumber_categories(folder, target, numbers, kept=("train", "validation")):
+    """COCO files like those of a folder, whose categories have other ids in some of the splits."""
+    shutil.copytree(folder, target, symlinks=True)
+    for split in kept:
+        content = read_json(folder / f"{split}.json")
+        for row in content["categories"]:
+            row["id"] = numbers[row["id"]]
+        for row in content["annotations"]:
+            row["category_id"] = numbers[row["category_id"]]
+        (target / f"{split}.json").write_text(json.dumps(content))
+    return target
+
+
+@pytest.mark.parametrize("kept", [("train", "validation"), ("validation",)])
+def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, coco_folders, tmp_path, train, kept):
+    """Discs come first by the ids 3 and 7, squares by 9 and 2."""
+    task, folder = trained
+    data = files_of(renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2}, kept))
+    start = ["--eval_only", "--model_name_or_path", folder]
+    out = train(task, *start, data=data, output_dir=tmp_path / "out", without=["--config_overrides"])
+    results, expected = read_json(out / "eval_results.json"), read_json(folder / "all_results.json")
+    for kind in KINDS[task]:
+        assert results[f"eval_{kind}_ap50"] == pytest.approx(expected[f"eval_{kind}_ap50"], abs=1e-6)
+
+
+def test_fine_tuning_keeps_the_checkpoints_order(trained, coco_folders, tmp_path, train):
+    """And validates on a file that lacks a category."""
+    task, folder = trained
+    data = renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2})
+    content = read_json(data / "validation.json")
+    content["categories"] = [row for row in content["categories"] if row["name"] == "disc"]
+    content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 9]
+    (data / "validation.json").write_text(json.dumps(content))
+    start = ["--model_name_or_path", folder, "--max_train_steps", 1, "--learning_rate", 1e-12]
+    out = train(task, *start, data=files_of(data), output_dir=tmp_path / "out", without=["--config_overrides"])
+    assert read_json(out / "config.json")["id2label"] == {"0": "disc", "1": "square"}
+    table, expected = (read_json(place / "per_class_results.json") for place in (out, folder))
+    assert list(table) == ["disc", "square"] and table["square"]["objects"] == 0
+    assert table["disc"] == pytest.approx(expected["disc"], abs=1e-6)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_columns_of_objects_may_count_in_another_order(coco_folders, tmp_path, as_list):
+    files = {}
+    for split, names in (("train", ["disc", "square"]), ("validation", ["square", "disc"])):
+        path = tmp_path / f"{split}.parquet"
+        files[f"{split}_file"] = str(write_rows(path, coco_folders, "train", names, as_list=as_list))
+    args = DataArguments(**files, image_column_name="picture", objects_column_name="things")
+    model_args = ModelArguments(cache_dir=str(tmp_path / "cache"))
+    for known in (None, KnownNames(["square", "disc"], "it")):
+        data, labels = load_data(args, model_args, 0, known=known)
+        assert labels == (["disc", "square"] if known is None else known.names)
+        parse = ParseObjects(args, labels)
+        parsed = [[parse(row) for row in data[split]] for split in ("train", "validation")]
+        assert parsed[0] == parsed[1]
+        content = read_json(coco_folders / "train.json")
+        expected = [{3: "disc", 7: "square"}[row["category_id"]] for row in content["annotations"]]
+        found = [labels[row["category_id"]] for rows in parsed[1] for row in rows]
+        assert sorted(found) == sorted(expected)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_objects_without_a_class_are_refused_before_they_are_matched(coco_folders, tmp_path, label):
+    train_file = str(write_rows(tmp_path / "train.parquet", coco_folders, "train", ["disc", "square", "star"]))
+    path = str(write_rows(tmp_path / "validation.parquet", coco_folders, "train", ["square", "disc"]))
+    table = pq.read_table(path)
+    rows = table["things"].to_pylist()
+    rows[1]["category"][0] = label
+    things = pa.chunked_array([pa.array(rows, type=table.schema.field("things").type)])
+    pq.write_table(table.set_column(1, table.schema.field("things"), things), path)
+    args = DataArguments(
+        train_file=train_file, validation_file=path, image_column_name="picture", objects_column_name="things"
+    )
+    with pytest.raises(ValueError, match=rf"an object of validation sample 1 must be in \[0, 2\), got {label}"):
+        load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), 0)
+
+
+def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
+    """One polygon of pairs, a list of such, and COCO's own form are the same."""
+    corners = [[10, 10], [40, 10], [40, 30.5], [10, 30.5]]
+    flat = [number for pair in corners for number in pair]
+    forms = [[flat], corners, [corners], [flat, [1, 2, 3, 4]], [corners, [[5, 6]]]]
+    content = read_json(coco_folders / "train.json")
+    masks = []
+    for index, form in enumerate(forms):
+        assert flatten_polygons(form, "it") == [flat]
+        content["annotations"][0]["segmentation"] = form
+        (tmp_path / f"{index}.json").write_text(json.dumps(content))
+        rows, labels = read_coco(str(coco_folders / "train"), str(tmp_path / f"{index}.json"), OBJECT_KEYS)
+        parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+        masks.append(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(0).masks[0])
+    assert all(torch.equal(mask, masks[0]) for mask in masks) and 580 < masks[0].sum() < 640
+    rle = encode_mask(masks[0])
+    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to those who decode them
+        assert flatten_polygons(other, "it") == other
+
+
+def test_a_column_may_have_polygons_as_pairs():
+    args = DataArguments(train_file="x")
+    row = {"objects": {"bbox": [[0, 0, 9, 9]], "category": [1], "segmentation": [[[[0, 0], [9, 0], [9, 9]]]]}}
+    parse = ParseObjects(args, ["a", "b"])
+    assert parse(row)[0]["segmentation"] == [[0, 0, 9, 0, 9, 9]]
+    row["objects"]["segmentation"] = [[[0, 0, 9, 0]]]
+    with pytest.raises(ValueError, match="object 0: a polygon must have three corners or more, got 2"):
+        parse(row)
+    assert ParseObjects(args, ["a", "b"], with_masks=False)(row)[0]["bbox"] == [0, 0, 9, 9]
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):
@@ -425,13 +537,44 @@ def change_json(folder, split, change):
         (
             "train",
             lambda c: c["annotations"][0].update(image_id=5),
-            "an annotation of an image or a category that it does",
+            "an annotation of an image or a category that it does not list: annotation 1 has the image_id 5",
         ),
         (
             "train",
             lambda c: c["annotations"][0].update(category_id=5),
-            "an annotation of an image or a category that it",
+            "an annotation of an image or a category that it does not list: annotation 1 has the category_id 5",
         ),
+        (
+            "train",
+            lambda c: c["images"][1].update(id=c["images"][0]["id"]),
+            r"train.json must hold COCO annotations: two images have the id 10",
+        ),
+        (
+            "validation",
+            lambda c: c["categories"][1].update(id=7),
+            r"validation.json must hold COCO annotations: two categories have the id 7",
+        ),
+        (
+            "train",
+            lambda c: c["annotations"][1].update(id=c["annotations"][0]["id"]),
+            r"train.json must hold COCO annotations: two annotations have the id 1",
+        ),
+        (
+            "train",
+            lambda c: c["annotations"][0].update(segmentation=[[1, 2, 30, 40], [5, 6]]),
+            r"train.json: annotation 1 of image 10: a polygon must have three corners or more, got 2",
+        ),
+        (
+            "validation",
+            lambda c: c["annotations"][0].update(segmentation=[[1, 2], [30, 40]]),
+            r"validation.json: annotation 1 of image 10: a polygon must have three corners or more, got 2",
+        ),
+        (
+            "train",
+            lambda c: c["annotations"][0].update(segmentation=[[1, 2, 30, 40, 5, 6, 7]]),
+            r"annotation 1 of image 10: a polygon must have an x and a y for each corner, got 7 numbers",
+        ),
+        ("train", lambda c: c["annotations"][0].pop("image_id"), r"must hold COCO annotations: KeyError\('image_id'\)"),
         ("train", lambda c: c["images"][0].pop("file_name"), r"must hold COCO annotations: KeyError\('file_name'\)"),
         (
             "train",

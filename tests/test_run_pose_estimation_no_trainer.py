@@ -10,7 +10,14 @@ import run_pose_estimation_no_trainer
 import torch
 from conftest import REPOSITORY, run_process
 from PIL import Image, ImageDraw
-from pose_estimation_data import DataArguments, Place, annotated_places, load_data, parse_persons
+from pose_estimation_data import (
+    DataArguments,
+    Place,
+    annotated_places,
+    detected_places,
+    load_data,
+    parse_persons,
+)
 from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores, group_by_image
 from pose_estimation_samples import (
     AugmentationArguments,
@@ -129,6 +136,88 @@ def test_what_a_user_finds_is_what_the_script_has_evaluated(trained, person_fold
     results = read_json(trained / "all_results.json")
     for name in ("body_ap", "body_ap75", "body_ar"):
         assert results[f"eval_{name}"] == pytest.approx(expected[name], abs=1e-6)
+
+
+def moves(name):
+    """Whether it is a statistic of batch norm, which a step changes whatever the learning rate."""
+    return "running" in name or "num_batches" in name
+
+
+def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, trained, tmp_path):
+    """The same function of crops to names: heat maps and names in another order."""
+    model = ClusTRForPoseEstimation.from_pretrained(trained)
+    order = torch.arange(16, -1, -1)
+    with torch.no_grad():
+        for parameter in model.head[-1].parameters():
+            parameter.copy_(parameter[order])
+    names = COCO.names[::-1]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+    model.config.flip_pairs = model.config.edges = None
+    model.save_pretrained(tmp_path / "it")
+    ClusTRPoseImageProcessor.from_pretrained(trained).save_pretrained(tmp_path / "it")
+    expected = read_json(trained / "all_results.json")
+    folder = train("--eval_only", "--model_name_or_path", tmp_path / "it", flip_test=False)
+    assert read_json(folder / "eval_results.json")["eval_body_ap"] == pytest.approx(expected["eval_body_ap"], abs=0.01)
+    start = ["--model_name_or_path", tmp_path / "it", "--max_train_steps", 1]
+    folder = train(*start, learning_rate=1e-12, flip_test=False, output_dir=tmp_path / "tuned")
+    assert read_json(folder / "all_results.json")["eval_body_ap"] == pytest.approx(expected["eval_body_ap"], abs=0.01)
+    config = read_json(folder / "config.json")
+    assert list(config["id2label"].values()) == list(COCO.names) and [1, 2] in config["flip_pairs"]
+    after, before = (load_file(place / "model.safetensors") for place in (folder, trained))
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before if not moves(name))
+
+
+def change_files(folder, target, change):
+    """The persons' files, in both of which `change` has changed what they say."""
+    shutil.copytree(folder, target)
+    for split in ("train", "validation"):
+        content = read_json(folder / f"{split}.json")
+        change(content)
+        (target / f"{split}.json").write_text(json.dumps(content))
+    return target
+
+
+def turn_around(content):
+    """Keypoints in another order, which the category names; persons are not the first category."""
+    content["categories"] = [{"id": 1, "name": "dog"}, {"id": 4, "name": "Person", "keypoints": list(COCO.names[::-1])}]
+    for row in content["annotations"]:
+        row["category_id"] = 4
+        row["keypoints"] = np.array(row["keypoints"]).reshape(-1, 3)[::-1].ravel().tolist()
+    dog = {**content["annotations"][0], "id": 900, "category_id": 1}
+    content["annotations"].append(dog)
+
+
+def test_persons_and_their_keypoints_are_found_by_name(person_folders, tmp_path):
+    changed = change_files(person_folders, tmp_path / "data", turn_around)
+    for rows, expected in zip(load(changed).values(), load(person_folders).values(), strict=True):
+        for row, same in zip(rows, expected, strict=True):
+            found, wanted = (vars(parse_persons(each, COCO)) for each in (row, same))
+            assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+    boxes = [{"image_id": 50, "bbox": [1, 2, 30, 40], "score": 0.9, "category_id": number} for number in (1, 4, 4)]
+    (tmp_path / "boxes.json").write_text(
+        json.dumps([*boxes, {key: boxes[0][key] for key in boxes[0] if key[0] != "c"}])
+    )
+    assert len(detected_places(load(changed)["validation"], str(tmp_path / "boxes.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    "categories, message",
+    [
+        (
+            [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            r"one category 'person', or one only, got \['cat', 'dog'\]",
+        ),
+        (
+            [{"id": 1, "name": "person", "keypoints": ["nose", "tail"]}],
+            r"must have the keypoints .*got \['nose', 'tail'\]",
+        ),
+    ],
+)
+def test_persons_and_keypoints_that_cannot_be_found_are_refused(person_folders, tmp_path, categories, message):
+    changed = change_files(person_folders, tmp_path / "data", lambda content: content.update(categories=categories))
+    with pytest.raises(ValueError, match=message):
+        load(changed)
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):

@@ -102,6 +102,59 @@ def test_evaluates_a_checkpoint_without_training(train, trained):
         train("--eval_only", "--model_name_or_path", trained, "--push_to_hub")
 
 
+def count_otherwise(data, names, *folders):
+    """Let label maps count in another order: their values, and the file that names them."""
+    own = ["ground", "disc", "square"]
+    values = np.array([names.index(name) for name in own], dtype=np.uint8)
+    for path in (path for folder in folders for path in (data / folder / "annotations").iterdir()):
+        Image.fromarray(values[np.asarray(Image.open(path))]).save(path)
+    (data / "id2label.json").write_text(json.dumps(dict(enumerate(names))))
+
+
+@pytest.mark.parametrize("names", [["square", "ground", "disc"], ["disc", "square", "ground"]])
+def test_a_checkpoint_scores_the_same_whatever_order_the_maps_count_in(train, trained, own_data, tmp_path, names):
+    count_otherwise(own_data, names, "train", "validation")
+    windows = ["--eval_window", 96, "--eval_stride", 48]
+    start = ["--model_name_or_path", trained, *windows, "--class_weight_exponent", 0.5]
+    folder = train("--eval_only", *start, data=own_data)
+    results, of_training = read_json(folder / "eval_results.json"), read_json(trained / "all_results.json")
+    assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
+    start += ["--max_train_steps", 1, "--learning_rate", 1e-12]
+    folder = train(*start, data=own_data, output_dir=tmp_path / "tuned")
+    config, before = (read_json(place / "config.json") for place in (folder, trained))
+    for name in ("id2label", "semantic_class_weights"):
+        assert config[name] == before[name]
+    table, expected = (read_json(place / "per_class_results.json") for place in (folder, trained))
+    for name, row in expected.items():
+        assert table[name] == pytest.approx(row, abs=0.02)  # batch norm has seen another batch
+
+
+def test_maps_of_some_of_a_checkpoints_classes_are_evaluated(train, trained, own_data):
+    names = ["disc", "ground"]
+    for path in (own_data / "validation" / "annotations").iterdir():
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(np.array([1, 0, 255], dtype=np.uint8)[pixels]).save(path)
+    shutil.copytree(own_data / "validation", own_data / "train", dirs_exist_ok=True)
+    for path in (own_data / "train" / "annotations").iterdir():
+        if not (own_data / "validation" / "annotations" / path.name).exists():
+            path.unlink()
+            (own_data / "train" / "images" / path.name).unlink()
+    (own_data / "id2label.json").write_text(json.dumps(dict(enumerate(names))))
+    folder = train("--eval_only", "--model_name_or_path", trained, data=own_data)
+    assert read_json(folder / "eval_results.json")["eval_mean_accuracy"] > 0.6
+    with pytest.raises(ValueError, match=r"has 3 classes, .* the data has 2, .*--ignore_mismatched_sizes trains a new"):
+        train("--model_name_or_path", trained, "--max_train_steps", 1, data=own_data)
+
+
+def test_other_classes_than_a_checkpoints_are_refused_by_name(train, trained, own_data):
+    (own_data / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "star"}')
+    for mode in (["--eval_only"], ["--max_train_steps", 1]):
+        with pytest.raises(
+            ValueError, match=r"\['ground', 'disc', 'square'\], and the .* \['ground', 'disc', 'star'\]"
+        ):
+            train("--model_name_or_path", trained, *mode, data=own_data)
+
+
 def test_evaluates_the_last_checkpoint_of_a_run_and_leaves_the_run_alone(train):
     """With its moving average; what a run beside it is writing stays."""
     settings = ["--max_train_steps", 2, "--ema_decay", 0.9, "--checkpointing_steps", 2, "--num_pictures", 0]
@@ -294,6 +347,10 @@ def spoil_names(data):
     (data / "id2label.json").write_text('{"0": "ground", "2": "disc"}')
 
 
+def spoil_doubled_names(data):
+    (data / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "disc"}')
+
+
 def spoil_json(data):
     (data / "id2label.json").write_text('["ground", "disc"]')
 
@@ -316,6 +373,7 @@ def spoil_endings(data):
         (spoil_json, "id2label.json must be a JSON object from indices to names of classes"),
         (spoil_number, "must name at most 255 classes, since 255 does not count"),
         (spoil_endings, "must have one file of each name, got 03.bmp, 03.png"),
+        (spoil_doubled_names, r"must give each class a name of its own, got \['ground', 'disc', 'disc'\]"),
         (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
     ],
 )

@@ -1,0 +1,185 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Names of classes: what the class ids of the splits of a data set, and those of a checkpoint, are matched by.
+
+An id means something only beside the list of names that it counts in. Every split may have a list of its own, and a
+checkpoint has one too; everything is brought into the order of one of them before anything is trained or evaluated.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+
+logger = logging.getLogger(__name__)
+
+# Lists of more names than these are cut in messages.
+MOST_NAMES = 20
+FLAG = "--ignore_mismatched_sizes"
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The names as a list, of which a long one is cut to its beginning and its length."""
+    names = list(names)
+    if len(names) <= MOST_NAMES:
+        return str(names)
+    return f"[{', '.join(map(repr, names[: MOST_NAMES // 2]))}, ...] ({len(names)} names)"
+
+
+def are_placeholders(names: Sequence[str]) -> bool:
+    """Whether the names are transformers' defaults, LABEL_0, LABEL_1 ..., which say nothing."""
+    return list(names) == [f"LABEL_{index}" for index in range(len(names))]
+
+
+def names_of(config: PreTrainedConfig, source: str) -> list[str]:
+    """
+    The names of a configuration's classes in the order of the model's outputs.
+
+    Args:
+        config (`PreTrainedConfig`): Of a model with a head.
+        source (`str`): What to call the model in an error.
+
+    Raises:
+        ValueError: if the ids are not 0, 1, 2 ..., or `id2label` and `label2id` contradict each other.
+    """
+    id2label = {int(index): name for index, name in (getattr(config, "id2label", None) or {}).items()}
+    if sorted(id2label) != list(range(len(id2label))):
+        raise ValueError(f"`id2label` of {source} must name the classes 0, 1, 2 ..., got {shorten(map(str, id2label))}")
+    names = [id2label[index] for index in range(len(id2label))]
+    reverse = {int(index): name for name, index in (getattr(config, "label2id", None) or {}).items()}
+    if sorted(reverse) != sorted(id2label):
+        return names  # incomplete, as of two classes with one name
+    others = [reverse[index] for index in range(len(names))]
+    if others == names or are_placeholders(others):
+        return names
+    if are_placeholders(names):
+        return others
+    if len(set(names)) == len(names):
+        raise ValueError(
+            f"`id2label` and `label2id` of {source} contradict each other: {shorten(names)} and {shorten(others)}"
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class KnownNames:
+    """
+    The classes that weights were trained for.
+
+    Args:
+        names (`Sequence[str]`): Their names, in the order of the model's outputs.
+        source (`str`): What to call the weights in messages.
+        only_evaluates (`bool`): Whether nothing is trained.
+        replaces_head (`bool`): Whether a head for other classes is replaced: `--ignore_mismatched_sizes`.
+    """
+
+    names: Sequence[str]
+    source: str
+    only_evaluates: bool = False
+    replaces_head: bool = False
+
+    def match(self, data: Sequence[str]) -> list[str]:
+        """
+        The names that the model will have, in the order of its outputs, for data with the given classes: the known ones
+        where the data has the same (or, to evaluate, some of them), and the data's where the head is to be replaced.
+
+        Raises:
+            ValueError: if the names cannot be matched and the head is not to be replaced.
+        """
+        known, data = list(self.names), list(data)
+        if known == data:
+            return known
+        if are_placeholders(known):
+            return self._match_positions(data)
+        is_subset = len(set(known)) == len(known) and set(data) <= set(known)
+        if is_subset and (self.only_evaluates or len(data) == len(known)):
+            logger.warning(
+                f"the classes of the data are matched by name with those of {self.source}, whose order is "
+                f"{shorten(known)}; the data's is {shorten(data)}"
+            )
+            return known
+        if self.replaces_head and not self.only_evaluates:
+            logger.warning(f"the head of {self.source} is replaced by a new one for the classes {shorten(data)}")
+            return data
+        raise ValueError(self.refusal(data))
+
+    def _match_positions(self, data: list[str]) -> list[str]:
+        if len(data) == len(self.names):
+            logger.warning(
+                f"{self.source} does not name its classes ({self.names[0]} ...): they are taken in the order of the "
+                f"data's, {shorten(data)}"
+            )
+        elif self.only_evaluates or not self.replaces_head:
+            raise ValueError(self.refusal(data))
+        return data
+
+    def refusal(self, data: Sequence[str]) -> str:
+        """What to say where these classes are not those of the data."""
+        known, words = list(self.names), []
+        for title, names, others in (("the data", data, known), (self.source, known, data)):
+            only = [name for name in names if name not in set(others)]
+            words.append(f"; only in {title}: {shorten(only)}" if only and len(names) > MOST_NAMES else "")
+        advice = f"{FLAG} trains a new head for the classes of the data"
+        if self.only_evaluates:
+            advice = f"nothing is trained, so that {FLAG}, which would make a new head, is of no help"
+        return (
+            f"{self.source} has {len(known)} classes, {shorten(known)}, and the data has {len(data)}, {shorten(data)}: "
+            f"these cannot be matched by name{''.join(words)}. {advice[0].upper()}{advice[1:]}"
+        )
+
+
+def choose_names(splits: Mapping[str, Sequence[str]], known: KnownNames | None = None) -> list[str]:
+    """
+    The names of the classes, in the order that all ids are brought into.
+
+    Args:
+        splits (`Mapping[str, Sequence[str]]`): The names of `train` and of `validation`, or of one of them, each in the
+            order of the ids of that split.
+        known ([`KnownNames`], *optional*): Of the checkpoint that is trained further or evaluated.
+
+    Raises:
+        ValueError: if the names of the splits, or those of the checkpoint, do not go together.
+    """
+    data = list(splits["train"] if "train" in splits else splits["validation"])
+    if known is not None and known.only_evaluates and "validation" in splits and not are_placeholders(known.names):
+        return known.match(splits["validation"])  # the other split is not looked at
+    names = data if known is None else known.match(data)
+    for split, own in splits.items():
+        find_places(own, names, split)
+    return names
+
+
+def find_places(own: Sequence[str], names: Sequence[str], split: str) -> list[int]:
+    """
+    The place of each of a split's own names among all names.
+
+    Raises:
+        ValueError: if one is not among them.
+    """
+    places = {name: index for index, name in enumerate(names)}
+    unknown = [name for name in own if name not in places]
+    if unknown:
+        raise ValueError(
+            f"the {split} data must have the classes of the training data, {shorten(names)}, got {shorten(own)}: "
+            f"classes without training images: {shorten(unknown)}"
+        )
+    return [places[name] for name in own]
+
+
+def find_place(places: Sequence[int], label: int | None, sample: str) -> int:
+    """
+    The place of a label among all names.
+
+    Args:
+        places (`Sequence[int]`): Place of each of the split's own classes.
+        label (`int`, *optional*): In the split's own order.
+        sample (`str`): What to call the sample in an error.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    if label is None or not 0 <= label < len(places):
+        raise ValueError(f"the label of {sample} must be in [0, {len(places)}), got {label}")
+    return places[label]
