@@ -189,7 +189,6 @@ def test_a_detection_pipeline_finds_the_persons_and_hears_of_the_threshold(model
         ),
         ({"inputs": {"boxes": BOXES}}, ValueError, r"must have the keys 'image' and perhaps 'boxes', got \['boxes'\]"),
         ({"boxes": BOXES, "inputs": (x for x in "ab")}, ValueError, "`boxes` go with images .* not with a generator"),
-        ({"boxes": BOXES, "batch_size": 2}, ValueError, "`batch_size` must be 1: the persons of an image are a batch"),
         ({"boxes": BOXES, "top_k": 2}, TypeError, r"the keypoint-detection pipeline takes no \['top_k'\]"),
     ],
 )

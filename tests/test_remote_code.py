@@ -41,6 +41,7 @@ CODE_FILES = {
     "modeling_clustr.py",
     "modeling_clustr_attention.py",
     "image_processing_clustr.py",
+    "image_reading_clustr.py",
 }
 
 
