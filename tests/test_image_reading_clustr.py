@@ -328,14 +328,20 @@ def test_without_rescaling_values_are_shares(kind):
     right = processor(PIXELS, return_tensors="pt").pixel_values
     found = processor(shares, do_rescale=False, return_tensors="pt").pixel_values
     torch.testing.assert_close(found, right, rtol=0, atol=0.1)  # 8-bit images are rounded when they are resized
-    mask = PIXELS[..., 0] > 127
-    found = processor(mask, do_rescale=False, return_tensors="pt").pixel_values
-    torch.testing.assert_close(found, processor(mask, return_tensors="pt").pixel_values, rtol=0, atol=0.1)
     for wrong in (1.01 * shares / shares.max(), shares - 0.01, PIXELS, PIXELS.astype(np.uint16) * 257, shares * 255):
         with pytest.raises(ValueError, match=r"`images` must have values in \[0, 1\] that `do_rescale=False` normalis"):
             processor(wrong, do_rescale=False)
     with pytest.raises(ValueError, match=r"in \[0, 1\] that `do_rescale=False` normalises, got .* uint8"):
         processor(Image.fromarray(PIXELS), do_rescale=False)
+
+
+def test_masks_are_black_and_white_in_any_unit(plain):
+    mask = PIXELS[..., 0] > 127
+    expected = torch.from_numpy(mask).float().expand(1, 3, -1, -1)
+    for image in (mask, torch.from_numpy(mask)):
+        for settings in ({}, {"do_rescale": False}, {"rescale_factor": 1 / 1000}):
+            found = plain(image, return_tensors="pt", **settings).pixel_values
+            torch.testing.assert_close(found, expected * (255 / 1000 if "rescale_factor" in settings else 1))
 
 
 def test_settings_say_what_an_array_may_hold(plain):

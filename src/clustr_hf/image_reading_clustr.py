@@ -220,15 +220,15 @@ def read_array(image: np.ndarray | torch.Tensor, highest: float | None = 255.0) 
 
     Returns:
         `torch.Tensor`: uint8 of uint8, of bool as 0 and 255, of uint16 in [0, 65535] as the nearest of [0, 255], and of
-        other integers in [0, 255]; else float32, also of bool, as 0 and `highest`, if that is less than 255.
+        other integers in [0, 255]; else float32, also of bool, as 0 and 1, if `highest` is less than 255.
 
     Raises:
         ValueError: for another dtype, NaN, infinity, and values out of range.
     """
     tensor = _as_tensor("images", image)
     if tensor.dtype == torch.bool:
-        is_share = highest is not None and highest < 255
-        return tensor.to(torch.float32) * highest if is_share else tensor.to(torch.uint8) * 255
+        is_share = highest is None or highest < 255
+        return tensor.to(torch.float32) if is_share else tensor.to(torch.uint8) * 255
     if tensor.dtype == torch.uint16:
         tensor, dtype = (tensor.to(torch.float32) / 257).round().to(torch.uint8), "uint16"
     else:
