@@ -79,8 +79,10 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
     Raises:
         ValueError: if there is no such file, or no format of PIL's.
     """
+    content = source if isinstance(source, bytes) else None
     name = "bytes" if isinstance(source, bytes) else os.fspath(source)
-    content = source if isinstance(source, bytes) else _fetch(name, timeout)
+    if isinstance(source, str) and not os.path.isfile(source):
+        content = _fetch(source, timeout)
     try:
         return Image.open(name if content is None else io.BytesIO(content))
     except Exception as error:  # PIL's readers raise almost anything for broken files
@@ -90,10 +92,8 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
         return again
 
 
-def _fetch(source: str, timeout: float | None) -> bytes | None:
-    """The content of a URL or of base64; None for a path."""
-    if os.path.isfile(source):
-        return None
+def _fetch(source: str, timeout: float | None) -> bytes:
+    """The content of a URL, or of base64."""
     if source.startswith(("http://", "https://")):
         return httpx.get(source, timeout=timeout, follow_redirects=True).content
     text = source.partition(",")[2] if source.startswith("data:image/") else source
