@@ -392,6 +392,25 @@ def test_keypoint_pipeline_runs_without_the_package(pose_folder, tmp_path, run_w
         assert list(person["box"].values()) == reference["bbox"].tolist()
 
 
+DETECT_AND_ESTIMATE = """
+import json, sys
+from transformers import pipeline
+folder, detector = sys.argv[1:]
+estimate = pipeline("keypoint-detection", model=folder, detector=detector, trust_remote_code=True)
+for part in (estimate, estimate.detector.model, estimate.detector.image_processor):
+    assert type(part).__module__.startswith("transformers_modules.")
+image = folder + "/image.png"
+settings = {"detector_label": estimate.detector.model.config.id2label[0], "detector_threshold": 0.0}
+print(json.dumps([len(estimate(image, **settings)), len(estimate([image] * 2, batch_size=2, **settings)[1])]))
+"""
+
+
+def test_a_detector_with_remote_code_is_trusted_as_the_pipeline_is(pose_folder, detection_folder, run_without_package):
+    output = run_without_package(DETECT_AND_ESTIMATE, pose_folder, detection_folder)
+    numbers = json.loads(output.strip().splitlines()[-1])
+    assert numbers[0] == numbers[1] > 0
+
+
 RESAVE = """
 import sys
 from transformers import AutoImageProcessor, AutoModelForImageClassification

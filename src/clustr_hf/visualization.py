@@ -136,7 +136,12 @@ def prepare_image(
     size = [max(1, round(extent * scale)) for extent in image.size]
     image = image.resize(size, Image.Resampling.BICUBIC)
     settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
-    return image, processor.rescale_and_normalize(functional.pil_to_tensor(image)[None], **settings)
+    return image, processor.rescale_and_normalize(_to_tensor(image)[None], **settings)
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """(channels, height, width), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def draw_clusters(
@@ -371,16 +376,18 @@ def draw_detections(
         return image
     if not 0 <= labels.min() <= labels.max() < len(names):
         raise ValueError(f"`labels` must be in [0, {len(names)}), got values from {labels.min()} to {labels.max()}.")
-    picture = functional.pil_to_tensor(image)
+    picture = _to_tensor(image)
     palette = class_colors(max(len(names), len(boxes)) if masks is not None else len(names))
     colors = [tuple(palette[index].tolist()) for index in (range(len(boxes)) if masks is not None else labels.tolist())]
     if masks is not None:
         masks = masks.cpu()
         covered = masks.cumsum(dim=0) > 1  # by an earlier one; torchvision would paint overlaps black
-        picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
+        with torch.device("cpu"):  # torchvision does not say where its tensors are
+            picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
     boxes = _in_order(boxes)
     width = max(1, round(min(image.size) / 250))
-    drawn = functional.to_pil_image(draw_bounding_boxes(picture, boxes, colors=colors, width=width))
+    with torch.device("cpu"):
+        drawn = functional.to_pil_image(draw_bounding_boxes(picture, boxes, colors=colors, width=width))
     if with_text or (with_text is None and len(boxes) <= MOST_TEXTS):
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
         texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
