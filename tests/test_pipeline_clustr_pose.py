@@ -101,7 +101,11 @@ def test_batches_of_images_are_answered_as_one_by_one(estimate, image, batch_siz
     labels, numbers = answers_of(estimate(images, boxes=boxes, flip_test=flip_test))
     assert [len(persons) for persons in labels] == [1, 0, 3, 2, 0]
     batch = {"batch_size": batch_size, "flip_test": flip_test}
-    for found in (estimate(images, boxes=boxes, **batch), estimate(inputs, **batch), estimate(iter(inputs), **batch)):
+    for found in (
+        estimate(images, boxes=boxes, **batch),
+        estimate(inputs, **batch),
+        estimate((each for each in inputs), **batch),
+    ):
         again, values = answers_of(found)
         assert again == labels
         for value, expected in zip(values, numbers, strict=True):

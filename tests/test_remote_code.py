@@ -405,6 +405,7 @@ print(json.dumps([len(estimate(image, **settings)), len(estimate([image] * 2, ba
 """
 
 
+@pytest.mark.parametrize("detection_folder", list(DETECTORS)[:1], indirect=True)
 def test_a_detector_with_remote_code_is_trusted_as_the_pipeline_is(pose_folder, detection_folder, run_without_package):
     output = run_without_package(DETECT_AND_ESTIMATE, pose_folder, detection_folder)
     numbers = json.loads(output.strip().splitlines()[-1])
