@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.ops import box_area, box_convert
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-from training_data import UnreadableSample, decode_image, to_rgb
+from training_data import UnreadableSample, decode_rgb
 from transformers import BatchFeature
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -99,7 +99,7 @@ class ReadSample:
 
     def __call__(self, index: int) -> Sample:
         row, name = self.rows[index], f"{self.split} sample {index}"
-        image = to_rgb(decode_image(row[self.parse.image_column], name), self.processor)
+        image = decode_rgb(row[self.parse.image_column], name, self.processor)
         try:
             return self._make_sample(image, self.parse(row))
         except (LookupError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ import torch
 from image_classification_data import training_crop
 from PIL import Image
 from timm.data import auto_augment, create_transform
-from training_data import decode_image, to_rgb
+from training_data import decode_rgb
 
 
 class ReadRow:
@@ -31,7 +31,7 @@ class ReadRow:
         row = self.rows[row_or_index] if is_index else row_or_index
         image, label = (row[column] for column in self.columns)
         name = f"{self.split} sample {row_or_index if is_index else self._fingerprint(image)}"
-        return to_rgb(decode_image(image, name), self.processor), label
+        return decode_rgb(image, name, self.processor), label
 
     @staticmethod
     def _fingerprint(image: dict) -> str:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from pose_estimation_data import Place, parse_persons
 from torchvision.transforms.v2 import functional as F
-from training_data import decode_image, to_rgb
+from training_data import decode_rgb
 
 from clustr_hf import ClusTRPoseImageProcessor
 from clustr_hf.image_processing_clustr_pose import (
@@ -101,7 +101,7 @@ class ReadPerson:
     def __call__(self, index: int) -> Sample:
         place = self.places[index]
         row = self.rows[place.row]
-        image = to_rgb(decode_image(row[IMAGE], f"{self.split} image {place.row}"), self.processor)
+        image = decode_rgb(row[IMAGE], f"{self.split} image {place.row}", self.processor)
         keypoints = None
         if place.person is not None:
             keypoints = torch.from_numpy(parse_persons(row, self.convention).keypoints[place.person]).float()

@@ -36,7 +36,9 @@ def main():
     classify = pipeline(
         "image-classification", model=model, image_processor=args.model, trust_remote_code=True, top_k=1
     )
-    answers = classify([str(path) for path in paths], batch_size=args.batch_size)
+    # Pipelines fail where EXIF is malformed; the processor does not.
+    images = (classify.image_processor.read_image(path) for path in paths)
+    answers = classify(images, batch_size=args.batch_size)
     predictions = {path.name: answer for path, (answer,) in zip(paths, answers)}
     args.output.write_text(json.dumps({"code": type(model).__module__, "predictions": predictions}, indent=2))
     print(f"Classified {len(paths)} images; see {args.output}")

@@ -24,9 +24,12 @@ from image_classification_data import (
     load_data,
     training_crop,
 )
+from PIL import Image
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 from training_arguments import command_line, settings_of
 from training_card import TrainingCard
+from training_data import decode_rgb
 from training_sources import known_names
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
@@ -58,13 +61,15 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
         ]
     )
 
+    def read(batch: dict) -> list[Image.Image]:
+        return [decode_rgb(image, "an image of the data", processor) for image in batch[args.image_column_name]]
+
     def train_transform(batch: dict) -> dict:
-        images = [processor.process_image(image, do_convert_rgb=True) for image in batch[args.image_column_name]]
-        pixel_values = [augment(image) for image in images]
+        pixel_values = [augment(pil_to_tensor(image)) for image in read(batch)]
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     def evaluation_transform(batch: dict) -> dict:
-        pixel_values = list(processor(batch[args.image_column_name], return_tensors="pt").pixel_values)
+        pixel_values = list(processor(read(batch), return_tensors="pt").pixel_values)
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     if "train" in data:
@@ -154,7 +159,7 @@ def main():
 
     checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     known = names_to_match(training_args, model_args, checkpoint)
-    data = load_data(data_args, model_args, training_args.seed, known=known)
+    data = load_data(data_args, model_args, training_args.seed, decode=False, known=known)
     model, processor = load_classifier(model_args, label_names(data["validation"], data_args.label_column_name))
     add_transforms(data, processor, data_args)
     trainer = Trainer(

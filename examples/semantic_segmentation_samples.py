@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
-from training_data import decode_image, to_rgb
+from training_data import decode_image, decode_rgb
 
 from clustr_hf.image_processing_clustr import IGNORE_INDEX
 
@@ -115,7 +115,7 @@ class ReadPair:
 
     def __call__(self, index: int) -> tuple[Image.Image, torch.Tensor]:
         row, name = self.labels.rows[index], f"{self.labels.split} sample {index}"
-        image = to_rgb(decode_image(row[self.image_column], name), self.processor)
+        image = decode_rgb(row[self.image_column], name, self.processor)
         labels = self.labels.read(row, index)
         if labels.shape != (image.height, image.width):
             raise ValueError(

@@ -6,19 +6,21 @@ So a run that resumes sees the same batches as one that never stopped, and neith
 data loading workers changes what is trained on. Samples that cannot be read are skipped, named and counted.
 """
 
-import io
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice, repeat
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from clustr_hf.image_reading_clustr import find_transposition, load_image, open_image
 
 
 # Samples of a stream among which the next one is drawn; ImageNet's encoded images take about 0.2 GB for each worker.
@@ -45,22 +47,37 @@ def decode_image(image: Any, name: str) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     try:
-        source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-        decoded = Image.open(source)
-        decoded.load()
+        return load_image(open_image(Path(image["path"]) if image["bytes"] is None else image["bytes"]))
     except Exception as error:  # PIL's plugins raise almost anything for broken files
-        path = f" ({image['path']})" if image and image.get("path") else ""
-        reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # the same sample has the same message
-        raise UnreadableSample(f"{name}{path}: {reason}") from error
-    return decoded
+        raise _unreadable(image, name, error) from error
 
 
-def to_rgb(image: Image.Image, processor) -> Image.Image:
-    """An upright RGB image; whatever is not one is turned and converted as the processor does it."""
-    if image.mode == "RGB" and not image.getexif():
-        return image  # as most are; the processor would copy it twice
-    pixels = processor.process_image(image, do_convert_rgb=True)
+def decode_rgb(image: Any, name: str, processor) -> Image.Image:
+    """
+    An image column as an upright RGB image; whatever is not one is turned and converted as the processor does it.
+
+    Args:
+        image, name: As in [`decode_image`].
+        processor (`BaseImageProcessor`): Converts images.
+
+    Raises:
+        UnreadableSample: for whatever goes wrong in decoding and converting.
+    """
+    decoded = decode_image(image, name)
+    if decoded.mode == "RGB" and find_transposition(decoded) is None:
+        return decoded  # as most are; the processor would copy it twice
+    try:
+        pixels = processor.process_image(decoded, do_convert_rgb=True)
+    except Exception as error:
+        raise _unreadable(image, name, error) from error
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _unreadable(image: Any, name: str, error: Exception) -> UnreadableSample:
+    path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
+    error = error.__cause__ or error  # what PIL says, where there is such
+    reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # the same sample has the same message
+    return UnreadableSample(f"{name}{path}: {reason}")
 
 
 def mix_seeds(*numbers: int) -> int:

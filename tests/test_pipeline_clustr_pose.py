@@ -1,5 +1,7 @@
 """The keypoint-detection pipeline: what it takes, what it gives, what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,99 @@ def test_many_persons_go_through_the_model_in_parts(estimate, image, monkeypatch
     monkeypatch.setattr(pipeline_clustr_pose, "PERSON_BATCH_SIZE", 2)
     for first, second in zip(together, estimate(image, boxes=BOXES), strict=True):
         torch.testing.assert_close(points_of(first), points_of(second), atol=1e-3, rtol=1e-4)
+
+
+def answers_of(images):
+    """Labels, and numbers (persons, 4 + 1 + 3 K) of each image: boxes, scores, points."""
+    labels = [[[point["label"] for point in person["keypoints"]] for person in persons] for persons in images]
+    numbers = [
+        torch.tensor(
+            [[*person["box"].values(), person["score"], *points_of(person).flatten().tolist()] for person in persons]
+        )
+        for persons in images
+    ]
+    return labels, numbers
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4, 16])
+@pytest.mark.parametrize("flip_test", [True, False])
+def test_batches_of_images_are_answered_as_one_by_one(estimate, image, batch_size, flip_test):
+    """With as many persons as there are in each, none in some, and sizes that differ."""
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    images, boxes = [image, turned, image, turned, image], [BOXES[:1], [], BOXES, BOXES[1:], []]
+    inputs = [{"image": picture, "boxes": of_image} for picture, of_image in zip(images, boxes)]
+    labels, numbers = answers_of(estimate(images, boxes=boxes, flip_test=flip_test))
+    assert [len(persons) for persons in labels] == [1, 0, 3, 2, 0]
+    batch = {"batch_size": batch_size, "flip_test": flip_test}
+    for found in (
+        estimate(images, boxes=boxes, **batch),
+        estimate(inputs, **batch),
+        estimate((each for each in inputs), **batch),
+    ):
+        again, values = answers_of(found)
+        assert again == labels
+        for value, expected in zip(values, numbers, strict=True):
+            torch.testing.assert_close(value, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_batches_hold_persons_of_several_images(model, processor, image):
+    sizes = []
+    estimate = ClusTRKeypointDetectionPipeline(model=model, image_processor=processor, batch_size=2)
+    hook = model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    try:
+        found = estimate([image] * 5, boxes=[BOXES[:1], BOXES, [], [], BOXES[:2]], flip_test=False)
+    finally:
+        hook.remove()
+    assert [len(persons) for persons in found] == [1, 3, 0, 0, 2]
+    assert sizes == [4, 2]
+    assert estimate([image], boxes=[[]]) == [[]] and len(estimate(image)) == 1
+
+
+def test_a_detector_finds_the_persons_of_a_batch(model, processor, image):
+    def detect(picture):
+        sides = ("xmin", "ymin", "xmax", "ymax")
+        number = 0 if picture.width < picture.height else 2
+        corners = [(x, y, x + w, y + h) for x, y, w, h in BOXES[:number]]
+        return [{"label": "person", "score": 0.9, "box": dict(zip(sides, box))} for box in corners]
+
+    estimate = ClusTRKeypointDetectionPipeline(model=model, image_processor=processor, detector=detect)
+    images = [image, image.transpose(Image.Transpose.ROTATE_90), image]
+    labels, numbers = answers_of(estimate(images))
+    assert [len(persons) for persons in labels] == [2, 0, 2]
+    again, values = answers_of(estimate(images, batch_size=3))
+    assert again == labels
+    for value, expected in zip(values, numbers):
+        torch.testing.assert_close(value, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_images_with_malformed_metadata_are_read(estimate, image, tmp_path, image_format):
+    path = tmp_path / "image"
+    exif = b"Exif\0\0\x00\x08\x00\x02\x01\x12\x00\x03"
+    image.save(path, image_format, exif=exif, lossless=True)
+    expected = estimate(image, boxes=BOXES)
+    for given in (path, str(path), Image.open(path)):
+        assert estimate(given, boxes=BOXES) == expected
+    with pytest.raises(TypeError, match="must be PIL images, paths, URLs or bytes, got a int"):
+        estimate({"image": 3})
+
+
+def test_trust_goes_to_the_detector_that_is_given_by_name(model, processor, monkeypatch):
+    """Only where there is some: the package's own class has none, unless it is told."""
+    asked = []
+    monkeypatch.setattr(pipeline_clustr_pose, "pipeline", lambda *task, **settings: asked.append((task, settings)))
+    for given in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}):
+        for detector in ("someone/detector", Path("folder")):
+            ClusTRKeypointDetectionPipeline(model=model, image_processor=processor, detector=detector, **given)
+            task, settings = asked[-1]
+            assert task == ("object-detection",) and settings["model"] == str(detector)
+            assert settings["trust_remote_code"] is given.get("trust_remote_code")
+
+    remote = type("Remote", (ClusTRKeypointDetectionPipeline,), {"__module__": "transformers_modules.someone.poses"})
+    remote(model=model, image_processor=processor, detector="someone/detector")
+    assert asked[-1][1]["trust_remote_code"] is True
+    remote(model=model, image_processor=processor, detector="someone/detector", trust_remote_code=False)
+    assert asked[-1][1]["trust_remote_code"] is False
 
 
 def test_images_in_a_list_by_path_and_without_persons(estimate, image, tmp_path):
@@ -189,7 +284,6 @@ def test_a_detection_pipeline_finds_the_persons_and_hears_of_the_threshold(model
         ),
         ({"inputs": {"boxes": BOXES}}, ValueError, r"must have the keys 'image' and perhaps 'boxes', got \['boxes'\]"),
         ({"boxes": BOXES, "inputs": (x for x in "ab")}, ValueError, "`boxes` go with images .* not with a generator"),
-        ({"boxes": BOXES, "batch_size": 2}, ValueError, "`batch_size` must be 1: the persons of an image are a batch"),
         ({"boxes": BOXES, "top_k": 2}, TypeError, r"the keypoint-detection pipeline takes no \['top_k'\]"),
     ],
 )

@@ -42,6 +42,7 @@ CODE_FILES = {
     "modeling_clustr.py",
     "modeling_clustr_attention.py",
     "image_processing_clustr.py",
+    "image_reading_clustr.py",
 }
 
 
@@ -397,6 +398,26 @@ def test_keypoint_pipeline_runs_without_the_package(pose_folder, tmp_path, run_w
         torch.testing.assert_close(scores, reference["scores"])
         assert person["score"] == pytest.approx(scores[scores > 0.2].mean().item())
         assert list(person["box"].values()) == reference["bbox"].tolist()
+
+
+DETECT_AND_ESTIMATE = """
+import json, sys
+from transformers import pipeline
+folder, detector = sys.argv[1:]
+estimate = pipeline("keypoint-detection", model=folder, detector=detector, trust_remote_code=True)
+for part in (estimate, estimate.detector.model, estimate.detector.image_processor):
+    assert type(part).__module__.startswith("transformers_modules.")
+image = folder + "/image.png"
+settings = {"detector_label": estimate.detector.model.config.id2label[0], "detector_threshold": 0.0}
+print(json.dumps([len(estimate(image, **settings)), len(estimate([image] * 2, batch_size=2, **settings)[1])]))
+"""
+
+
+@pytest.mark.parametrize("detection_folder", list(DETECTORS)[:1], indirect=True)
+def test_a_detector_with_remote_code_is_trusted_as_the_pipeline_is(pose_folder, detection_folder, run_without_package):
+    output = run_without_package(DETECT_AND_ESTIMATE, pose_folder, detection_folder)
+    numbers = json.loads(output.strip().splitlines()[-1])
+    assert numbers[0] == numbers[1] > 0
 
 
 RESAVE = """

@@ -29,6 +29,7 @@ from clustr_hf.publish import build_repository
 sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
 
 import app
+import draw_examples
 import publish_space
 import space_clusters
 import space_inputs
@@ -66,16 +67,94 @@ def test_every_tab_shows_what_its_model_says():
         picture, table = predict(image, *settings)
         assert picture.size == image.size
         assert np.abs(np.asarray(picture, dtype=int) - np.asarray(image)).mean() > 0.1
-        rows = re.findall(r"<tr><td>(.*?)</td><td>(\w+)</td><td>([\d.]+)( %)?</td></tr>", table)
-        labels, scores = [row[1] for row in rows], [float(row[2]) for row in rows]
-        assert len(rows) > 0 and scores == sorted(scores, reverse=True)
-        if kind == "poses":
-            assert labels == ["person", "person"]
-        else:
-            assert set(labels) <= {"cat", "dog", "owl"}
-        if kind == "semantic_fpn":
-            assert sum(scores) == pytest.approx(100, abs=0.2) and rows[0][3] == " %"
+        rows = rows_of(table)
+        labels = [row[1] for row in rows]
+        assert len(set(labels)) == len(labels) > 0
+        assert set(labels) <= {"person"} if kind == "poses" else set(labels) <= {"cat", "dog", "owl"}
         assert ("background: rgb(" in rows[0][0]) == (kind in ("semantic_fpn", "detection"))
+        if kind == "semantic_fpn":
+            shares = [float(re.fullmatch(r"([\d.]+) %", row[2])[1]) for row in rows]
+            assert sum(shares) == pytest.approx(100, abs=0.2) and shares == sorted(shares, reverse=True)
+            continue
+        parameters = {"threshold": settings[0]}
+        parameters |= {"boxes": space_inputs.parse_boxes(settings[1])} if kind == "poses" else {}
+        answers = run_of(kind)(image, **parameters)
+        for _, label, number, scores in rows:
+            expected = [answer["score"] for answer in answers if answer.get("label", "person") == label]
+            assert int(number) == len(expected)
+            ends = [f"{min(expected):.2f}", f"{max(expected):.2f}"]
+            assert scores == " to ".join(dict.fromkeys(ends))
+        assert sum(int(row[2]) for row in rows) == len(answers)
+
+
+def rows_of(table: str) -> list[list[str]]:
+    """The cells of each row below the heads."""
+    return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", table)]
+
+
+def test_objects_are_grouped_by_class():
+    """Seventy rows that say the same help nobody."""
+    box = {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}
+    answers = [{"label": "nucleus", "score": 0.3 + 0.01 * index, "box": box} for index in range(70)]
+    answers += [{"label": "cell", "score": 0.998, "box": box}]
+    rows = rows_of(app.describe(answers, ["nucleus", "cell"]))
+    assert [row[1:] for row in rows] == [["cell", "1", "1.00"], ["nucleus", "70", "0.30 to 0.99"]]
+    assert rows[0][0] != rows[1][0]
+
+
+def test_examples_are_what_the_script_draws(tmp_path):
+    """And all that is in the folder is shown somewhere."""
+    names = {path.stem for path in space_inputs.IMAGES.iterdir()}
+    assert names == {name for names in space_inputs.EXAMPLES.values() for name in names}
+    assert space_inputs.EXAMPLES.keys() == {"Clusters", *space_models.TASKS}
+    assert {name for name in names if name.startswith("synthetic_")} == draw_examples.DRAWINGS.keys()
+    run_process([sys.executable, draw_examples.__file__, "--folder", tmp_path], tmp_path)
+    for name in draw_examples.DRAWINGS:
+        drawn, committed = (
+            np.asarray(Image.open(folder / f"{name}.jpg"), dtype=int) for folder in (tmp_path, space_inputs.IMAGES)
+        )
+        assert np.abs(drawn - committed).mean() < 3
+
+
+@pytest.mark.parametrize(
+    "title, checkpoint, expected",
+    [
+        ("Classification", "src/clustr_hf/checkpoints/clustr-nano-cifar10", {}),
+        ("Object detection", "checkpoints/clustr-nano-bccd", {"WBC": 2, "RBC": 15, "Platelets": 3}),
+        ("Instance segmentation", "checkpoints/clustr-nano-nuclei", {"nucleus": 30}),
+        ("Semantic segmentation", "checkpoints/clustr-nano-camvid", {"Road": 15, "Sky": 10, "Building": 5, "Car": 1}),
+    ],
+)
+def test_the_checkpoints_find_in_the_first_examples_what_is_drawn(title, checkpoint, expected):
+    """At least so many objects, or so much of the image in percent."""
+    run = space_models.load_pipeline(str(REPOSITORY / checkpoint))
+    values = app.first_answer(title, app.make_predict(title, run))
+    if title == "Classification":
+        assert max(values[0], key=values[0].get) == "cat"
+        for name in ("automobile", "ship"):
+            scores = app.make_predict(title, run)(str(space_inputs.IMAGES / f"synthetic_{name}.jpg"))
+            assert max(scores, key=scores.get) == name
+        return
+    found = {row[1]: float(row[2].split()[0]) for row in rows_of(values[1])}
+    assert all(found.get(label, 0) >= number for label, number in expected.items())
+
+
+def test_a_first_example_that_fails_leaves_the_page_open():
+    def fail(*_):
+        raise RuntimeError("<no memory>")
+
+    picture, text = app.first_answer("Object detection", fail)
+    assert picture is None and text.endswith("RuntimeError: &lt;no memory&gt;")
+
+
+def test_files_with_malformed_metadata_are_shown(tmp_path):
+    """The page gives files to the models, not what gradio makes of them."""
+    path = tmp_path / "image.png"
+    make_image().save(path, exif=b"Exif\0\0\x00\x08\x00\x02\x01\x12\x00\x03")
+    image = space_inputs.checked(str(path), run_of("classification").image_processor)
+    assert np.array_equal(image, make_image())
+    component = space_inputs.add_image("Poses")
+    assert component.preprocess(gr.data_classes.ImageData(path=str(path))) == str(path)
 
 
 def test_labels_are_text_on_the_page_whatever_they_are():
@@ -226,20 +305,26 @@ def wait_for(url: str, process: subprocess.Popen, log: Path):
 
 
 @pytest.fixture(scope="module")
-def page(space):
+def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: the Space is not driven in a browser")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.requested = []
-        page.on("request", lambda request: page.requested.append(request.url))
-        page.goto(space)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, space):
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(60_000)
+    page.requested = []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.goto(space)
+    yield page
+    page.close()
 
 
 def upload(page, tab: str, path: Path):
@@ -268,8 +353,84 @@ def pixels_of(page, address: str) -> np.ndarray:
         return np.asarray(Image.open(response).convert("RGB").resize((64, 64))).astype(int)
 
 
+def test_the_page_opens_with_the_first_examples_and_their_answers(page):
+    """Before anyone has clicked or chosen anything."""
+    wait_for_text(page, "#caption", "Stage 1, block 1, scale 1: 112 x 112 patches in 49 clusters.")
+    first = wait_for_new_picture(page, "#clusters", None)
+    assert pixels_of(page, first).std() > 10
+    for kind, title in TITLES.items():
+        tab = slug_of(title)
+        page.get_by_role("tab", name=title, exact=True).click()
+        page.wait_for_selector(f"#image-{tab} img")
+        if kind == "classification":
+            assert re.search(r"^cat$", wait_for_text(page, f"#answer-{tab}", "%"), flags=re.MULTILINE)
+        else:
+            wait_for_new_picture(page, f"#picture-{tab}", None)
+            assert wait_for_text(page, f"#answer-{tab}", "image" if kind == "semantic_fpn" else "Score")
+        if kind in ("detection", "instances", "poses"):
+            assert page.get_by_text("Score threshold").locator("visible=true").count() == 1
+        assert page.get_by_text("synthetic").locator("visible=true").count() >= 1
+        screenshot(page, f"first-{tab}")
+    page.get_by_role("tab", name="Clusters", exact=True).click()
+    screenshot(page, "first-clusters")
+
+
+def test_an_example_is_answered_when_it_is_clicked(page):
+    page.get_by_role("tab", name="Classification", exact=True).click()
+    first = page.inner_text("#answer-classification")
+    page.locator("#examples-classification button:visible, #examples-classification .gallery-item:visible").nth(
+        2
+    ).click()
+    page.wait_for_function("old => document.querySelector('#answer-classification').innerText !== old", arg=first)
+    page.get_by_role("tab", name="Clusters", exact=True).click()
+
+
+def test_on_a_phone_the_result_comes_before_the_controls(browser, space):
+    phone = browser.new_page(viewport={"width": 390, "height": 844})
+    phone.set_default_timeout(60_000)
+    phone.goto(space)
+    wait_for_new_picture(phone, "#clusters", None)
+    order = [top_of(phone, name) for name in ("#clusters", "#stage", "#image-clusters", "#find-clusters")]
+    assert order == sorted(order)
+    screenshot(phone, "phone-clusters")
+    for kind, title in TITLES.items():
+        tab = slug_of(title)
+        open_tab(phone, title)
+        result = f"#answer-{tab}" if kind == "classification" else f"#picture-{tab}"
+        phone.wait_for_selector(result)
+        order = [top_of(phone, name) for name in (result, f"#image-{tab}", f"#predict-{tab}", f"#examples-{tab}")]
+        assert order == sorted(order), title
+        assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+        screenshot(phone, f"phone-{tab}")
+    phone.close()
+
+
+def open_tab(page, title: str):
+    """On narrow pages some tabs are in a menu."""
+    tab = page.get_by_role("tab", name=title, exact=True).locator("visible=true")
+    if tab.count() == 0:
+        page.locator(".overflow-menu > button:visible").first.click()
+        page.locator(".overflow-dropdown button", has_text=title).locator("visible=true").first.click()
+    else:
+        tab.first.click()
+
+
+def top_of(page, selector: str) -> float:
+    return page.locator(selector).first.bounding_box()["y"]
+
+
+def slug_of(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def screenshot(page, name: str):
+    """For whoever wants to look at the page."""
+    if "SCREENSHOTS" in os.environ:
+        page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{name}.png", full_page=True)
+
+
 def test_people_see_clusters_change_with_stage_and_scale(page, space):
-    upload(page, "clusters", REPOSITORY / "examples" / "space" / "images" / "astronaut.jpg")
+    upload(page, "clusters", REPOSITORY / "examples" / "space" / "images" / "cat.jpg")
     wait_for_text(page, "#caption", "Stage 1, block 1, scale 1: 112 x 112 patches in 49 clusters.")
     first = wait_for_new_picture(page, "#clusters", None)
     page.locator("#stage input").nth(1).check()
@@ -290,8 +451,7 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     wait_for_text(page, "#caption", "Stage 1, block 1, scale 1")
     other = pixels_of(page, wait_for_new_picture(page, "#clusters", fourth))
     assert np.abs(other - pictures[0]).mean() > 3  # another model's
-    if "SCREENSHOTS" in os.environ:  # for whoever wants to look at the page
-        page.screenshot(path=f"{os.environ['SCREENSHOTS']}/clusters.png", full_page=True)
+    screenshot(page, "clusters")
 
 
 def test_people_read_the_prediction_of_every_task(page, space):
@@ -312,8 +472,7 @@ def test_people_read_the_prediction_of_every_task(page, space):
                 "([selector, names]) => names.some(n => document.querySelector(selector)?.innerText.includes(n))",
                 arg=[f"#answer-{tab}", names],
             )
-        if "SCREENSHOTS" in os.environ:
-            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{tab}.png", full_page=True)
+        screenshot(page, tab)
     assert {address for address in page.requested if not address.startswith((space, "data:", "blob:"))} == set()
 
 

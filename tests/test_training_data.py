@@ -8,11 +8,13 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageColumn
 from datasets.distributed import split_dataset_by_node
-from image_classification_data import resized_processor
-from image_classification_samples import collate, training_transform
+from image_classification_data import DataArguments, resized_processor
+from image_classification_samples import ReadRow, collate, training_transform
 from PIL import Image
+from run_image_classification import add_transforms
 from training_data import (
     EvaluationSamples,
     LoaderOptions,
@@ -22,6 +24,7 @@ from training_data import (
     TrainingSamples,
     UnreadableSample,
     decode_image,
+    decode_rgb,
     evaluation_loader,
     spread_evenly,
     training_loader,
@@ -356,6 +359,46 @@ def test_images_are_decoded_from_bytes_paths_and_as_they_are(tmp_path):
 def test_a_broken_image_is_named(image, path):
     with pytest.raises(UnreadableSample, match=f"^sample 3{path}: .+"):
         decode_image(image, "sample 3")
+
+
+MALFORMED_EXIF = b"Exif\0\0\x00\x08\x00\x02\x01\x12\x00\x03"
+
+
+def with_malformed_exif(image_format):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, format=image_format, exif=MALFORMED_EXIF, lossless=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
+def test_malformed_metadata_neither_end_a_training_nor_skip_a_sample(image_format):
+    processor, content = ClusTRImageProcessor(), with_malformed_exif(image_format)
+    read = decode_rgb({"bytes": content, "path": None}, "sample 3", processor)
+    assert np.array_equal(read, PIXELS)
+    columns = ("image", "label")
+    rows = [{"image": {"bytes": content, "path": None}, "label": 1}]
+    image, label = ReadRow(processor, columns, "training", rows)(0)
+    assert np.array_equal(image, PIXELS) and label == 1
+
+
+def test_the_trainer_script_reads_malformed_metadata():
+    features = Features({"image": ImageColumn(decode=False), "label": ClassLabel(names=["a"])})
+    rows = [{"bytes": with_malformed_exif("PNG"), "path": None}] * 2
+    split = Dataset.from_dict({"image": rows, "label": [0, 0]}, features=features)
+    data = DatasetDict(train=split, validation=split)
+    processor = ClusTRImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    add_transforms(data, processor, DataArguments(train_dir="x"))
+    expected = processor(Image.fromarray(PIXELS), return_tensors="pt").pixel_values[0]
+    assert data["train"][0]["pixel_values"].shape == (3, 32, 32)
+    torch.testing.assert_close(data["validation"][1]["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, 70_000.0, -1.0])
+def test_pixels_that_are_no_grey_are_an_unreadable_sample(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, dtype=np.float32)).save(file, format="TIFF")
+    with pytest.raises(UnreadableSample, match=r"sample 3 \(grey\.tif\): `images` must have grey values in"):
+        decode_rgb({"bytes": file.getvalue(), "path": "grey.tif"}, "sample 3", ClusTRImageProcessor())
 
 
 def test_one_sample_has_one_message_however_often_it_is_read():

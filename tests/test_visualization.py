@@ -28,6 +28,7 @@ from clustr_hf.visualization import (
     plot_segmentation,
     plot_training_curves,
     prepare_image,
+    readable_on,
 )
 
 
@@ -194,6 +195,62 @@ def test_neighbouring_masks_of_one_class_have_colours_of_their_own(halves):
     assert (covered[20, 10] == drawn[20, 10]).all() and (covered[20, 20] == drawn[20, 20]).all()
     with pytest.raises(ValueError, match=r"`labels` must be in \[0, 1\), got values from 0 to 1"):
         draw_detections(image, boxes, torch.tensor([0, 1]), ["a"])
+
+
+def contrast(first, second):
+    """Of two colours, as the Web Content Accessibility Guidelines 2.1 define it."""
+    luminances = []
+    for color in (first, second):
+        red, green, blue = (
+            value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
+            for value in (channel / 255 for channel in color)
+        )
+        luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+@pytest.mark.parametrize("background", ["white", "black", (120, 130, 140)])
+def test_labels_can_be_read_on_any_image(background):
+    """In the picture itself: on the ground behind the text there is text that stands out from it by 4.5 to 1."""
+    image, count = Image.new("RGB", (400, 300), background), 60
+    colors = class_colors(count)
+    assert all(contrast(color, readable_on(color)) >= 4.5 for color in colors.tolist())
+    for label in range(0, count, 5):
+        boxes = torch.tensor([[40.0, 60.0, 200.0, 260.0]])
+        drawn = draw_detections(image, boxes, torch.tensor([label]), ["class"] * count, torch.tensor([0.87]))
+        ground = np.asarray(drawn)[48:59, 40:80].reshape(-1, 3).tolist()  # above the box
+        own = tuple(colors[label].tolist())
+        assert sum(tuple(pixel) == own for pixel in ground) > 0.3 * len(ground)
+        assert max(contrast(own, pixel) for pixel in ground) >= 4.5
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 9, 9), (290, 0, 299, 12), (295, 195, 299, 199), (0, 198, 3, 199), (1, 3, 250, 190)]
+)
+def test_labels_are_never_cut_off(box):
+    """They are as wide and high wherever the box is."""
+    color = class_colors(1)[0]
+    sizes = set()
+    for corners in ((100, 100, 104, 104), box):
+        boxes = torch.tensor([corners], dtype=torch.float32)
+        drawn = draw_detections(Image.new("RGB", (300, 200), "white"), boxes, torch.tensor([0]), ["a long name"])
+        plain = draw_detections(
+            Image.new("RGB", (300, 200), "white"), boxes, torch.tensor([0]), ["a long name"], with_text=False
+        )
+        rows, columns = np.nonzero((np.asarray(drawn) != np.asarray(plain)).any(axis=-1))
+        edge = np.asarray(drawn) == color
+        assert edge.any()
+        sizes.add((np.ptp(rows) // 4, np.ptp(columns) // 4))
+    assert len(sizes) == 1
+
+
+def test_crowds_have_no_labels_unless_they_are_asked_for():
+    image, boxes = Image.new("RGB", (300, 200)), torch.tensor([[40.0, 60.0, 90.0, 90.0]]).repeat(31, 1)
+    labels = torch.zeros(31, dtype=torch.int64)
+    silent = np.asarray(draw_detections(image, boxes, labels, ["a"]))
+    assert not (silent[40:58] > 0).any()
+    assert (np.asarray(draw_detections(image, boxes, labels, ["a"], with_text=True))[40:58] > 0).any()
+    assert (np.asarray(draw_detections(image, boxes[:30], labels[:30], ["a"]))[40:58] > 0).any()
 
 
 def test_truth_and_prediction_of_detections_stand_side_by_side(halves):

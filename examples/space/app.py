@@ -12,11 +12,22 @@ As a Space it shows the models that `models.json` beside it lists, by the classe
 import argparse
 import html
 import os
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from space_clusters import add_cluster_tab
-from space_inputs import EXAMPLES, checked, parse_boxes, refuse_large_images
+from space_inputs import (
+    CSS,
+    add_examples,
+    add_image,
+    checked,
+    example_paths,
+    parse_boxes,
+    refuse_large_images,
+    slug_of,
+)
 from space_models import HERE, TASKS, SpaceModels, load_models
 from transformers import Pipeline
 
@@ -29,31 +40,55 @@ BOXES_HELP = (
     "if it knows persons; else the image is one."
 )
 SWATCH = '<div style="width: 1.2em; height: 1.2em; background: rgb({}, {}, {})"></div>'
+# Detections of lower scores are not shown, unless people set another one.
+THRESHOLD = 0.3
 # Fonts of the machine: a page that asks for none of a font server's loads anywhere.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 
 
 def describe(answers: list[dict], names: list[str]) -> str:
     """
-    A table (HTML) of colour, label and score of each answer, the best first. Classes of pixels have no score, but a
-    share of the image; instances and persons have no colour of their class.
+    A table (HTML) with a row for each class: its colour, how many there are and the range of their scores, the best
+    first. Classes of pixels have no score, but a share of the image; instances and persons have no colour of their
+    class.
     """
-    colors = class_colors(len(names))
-    rows = []
+    if not answers:
+        return "Nothing was found."
+    groups: dict[str, list[dict]] = {}
     for answer in answers:
-        label, score, mask = answer.get("label", "person"), answer.get("score"), answer.get("mask")
-        has_color = label in names and (mask is None or score is None)
-        swatch = SWATCH.format(*colors[names.index(label)]) if has_color else ""
-        value = score if score is not None else np.asarray(mask).astype(bool).mean()
-        text = f"{score:.3f}" if score is not None else f"{100 * value:.1f} %"
-        rows.append((value, f"<tr><td>{swatch}</td><td>{html.escape(label)}</td><td>{text}</td></tr>"))
-    rows.sort(key=lambda row: -row[0])
-    return f"<table>{''.join(row for _, row in rows)}</table>" if rows else "Nothing was found."
+        groups.setdefault(answer.get("label", "person"), []).append(answer)
+    has_scores = answers[0].get("score") is not None
+    values = {
+        label: [answer["score"] if has_scores else _share_of(answer["mask"]) for answer in group]
+        for label, group in groups.items()
+    }
+    has_colors = "keypoints" not in answers[0] and not (has_scores and "mask" in answers[0])
+    rows = [
+        _row(label, values[label], has_scores, names if has_colors else [])
+        for label in sorted(values, key=lambda label: -max(values[label]))
+    ]
+    heads = ("", "Class", "Number", "Score") if has_scores else ("", "Class", "Share of the image")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _share_of(mask: Any) -> float:
+    return np.asarray(mask).astype(bool).mean().item()
+
+
+def _row(label: str, values: list[float], has_scores: bool, names: list[str]) -> str:
+    swatch = SWATCH.format(*class_colors(len(names))[names.index(label)]) if label in names else ""
+    if has_scores:
+        least, most = f"{min(values):.2f}", f"{max(values):.2f}"
+        cells = [str(len(values)), most if least == most else f"{least} to {most}"]
+    else:
+        cells = [f"{100 * sum(values):.1f} %"]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in (swatch, html.escape(label), *cells)) + "</tr>"
 
 
 def add_task_tab(title: str, run: Pipeline | None, name: str | None):
     """A tab with an image, what can be set, and what the model says."""
-    slug = title.lower().replace(" ", "-")
+    slug = slug_of(title)
     with gr.Tab(title):
         if run is None:
             gr.Markdown(
@@ -62,25 +97,43 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
             )
             return
         gr.Markdown(f"Model: {name}")
+        predict = make_predict(title, run)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", image_mode=None, label="Image", height=400, elem_id=f"image-{slug}")
-                settings = []
+                image, settings = add_image(title), []
                 if title in ("Object detection", "Instance segmentation", "Poses"):
-                    settings.append(gr.Slider(0, 1, 0.3, step=0.05, label="Least score"))
+                    settings.append(gr.Slider(0, 1, THRESHOLD, step=0.05, label="Score threshold"))
                 if title == "Poses":
                     settings.append(gr.Textbox(lines=2, label="Boxes", info=BOXES_HELP))
                 button = gr.Button("Predict", variant="primary", elem_id=f"predict-{slug}")
-            with gr.Column():
-                if title == "Classification":
-                    outputs = [gr.Label(num_top_classes=5, label="Prediction", elem_id=f"answer-{slug}")]
-                else:
-                    outputs = [
-                        gr.Image(label="Prediction", format="png", elem_id=f"picture-{slug}"),
-                        gr.HTML(elem_id=f"answer-{slug}"),
-                    ]
-        button.click(make_predict(title, run), [image, *settings], outputs)
-        gr.Examples(EXAMPLES, image, label="Examples", elem_id=f"examples-{slug}")
+            with gr.Column(elem_classes="result"):
+                outputs = _add_outputs(title, first_answer(title, predict))
+        examples = add_examples(title, image)
+        events = [button.click, image.upload, *(slider.release for slider in settings[:1])]
+        gr.on(events, predict, [image, *settings], outputs)
+        examples.load_input_event.then(predict, [image, *settings], outputs)
+
+
+def _add_outputs(title: str, values: tuple) -> list:
+    """Where a tab says what its model has found."""
+    slug = slug_of(title)
+    if title == "Classification":
+        return [gr.Label(values[0], num_top_classes=5, label="Prediction", elem_id=f"answer-{slug}")]
+    return [
+        gr.Image(values[0], label="Prediction", format="png", interactive=False, elem_id=f"picture-{slug}"),
+        gr.HTML(values[1], elem_id=f"answer-{slug}"),
+    ]
+
+
+def first_answer(title: str, predict: Callable) -> tuple:
+    """What a tab shows before anyone has done anything: the answer for its first example."""
+    threshold = () if title in ("Classification", "Semantic segmentation") else (THRESHOLD,)
+    try:
+        answer = predict(example_paths(title)[0], *threshold)
+    except Exception as error:  # a page that opens without it is better than none
+        text = html.escape(f"{type(error).__name__}: {str(error)[:200]}")
+        return None, f"The first example could not be answered: {text}"
+    return answer if isinstance(answer, tuple) else (answer,)
 
 
 def make_predict(title: str, run: Pipeline):
@@ -121,7 +174,7 @@ def main():
     refuse_large_images()
     page = build_space(load_models(args.models))
     limits = {"max_file_size": MAX_FILE_BYTES, "allowed_paths": [str(HERE / "images")]}
-    page.launch(server_port=args.port, theme=THEME, ssr_mode=False, **limits)
+    page.launch(server_port=args.port, theme=THEME, css=CSS, ssr_mode=False, **limits)
 
 
 if __name__ == "__main__":

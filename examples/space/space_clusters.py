@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import gradio as gr
 from PIL import Image
-from space_inputs import EXAMPLES, checked
+from space_inputs import add_examples, add_image, checked, example_paths
 from transformers import Pipeline
 
 from clustr_hf.visualization import (
@@ -19,6 +19,8 @@ from clustr_hf.visualization import (
 
 FACTORS = {"as trained": 1, "4 times": 4, "16 times": 16, "64 times": 64}
 SIDES = (32, 448)  # pixels of the shorter side of an image whose clusters are looked for
+SIDE = 224  # what the page opens with, and
+COARSENESS = "16 times"
 LONGEST_SIDE = 896
 PICTURE_WIDTH = 640  # at least half of it in pixels: patches become whole squares
 
@@ -43,7 +45,7 @@ class ClusterView:
     def scales(self, stage: int) -> list[int]:
         return list(range(1, len(self.config.reduction_ratios[stage - 1]) + 1))
 
-    def find(self, image: Image.Image | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
+    def find(self, image: Image.Image | str | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
         """The image at the size that the model sees, and its clusters."""
         image, pixel_values = prepare_image(checked(image, self.processor), self.processor, side, LONGEST_SIDE)
         return image, find_cluster_maps(self.coarser(FACTORS[coarseness]), pixel_values)
@@ -99,21 +101,25 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
             "Every patch is painted in the mean colour of its cluster. Clusters follow what a place shows, not where "
             "it is. Click on a patch to see its cluster alone."
         )
-        found = gr.State()
+        start = view.find(example_paths("Clusters")[0], SIDE, COARSENESS)
+        first_picture, first_caption = show_clusters(start, first_stage, 1, 1)
+        found = gr.State(start)
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(type="pil", image_mode=None, label="Image", height=400, elem_id="image-clusters")
+                image = add_image("Clusters")
                 title = gr.Radio(list(views), value=first, label="Model", visible=len(views) > 1, elem_id="model")
-                side = gr.Slider(*SIDES, 224, step=32, label="Shorter side in pixels")
-                coarseness = gr.Radio(list(FACTORS), value="16 times", label="Patches in a cluster")
+                side = gr.Slider(*SIDES, SIDE, step=32, label="Shorter side in pixels")
+                coarseness = gr.Radio(list(FACTORS), value=COARSENESS, label="Patches in a cluster")
                 button = gr.Button("Find clusters", variant="primary", elem_id="find-clusters")
-            with gr.Column(scale=2):
+            with gr.Column(scale=2, elem_classes="result"):
+                picture = gr.Image(
+                    first_picture, type="pil", format="png", label="Clusters", interactive=False, elem_id="clusters"
+                )
+                caption = gr.Markdown(first_caption, elem_id="caption")
                 with gr.Row():
                     stage = gr.Radio(view.stages, value=first_stage, label="Stage", elem_id="stage")
                     block = gr.Radio(view.blocks(first_stage), value=1, label="Block", elem_id="block")
                     scale = gr.Radio(view.scales(first_stage), value=1, label="Scale", elem_id="scale")
-                picture = gr.Image(type="pil", format="png", label="Clusters", interactive=False, elem_id="clusters")
-                caption = gr.Markdown("Choose an image.", elem_id="caption")
         place, shown = [found, stage, block, scale], [picture, caption]
 
         def find(title, image, *settings):
@@ -134,4 +140,4 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         stage.input(choose_stage, [title, stage], [block, scale]).then(show_clusters, place, shown)
         gr.on([block.input, scale.input], show_clusters, place, shown)
         picture.select(click, [*place, picture], shown)
-        gr.Examples(EXAMPLES, image, label="Examples", elem_id="examples-clusters")
+        add_examples("Clusters", image)

@@ -10,7 +10,44 @@ from PIL import Image
 from clustr_hf.handler_clustr import BOXES, MAX_PIXELS_OF_MASKS, RequestError, check_parameter, read_image
 
 
-EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / "images").resolve().iterdir())
+IMAGES = Path(__file__).resolve().parent / "images"
+# Title of a tab -> its examples; the tab opens with what its model says of the first.
+EXAMPLES = {
+    "Clusters": ("astronaut", "cat", "synthetic_street", "synthetic_cells"),
+    "Classification": ("cat", "synthetic_automobile", "synthetic_ship"),
+    "Semantic segmentation": ("synthetic_street", "cat"),
+    "Object detection": ("synthetic_cells", "synthetic_street", "synthetic_persons"),
+    "Instance segmentation": ("synthetic_nuclei", "synthetic_nuclei_stained", "synthetic_cells"),
+    "Poses": ("synthetic_persons", "astronaut"),
+}
+EXAMPLES_LABEL = "Examples (those named synthetic are drawn by draw_examples.py)"
+# People see what a model says before they see what can be set, also where columns stand above each other.
+CSS = "@media (max-width: 768px) { .result { order: -1; } }"
+
+
+def example_paths(title: str) -> list[str]:
+    """Files of the examples of a tab."""
+    return [str(IMAGES / f"{name}.jpg") for name in EXAMPLES[title]]
+
+
+def add_image(title: str) -> gr.Image:
+    """
+    What people give an image to. It comes as a file, which gradio itself does not decode: it would fail where EXIF is
+    malformed.
+    """
+    slug = slug_of(title)
+    first = example_paths(title)[0]
+    return gr.Image(first, type="filepath", image_mode=None, label="Image", height=320, elem_id=f"image-{slug}")
+
+
+def add_examples(title: str, image: gr.Image) -> gr.Examples:
+    """Pictures to click on, with their names."""
+    paths = example_paths(title)
+    return gr.Examples(paths, image, label=EXAMPLES_LABEL, elem_id=f"examples-{slug_of(title)}")
+
+
+def slug_of(title: str) -> str:
+    return title.lower().replace(" ", "-")
 
 
 def refuse_large_images():
@@ -18,12 +55,12 @@ def refuse_large_images():
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS_OF_MASKS // 2  # it refuses those of more than twice this
 
 
-def checked(image: Image.Image | None, processor: Any) -> Image.Image:
-    """The image as the model's processor reads it, or a message on the page if there is none or it is too large."""
+def checked(image: Image.Image | str | None, processor: Any) -> Image.Image:
+    """The file as the model's processor reads it, or a message on the page if there is none or it is too large."""
     if image is None:
         raise gr.Error("Choose an image first.")
     try:
-        return read_image(image, processor, MAX_PIXELS_OF_MASKS)
+        return read_image(Path(image).read_bytes() if isinstance(image, str) else image, processor, MAX_PIXELS_OF_MASKS)
     except RequestError as error:
         raise gr.Error(str(error)) from error
 

@@ -18,7 +18,7 @@ from transformers import BatchFeature, TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .image_processing_clustr import ReadsImagesMixin
+from .image_processing_clustr import SCALE_SETTINGS, ReadsImagesMixin
 
 
 # What makes pixels of a crop those that the model takes.
@@ -74,8 +74,8 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         keypoint_heatmap_sigma (`float`, defaults to 2.0): Of the Gaussians, in pixels of the heat maps.
 
     Raises:
-        ValueError: for images that cannot be decoded, and boxes or keypoints that differ from them in number, have
-            another shape, are not finite, or, for boxes, have no area.
+        ValueError: for images that cannot be decoded, arrays that are none, and boxes or keypoints that differ from
+            them in number, have another shape, are not finite, or, for boxes, have no area.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -117,8 +117,9 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         **kwargs,
     ) -> BatchFeature:
         """Crops of all images, and their targets if there are keypoints."""
+        scale = {name: kwargs[name] for name in SCALE_SETTINGS}
         images = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **scale
         )
         if not images:
             raise ValueError("`images` must hold at least one image, got none.")
@@ -190,7 +191,7 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         if number != len(heatmaps):
             raise ValueError(f"`boxes` must be as many as heat maps, {len(heatmaps)}, got {number}.")
         points, scores = decode_heatmaps(heatmaps)
-        all_boxes = torch.cat([*boxes, torch.zeros((0, 4))]).to(points)
+        all_boxes = torch.cat([*boxes, torch.zeros((0, 4), device="cpu")]).to(points)
         size = self.size if size is None else SizeDict(**size)
         padding_factor = self.padding_factor if padding_factor is None else padding_factor
         regions = box_regions(all_boxes, _crop_size(size), padding_factor)
@@ -288,7 +289,7 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
         checked.append(of_image)
     if len({of_image.shape[1] for of_image in checked}) > 1:
         raise ValueError(f"`keypoints` must be equally many of all persons, got {[x.shape[1] for x in checked]}.")
-    return torch.cat(checked) if checked else torch.zeros((0, 0, 3))
+    return torch.cat(checked) if checked else torch.zeros((0, 0, 3), device="cpu")
 
 
 def _as_tensor(name: str, values: Any) -> torch.Tensor:
@@ -358,7 +359,8 @@ def crop_persons(
     image = image.to(torch.float32)
     if len(centers) == 0:
         return image.new_zeros((0, len(image), *size))
-    rows, columns = torch.meshgrid(*(torch.arange(extent, dtype=torch.float32) for extent in size), indexing="ij")
+    places = [torch.arange(extent, dtype=torch.float32, device=centers.device) for extent in size]
+    rows, columns = torch.meshgrid(*places, indexing="ij")
     pixels = torch.stack([columns, rows], dim=-1).reshape(1, -1, 2).expand(len(centers), -1, -1)
     points = crop_to_image(pixels, crop_matrices(centers, extents, size, rotations))
     # Between the centres of the outermost pixels -1 is the first one and 1 the last one; a single one is at -1.
@@ -385,7 +387,7 @@ def heatmap_targets(
     """
     profiles = []
     for axis, extent in ((1, size[0]), (0, size[1])):
-        distance = torch.arange(extent).to(points) - points[..., axis, None].nan_to_num()
+        distance = torch.arange(extent, dtype=points.dtype, device=points.device) - points[..., axis, None].nan_to_num()
         profiles.append(torch.exp(-distance.square() / (2 * sigma**2)) * (distance.abs() < TARGET_RADIUS * sigma))
     heatmaps = profiles[0][..., :, None] * profiles[1][..., None, :] * is_visible[..., None, None]
     return heatmaps, (heatmaps.flatten(2).amax(dim=2) > 0).to(heatmaps)
@@ -433,7 +435,9 @@ def _fit_centers(heat: torch.Tensor, offsets: torch.Tensor, is_inside: torch.Ten
     # log heat = c0 + c1 x + c2 y + c3 (x^2 + y^2)
     x, y = offsets.double().unbind(dim=1)
     terms = torch.stack([torch.ones_like(x), x, y, x.square() + y.square()], dim=1)
-    normal = torch.einsum("nkp,pi,pj->nkij", weights, terms, terms) + 1e-9 * torch.eye(4).to(terms)
+    normal = torch.einsum("nkp,pi,pj->nkij", weights, terms, terms) + 1e-9 * torch.eye(
+        4, dtype=terms.dtype, device=terms.device
+    )
     solution = torch.linalg.solve(normal, torch.einsum("nkp,pi,nkp->nki", weights, terms, heat.log()))
     return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-LEAST_CURVATURE)).to(device, dtype)
 

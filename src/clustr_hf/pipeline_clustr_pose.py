@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import Pipeline, pipeline
-from transformers.image_utils import load_image
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from .image_reading_clustr import read_image
 
 
 # Persons that go through the model at once.
@@ -30,9 +32,12 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
     ```
 
     Args:
-        detector (`Pipeline`, `Callable` or `str`, *optional*): What finds persons where no boxes are given: an
-            `object-detection` pipeline, the name of a model for one that needs no remote code, or a function from a PIL
-            image to what such a pipeline returns.
+        detector (`Pipeline`, `Callable`, `str` or `os.PathLike`, *optional*): What finds persons where no boxes are
+            given: an `object-detection` pipeline, the name or folder of a model for one, or a function from a PIL image
+            to what such a pipeline returns.
+        trust_remote_code (`bool`, *optional*): Whether a detector that is given by name may run the code of its
+            repository. `pipeline(...)` does not hand its own argument on; the default is True where this pipeline or
+            its model is remote code itself, which it is only with `pipeline(..., trust_remote_code=True)`.
         kwargs: As of any pipeline.
 
     A call takes an image (PIL image, path, URL), a dictionary with `image` and `boxes`, or a list, generator or data
@@ -45,6 +50,8 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         threshold (`float`, *optional*): Only keypoints with a higher score; default is all of them.
         flip_test (`bool`, *optional*): Whether to average with the heat maps of the mirrored image; default is yes if
             the configuration has `flip_pairs`.
+        batch_size (`int`, *optional*, defaults to 1): Images whose persons go through the model together, at most 16
+            persons at once.
 
     It returns, for each image, a list of persons, each a dictionary: `score` (the mean of its keypoints' scores above
     0.2, times the detector's if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), `keypoints`, a list of
@@ -59,10 +66,23 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, *args, detector: Callable | str | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        detector: Callable | str | os.PathLike | None = None,
+        trust_remote_code: bool | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        if isinstance(detector, str):
-            detector = pipeline("object-detection", model=detector, device=self.device)
+        if isinstance(detector, (str, os.PathLike)):
+            if trust_remote_code is None and (_is_remote_code(self) or _is_remote_code(self.model)):
+                trust_remote_code = True
+            detector = pipeline(
+                "object-detection",
+                model=os.fspath(detector),
+                device=self.device,
+                trust_remote_code=trust_remote_code,
+            )
         self.detector = detector
 
     def _sanitize_parameters(
@@ -85,8 +105,6 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
     def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
         """See the class."""
-        if (kwargs.get("batch_size") or self._batch_size or 1) != 1:
-            raise ValueError("`batch_size` must be 1: the persons of an image are a batch.")
         inputs = list(inputs) if isinstance(inputs, (list, tuple)) else inputs
         if isinstance(inputs, list) and not inputs:
             return []
@@ -100,8 +118,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
         if not {"image"} <= set(inputs) <= {"image", "boxes"}:
             raise ValueError(f"`inputs` must have the keys 'image' and perhaps 'boxes', got {sorted(inputs)}.")
-        image = inputs["image"]
-        image = load_image(os.fspath(image) if isinstance(image, os.PathLike) else image, timeout=timeout)
+        image = read_image(inputs["image"], timeout)
         boxes, scores = inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
             # Pipelines drop what scores below 0.5 if they are not told otherwise.
@@ -110,23 +127,36 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         elif boxes is None:
             boxes = [[0, 0, image.width, image.height]]
         crops = self.image_processor(image, boxes=[boxes], return_tensors="pt").to(self.dtype)
-        return {"crops": crops.pixel_values, "boxes": boxes, "scores": scores}
+        return {"persons": {"crops": crops.pixel_values, "boxes": boxes, "scores": scores}}
 
     def _forward(self, inputs: dict, flip_test: bool | None = None) -> dict[str, Any]:
-        crops, flip_pairs = inputs.pop("crops"), getattr(self.model.config, "flip_pairs", None)
+        flip_pairs = getattr(self.model.config, "flip_pairs", None)
         if flip_test and flip_pairs is None:
             raise ValueError("`flip_test` must be False: the configuration has no `flip_pairs`.")
-        flip_test = flip_pairs is not None if flip_test is None else flip_test
+        flip_pairs = flip_pairs if flip_test or flip_test is None else None
+        is_batch = isinstance(inputs["persons"], list)  # of images: a list is what transformers collates them to
+        of_images = inputs["persons"] if is_batch else [inputs["persons"]]
+        heatmaps = self._heatmaps(torch.cat([persons["crops"] for persons in of_images]), flip_pairs)
+        heatmaps = heatmaps.split([len(persons["crops"]) for persons in of_images])
+        results = [
+            {"heatmaps": heat, "boxes": persons["boxes"], "scores": persons["scores"]}
+            for heat, persons in zip(heatmaps, of_images)
+        ]
+        return {"persons": results if is_batch else results[0]}
+
+    def _heatmaps(self, crops: torch.Tensor, flip_pairs: Sequence[tuple[int, int]] | None) -> torch.Tensor:
+        """Crops (B, 3, H, W) of any number of persons -> heat maps (B, K, h, w); (0,) of none."""
         heatmaps = []
         for part in crops.split(PERSON_BATCH_SIZE) if len(crops) else ():
             heat = self.model(part).heatmaps
-            if flip_test:
+            if flip_pairs is not None:
                 heat = (heat + self.model(part.flip(-1), flip_pairs=flip_pairs).heatmaps) / 2
             heatmaps.append(heat)
-        return {**inputs, "heatmaps": torch.cat(heatmaps) if heatmaps else None}
+        return torch.cat(heatmaps) if heatmaps else crops.new_zeros(0)
 
     def postprocess(self, outputs: dict, threshold: float | None = None) -> list[dict[str, Any]]:
-        if outputs["heatmaps"] is None:
+        outputs = outputs["persons"]
+        if len(outputs["heatmaps"]) == 0:
             return []
         heat = ModelOutput(heatmaps=outputs["heatmaps"])
         [persons] = self.image_processor.post_process_pose_estimation(heat, [outputs["boxes"]])
@@ -146,6 +176,11 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
                 }
             )
         return results
+
+
+def _is_remote_code(value: Any) -> bool:
+    """Whether its class comes from a repository: transformers runs that only for those who trust it."""
+    return type(value).__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def _with_boxes(inputs: Any, boxes: Sequence[Any]) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.patches import Patch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional
@@ -22,10 +22,14 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import PreTrainedModel
 
 from .image_processing_clustr_pose import PIXEL_SETTINGS
+from .image_reading_clustr import to_rgb
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+
+# Objects of an image that draw_detections names.
+MOST_TEXTS = 30
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,19 @@ def prepare_image(
         longest_side (`int`, defaults to 1024): The most that the longer side may have.
 
     Returns:
-        The image (RGB) as the model sees it, to draw on, and its `pixel_values` `(1, 3, H, W)`.
+        The image (upright, RGB) as the model sees it, to draw on, and its `pixel_values` `(1, 3, H, W)`.
     """
+    image = to_rgb(image)
     scale = min(shorter_side / min(image.size), longest_side / max(image.size))
     size = [max(1, round(extent * scale)) for extent in image.size]
-    image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    image = image.resize(size, Image.Resampling.BICUBIC)
     settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
-    return image, processor.rescale_and_normalize(functional.pil_to_tensor(image)[None], **settings)
+    return image, processor.rescale_and_normalize(_to_tensor(image)[None], **settings)
+
+
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    """(channels, height, width), uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def draw_clusters(
@@ -162,7 +172,7 @@ def draw_clusters(
             f"`cluster_index` must have shape ({height * width},) for a grid of {height} x {width} tokens, "
             f"got {tuple(cluster_index.shape)}."
         )
-    picture = image.convert("RGB")
+    picture = to_rgb(image)
     labels = cluster_index.cpu().numpy().astype(np.int32).reshape(height, width)
     labels = np.asarray(Image.fromarray(labels).resize(picture.size, Image.Resampling.NEAREST))
     pixels = np.asarray(picture, dtype=np.float64).reshape(-1, 3)
@@ -197,7 +207,7 @@ def plot_clusters(
     Returns:
         `matplotlib.figure.Figure`.
     """
-    pictures = {"image": image.convert("RGB")}
+    pictures = {"image": to_rgb(image)}
     for title, (cluster_index, grid_size) in cluster_maps.items():
         number = len(cluster_index.unique())
         pictures[f"{title}: {number} clusters"] = draw_clusters(image, cluster_index, grid_size)
@@ -227,7 +237,7 @@ def plot_predictions(
     """
     figure, axes = _grid(len(images), columns, (1.3, 1.5))
     for axis, image, guess, truth in zip(axes, images, predicted, expected):
-        axis.imshow(image, cmap="gray" if image.mode == "L" else None)
+        axis.imshow(to_rgb(image))
         right = guess == truth
         axis.set_title(guess if right else f"{guess}, is {truth}", color=GREEN if right else RED, fontsize=10)
     return figure
@@ -271,6 +281,7 @@ def draw_segmentation(
     Raises:
         ValueError: if the map is not of the size of the image.
     """
+    image = to_rgb(image)
     if segmentation.shape != (image.height, image.width):
         raise ValueError(
             f"`segmentation` must have the size of `image`, (height, width) = {(image.height, image.width)}, "
@@ -279,7 +290,7 @@ def draw_segmentation(
     labels = segmentation.cpu().numpy()
     counts = (labels >= 0) & (labels < num_labels)
     colors = class_colors(num_labels)[np.where(counts, labels, 0)] * counts[..., None]
-    painted = (1 - opacity) * np.asarray(image.convert("RGB"), dtype=np.float64) + opacity * colors
+    painted = (1 - opacity) * np.asarray(image, dtype=np.float64) + opacity * colors
     return Image.fromarray(painted.round().astype(np.uint8))
 
 
@@ -311,7 +322,7 @@ def plot_segmentation(
         columns = {"image": image, "truth": reference, "prediction": prediction}
         for axis, (title, content) in zip(axes[3 * row :], columns.items()):
             is_map = isinstance(content, torch.Tensor)
-            axis.imshow(draw_segmentation(image, content, len(labels)) if is_map else content)
+            axis.imshow(draw_segmentation(image, content, len(labels)) if is_map else to_rgb(content))
             if row == 0:
                 axis.set_title(title)
     values = torch.cat([label_map.flatten().cpu() for label_map in (*references, *predictions)])
@@ -330,7 +341,7 @@ def draw_detections(
     names: Sequence[str],
     scores: torch.Tensor | None = None,
     masks: torch.Tensor | None = None,
-    with_text: bool = True,
+    with_text: bool | None = None,
 ) -> Image.Image:
     """
     Draw boxes, and masks if there are any, over an image, in the colours of their classes.
@@ -348,8 +359,8 @@ def draw_detections(
             Scores in [0, 1], written behind the names.
         masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*):
             Where the objects are; each gets a colour of its own, instead of its class's. The first ones lie above.
-        with_text (`bool`, defaults to `True`):
-            Whether to write names and scores.
+        with_text (`bool`, *optional*):
+            Whether to write names and scores. Default: if there are at most 30 objects; of more, text would hide them.
 
     Returns:
         `PIL.Image.Image` of the size of `image`, RGB.
@@ -360,24 +371,58 @@ def draw_detections(
     for name, values in (("labels", labels), ("scores", scores), ("masks", masks)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"`{name}` must be as many as `boxes`, {len(boxes)}, got {len(values)}.")
+    image = to_rgb(image)
     if len(boxes) == 0:
-        return image.convert("RGB")
+        return image
     if not 0 <= labels.min() <= labels.max() < len(names):
         raise ValueError(f"`labels` must be in [0, {len(names)}), got values from {labels.min()} to {labels.max()}.")
-    picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    picture = _to_tensor(image)
     palette = class_colors(max(len(names), len(boxes)) if masks is not None else len(names))
     colors = [tuple(palette[index].tolist()) for index in (range(len(boxes)) if masks is not None else labels.tolist())]
     if masks is not None:
         masks = masks.cpu()
         covered = masks.cumsum(dim=0) > 1  # by an earlier one; torchvision would paint overlaps black
-        picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
-    texts = None
-    if with_text:
+        with torch.device("cpu"):  # torchvision does not say where its tensors are
+            picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
+    boxes = _in_order(boxes)
+    width = max(1, round(min(image.size) / 250))
+    with torch.device("cpu"):
+        drawn = functional.to_pil_image(draw_bounding_boxes(picture, boxes, colors=colors, width=width))
+    if with_text or (with_text is None and len(boxes) <= MOST_TEXTS):
         values = [""] * len(boxes) if scores is None else [f" {score:.2f}" for score in scores.tolist()]
         texts = [f"{names[label]}{value}" for label, value in zip(labels.tolist(), values)]
-    sizes = {"width": max(1, round(min(image.size) / 250)), "font_size": max(10, round(min(image.size) / 28))}
-    drawn = draw_bounding_boxes(picture, _in_order(boxes), texts, colors=colors, font=findfont("DejaVu Sans"), **sizes)
-    return Image.fromarray(drawn.permute(1, 2, 0).numpy())
+        font = ImageFont.truetype(findfont("DejaVu Sans"), max(10, round(min(image.size) / 28)))
+        for box, text, color in reversed(list(zip(boxes.tolist(), texts, colors))):  # the first ones lie above
+            _write_label(drawn, box, text, color, font)
+    return drawn
+
+
+def _write_label(
+    picture: Image.Image, box: Sequence[float], text: str, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
+):
+    """Write on a ground of the box's colour: above the box where there is room, else in it, and never cut off."""
+    canvas = ImageDraw.Draw(picture)
+    margin = 2
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    x = max(0, min(box[0], picture.width - width))
+    y = box[1] - height if box[1] >= height else max(0, min(box[1], picture.height - height))
+    canvas.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    canvas.text((x + margin - left, y + margin - top), text, fill=readable_on(color), font=font)
+
+
+def readable_on(color: Sequence[int]) -> tuple[int, int, int]:
+    """
+    Black or white, whichever can be read better on a colour: their contrast is at least 4.58, and 4.5 is what the Web
+    Content Accessibility Guidelines ask for.
+
+    Args:
+        color (`Sequence[int]`): RGB in [0, 255].
+    """
+    shares = np.asarray(color, dtype=np.float64) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)  # sRGB
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
 def _in_order(boxes: torch.Tensor) -> torch.Tensor:
@@ -408,9 +453,11 @@ def plot_detections(
     Raises:
         ValueError: if there are no images.
     """
-    # Where objects crowd, text would hide them.
     pairs = [
-        [draw_detections(image, names=names, with_text=len(objects["boxes"]) <= 30, **objects) for objects in both]
+        [
+            draw_detections(image, names=names, with_text=len(objects["boxes"]) <= MOST_TEXTS, **objects)
+            for objects in both
+        ]
         for image, *both in zip(images, references, predictions)
     ]
     return _plot_pairs(pairs)
@@ -447,17 +494,17 @@ def draw_keypoints(
     Raises:
         ValueError: for keypoints or scores of another shape, or edges that are no keypoints.
     """
-    keypoints = torch.as_tensor(keypoints)
+    keypoints = _as_tensor(keypoints)
     shape = (len(keypoints), len(names))
     if len(keypoints) and tuple(keypoints.shape) != (*shape, 2):
         raise ValueError(f"`keypoints` must have shape {(*shape, 2)}, as `names`, got {tuple(keypoints.shape)}.")
     if scores is not None:
-        scores = torch.as_tensor(scores)
+        scores = _as_tensor(scores)
         if len(keypoints) and tuple(scores.shape) != shape:
             raise ValueError(f"`scores` must have shape {shape}, as `keypoints`, got {tuple(scores.shape)}.")
     if any(not 0 <= index < len(names) for edge in edges for index in edge):
         raise ValueError(f"`edges` must hold pairs of keypoints in [0, {len(names)}), got {list(edges)}.")
-    picture = image.convert("RGB")
+    picture = to_rgb(image)
     canvas = ImageDraw.Draw(picture)
     colors = [_side_color((name,)) for name in names]
     for person, is_visible in zip(keypoints.tolist(), _visible(keypoints, scores, threshold)):
@@ -476,6 +523,10 @@ def draw_keypoints(
             if visible:
                 canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
     return picture
+
+
+def _as_tensor(values: Any) -> torch.Tensor:
+    return values if isinstance(values, torch.Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def _visible(keypoints: torch.Tensor, scores: torch.Tensor | None, threshold: float) -> list[list[bool]]:
@@ -528,7 +579,7 @@ def draw_answers(image: Image.Image, answers: Sequence[Mapping[str, Any]], confi
     Draw what a pipeline has answered for an image: segments, boxes, instances or skeletons.
 
     Args:
-        image (`PIL.Image.Image`): The image that the pipeline got.
+        image (`PIL.Image.Image`): The image that the pipeline got; it is turned upright, as pipelines do.
         answers (`Sequence[Mapping[str, Any]]`): What it returned: of each segment, object or person its `label`,
             `score`, and `mask`, `box` or `keypoints`.
         config (`ClusTRConfig`): The model's configuration, with the names of its classes or keypoints.
@@ -540,24 +591,27 @@ def draw_answers(image: Image.Image, answers: Sequence[Mapping[str, Any]], confi
         ValueError: for answers with something else, such as classes.
     """
     names = list(config.id2label.values())
+    image = to_rgb(image)
     if not answers:
-        return image.convert("RGB")
+        return image
     if "keypoints" in answers[0]:
         return _draw_persons(image, answers, names, config.edges or ())
-    labels = torch.tensor([names.index(answer["label"]) for answer in answers]) if "label" in answers[0] else None
+    tensor = functools.partial(torch.tensor, device="cpu")
+    labels = tensor([names.index(answer["label"]) for answer in answers]) if "label" in answers[0] else None
     if labels is not None and "mask" in answers[0]:
         masks = torch.from_numpy(np.stack([np.array(answer["mask"]) > 0 for answer in answers]))
         if answers[0].get("score") is None:  # classes of pixels, which have no score
             painted = (masks * (labels + 1)[:, None, None]).amax(dim=0) - 1
             return draw_segmentation(image, painted, len(names))
         kept = masks.flatten(1).any(dim=1)  # or there is no box around it
-        scores = torch.tensor([answer["score"] for answer in answers])
+        scores = tensor([answer["score"] for answer in answers])
         boxes = masks_to_boxes(masks[kept])
         return draw_detections(image, boxes, labels[kept], names, scores[kept], masks[kept])
     if labels is not None and "box" in answers[0]:
         boxes = [[answer["box"][side] for side in ("xmin", "ymin", "xmax", "ymax")] for answer in answers]
-        scores = torch.tensor([answer["score"] for answer in answers])
-        return draw_detections(image, torch.tensor(boxes, dtype=torch.float32), labels, names, scores)
+        scores = tensor([answer["score"] for answer in answers])
+        boxes = tensor(boxes, dtype=torch.float32)
+        return draw_detections(image, boxes, labels, names, scores)
     raise ValueError(f"`answers` must have masks, boxes or keypoints, got {sorted(answers[0])}.")
 
 
@@ -565,10 +619,10 @@ def _draw_persons(
     image: Image.Image, persons: Sequence[Mapping[str, Any]], names: list[str], edges: Sequence[tuple[int, int]]
 ) -> Image.Image:
     """Skeletons of all keypoints that the pipeline has kept, whatever their scores."""
-    keypoints = torch.full((len(persons), len(names), 2), math.nan)
+    keypoints = torch.full((len(persons), len(names), 2), math.nan, device="cpu")
     for person, answer in enumerate(persons):
         for point in answer["keypoints"]:
-            keypoints[person, names.index(point["label"])] = torch.tensor([point["x"], point["y"]])
+            keypoints[person, names.index(point["label"])] = torch.tensor([point["x"], point["y"]], device="cpu")
     return draw_keypoints(image, keypoints, names, edges)
 
 
@@ -698,4 +752,5 @@ __all__ = [
     "plot_segmentation",
     "plot_training_curves",
     "prepare_image",
+    "readable_on",
 ]
