@@ -252,6 +252,12 @@ def test_only_so_many_detections_count():
     prediction = {**reference, "scores": [0.9 - 0.1 * i for i in range(6)]}
     assert coco_average_precision([prediction], [reference], max_detections=6)["ar"] == 1
     assert coco_average_precision([prediction], [reference], max_detections=3)["ar"] == 0.5
+    boxes = [[i * 20, 0, i * 20 + 10, 10] for i in range(150)]
+    reference = {"boxes": boxes, "labels": [0] * 150}
+    prediction = {**reference, "scores": np.linspace(0.9, 0.5, 150)}
+    assert coco_average_precision([prediction], [reference])["ar"] == pytest.approx(100 / 150)
+    assert coco_average_precision([prediction], [reference], max_detections=None)["ar"] == 1
+    assert np.isnan(coco_average_precision([], [], max_detections=None)["ar"])
 
 
 def test_detections_that_do_not_fit_are_named():
@@ -274,6 +280,15 @@ def test_detections_that_do_not_fit_are_named():
             ValueError, match=rf"`{name}\[0\]` must have one of '{key}' for each of its 1 labels, got {number}"
         ):
             coco_average_precision(*pair)
+
+
+@pytest.mark.parametrize("counts", ["", "~~", "0", b"P", [7, 8], [-1, 17], None, [float("nan"), 16]], ids=repr)
+def test_masks_that_are_broken_are_named(counts):
+    """COCO's functions read what they can of them, or beyond."""
+    record = {"labels": [0], "scores": [1.0], "masks": [{"size": [4, 4], "counts": [3, 13]}]}
+    broken = {**record, "masks": [{"size": [4, 4], "counts": counts}]}
+    with pytest.raises(ValueError, match=r"`predictions\[0\]\['masks'\]\[0\]`: .* run lengths of 16 pixels in all"):
+        coco_average_precision([broken], [record], iou_type="segm")
 
 
 def test_average_precision_image_by_image_and_of_compressed_masks():

@@ -30,6 +30,7 @@ from detection_samples import (
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_convert, masks_to_boxes
+from training_data import TrainingSamples
 from training_sources import ModelArguments
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForObjectDetection
 
@@ -376,10 +377,15 @@ def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train)
     assert read_json(folder / "all_results.json")["eval_samples"] == 6
 
 
+def read_rows(folder, file):
+    """Rows with images as files, and the names of the classes."""
+    rows, labels = read_coco(str(folder), str(file), OBJECT_KEYS)
+    return rows.cast_column("image", datasets.Image(decode=False)), labels
+
+
 def make_sample(coco_folders, index=0):
-    rows, _ = read_coco(str(coco_folders / "train"), str(coco_folders / "train.json"), OBJECT_KEYS)
+    rows, _ = read_rows(coco_folders / "train", coco_folders / "train.json")
     args = DataArguments(train_dir="x", train_annotation_file="y")
-    rows = rows.cast_column("image", datasets.Image(decode=False))
     return ReadSample(rows, ParseObjects(args, ["disc", "square"]), ClusTRDetectionImageProcessor(), 2, True, "train")(
         index
     )
@@ -521,6 +527,81 @@ def test_the_predictor_sees_images_without_their_padding(coco_folders):
         )
         assert 0 < len(found["masks"]) == len(found["boxes"]) <= 7
         assert reference["size"] == (96, 96)
+
+
+def test_all_detections_of_the_model_count(coco_folders):
+    """Also beyond COCO's hundred; with a limit, the best ones. The model's own threshold holds, too."""
+    overrides = {"num_labels": 2, "detections_per_image": 130, "detection_nms_threshold": 1.0}
+    model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", **overrides)).eval()
+    model.config.detection_score_threshold = 0.01
+    with torch.no_grad():
+        model.detector.roi_heads.box_predictor.cls_score.weight.zero_()
+        model.detector.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([4.0, 0.1, 0.0]))  # scores of 0.02
+    processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 140})
+    batch = collate([EvaluationTransform(processor)(make_sample(coco_folders))])
+    for limit, number in ((None, 130), (120, 120), (7, 7)):
+        [(found, _)] = Predictor(processor, EvaluationArguments(max_detections=limit))(model, batch)
+        assert len(found["scores"]) == len(found["masks"]) == number
+        assert 0.01 < min(found["scores"]) <= max(found["scores"]) < 0.05
+    boxes = np.array([[20.0 * place, 0, 20 * place + 10, 10] for place in range(130)])
+    objects = {"boxes": boxes, "labels": np.zeros(130, dtype=int), "iscrowd": np.zeros(130, dtype=int)}
+    record = ({**objects, "scores": np.linspace(0.9, 0.1, 130)}, {**objects, "area": np.full(130, 100.0)})
+    assert Scores(["disc"], ("box",), EvaluationArguments())([record])["eval_box_ar"] == 1
+    assert Scores(["disc"], ("box",), EvaluationArguments(max_detections=65))([record])["eval_box_ar"] == 0.5
+
+
+def test_more_detections_than_the_model_returns_are_refused():
+    config = ClusTRConfig.from_variant("nano", detections_per_image=50)
+    with pytest.raises(
+        ValueError, match="--max_detections must be at most the model's detections_per_image, 50, got 60"
+    ):
+        EvaluationArguments(max_detections=60).check_model(config, with_masks=True)
+    EvaluationArguments(max_detections=60).check_model(config, with_masks=False)  # which RetinaNet knows nothing of
+    for limit in (None, 50):
+        EvaluationArguments(max_detections=limit).check_model(config, with_masks=True)
+
+
+@pytest.mark.parametrize(
+    "segmentation, message",
+    [
+        ([[float("nan"), 0, 5, 0, 5, 5]], "polygons of finite numbers"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "polygons in or near their image"),
+        ([["0", "0", "5", "0", "5", "5"]], "polygons of finite numbers"),
+        ([[0, 0, 5, 5]], "a polygon of three corners at least"),
+        ({"size": [96, 96], "counts": "broken"}, "run lengths of 9216 pixels in all"),
+        ({"counts": "broken"}, r"run-length encodings with 'size'"),
+        ({"size": [96, 96]}, "run lengths of 9216 pixels in all"),
+        ({"size": [96, 90], "counts": [8640]}, "masks of the size of their upright image"),
+    ],
+)
+def test_malformed_segmentations_are_named_and_skipped(coco_folders, tmp_path, segmentation, message):
+    """They count as samples that cannot be read, as those whose image is broken do."""
+    content = read_json(coco_folders / "train.json")
+    content["annotations"][0]["segmentation"] = segmentation
+    first = content["annotations"][0]["image_id"]
+    content["images"] = sorted(content["images"], key=lambda image: image["id"] != first)
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    rows, labels = read_rows(coco_folders / "train", tmp_path / "train.json")
+    parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    read = ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")
+    with pytest.raises(ValueError, match=rf"train sample 0: .*{message}"):
+        read(0)
+    loaded = TrainingSamples(read, lambda sample: sample, len(rows))[0, 1]
+    assert loaded["index"] != 0 and len(loaded["skipped"]) == 1 and "train sample 0: " in loaded["skipped"][0]
+    # Where only boxes are needed, nothing is missing.
+    assert len(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, False, "train")(0).boxes) > 0
+
+
+def test_what_a_broken_row_is_missing_is_named(coco_folders):
+    rows, labels = read_rows(coco_folders / "train", coco_folders / "train.json")
+
+    class Parse(ParseObjects):
+        def __call__(self, row):
+            return {}["category"]
+
+    parse = Parse(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    with pytest.raises(ValueError, match=r"train sample 1: KeyError\('category'\)"):
+        ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(1)
 
 
 def change_json(folder, split, change):

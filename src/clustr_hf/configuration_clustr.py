@@ -200,7 +200,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Mask R-CNN drops detections whose intersection over union with a better one of their class is larger, in
             (0, 1].
         detections_per_image (`int`, defaults to 100):
-            The most detections of Mask R-CNN.
+            The most detections of Mask R-CNN. These three limits act at once when they are changed in a loaded model.
         roi_batch_size (`int`, defaults to 512):
             Proposals of an image that Mask R-CNN learns from in a step, a quarter of them objects at the most.
         box_head_hidden_size (`int`, defaults to 1024):

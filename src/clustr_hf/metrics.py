@@ -386,7 +386,7 @@ def _check_objects(record: Mapping, name: str, column: str, kind: str):
         try:  # COCO's functions read beyond broken ones
             run_lengths(mask)
         except ValueError as error:
-            raise ValueError(f"{name}['masks'][{index}]: {error}") from error
+            raise ValueError(f"{name[:-1]}['masks'][{index}]`: {error}") from error
 
 
 def _coco_annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[str, Any]]:
