@@ -16,4 +16,4 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
 
 
 def uniform(low: float, high: float) -> float:
-    return float(torch.empty(()).uniform_(low, high))
+    return float(torch.empty((), device="cpu").uniform_(low, high))

@@ -61,9 +61,9 @@ def image_like_noise(setting: Setting, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     height, width, batch = setting
     cells = [2**octave for octave in range(int(math.log2(min(height, width))))]
-    noise = torch.zeros(batch, 3, height, width)
+    noise = torch.zeros(batch, 3, height, width, device="cpu")
     for cell in cells:
-        octave = torch.randn(batch, 3, -(-height // cell), -(-width // cell), generator=generator)
+        octave = torch.randn(batch, 3, -(-height // cell), -(-width // cell), generator=generator, device="cpu")
         noise += nn.functional.interpolate(octave, size=(height, width), mode="bilinear")
     return noise / noise.std()
 
@@ -334,7 +334,7 @@ def clustering_memory(algorithm: str, num_tokens: int, channels: int, device: st
 
 def random_tokens(num_tokens: int, channels: int, seed: int) -> torch.Tensor:
     """Normally distributed tokens of one image, (1, N, C)."""
-    return torch.randn(1, num_tokens, channels, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(1, num_tokens, channels, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
 def benchmark_num_clusters(num_tokens: int) -> list[int]:

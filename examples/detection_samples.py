@@ -110,22 +110,22 @@ class ReadSample:
     def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
         annotations = [clean_annotation(annotation, index) for index, annotation in enumerate(annotations)]
         columns = {name: [row[name] for row in annotations] for name in ("bbox", "category_id", "iscrowd")}
-        boxes = torch.tensor(columns["bbox"], dtype=torch.float32).reshape(-1, 4)
-        labels = torch.tensor(columns["category_id"], dtype=torch.int64)
+        boxes = torch.tensor(columns["bbox"], dtype=torch.float32, device="cpu").reshape(-1, 4)
+        labels = torch.tensor(columns["category_id"], dtype=torch.int64, device="cpu")
         if not ((labels >= 0) & (labels < self.num_labels)).all():
             raise ValueError(f"classes must be in [0, {self.num_labels}), got {labels.tolist()}")
         masks, size = None, (image.height, image.width)
         if self.with_masks:
             masks = [_decode_mask(annotation, size) for annotation in annotations]
-            masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+            masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
         areas = boxes[:, 2] * boxes[:, 3] if masks is None else masks.sum(dim=(1, 2))
         areas = [row.get("area", area) for row, area in zip(annotations, areas.tolist())]
         return Sample(
             image=image,
             boxes=box_convert(boxes, "xywh", "xyxy"),
             labels=labels,
-            area=torch.tensor(areas, dtype=torch.float32),
-            iscrowd=torch.tensor(columns["iscrowd"], dtype=torch.int64),
+            area=torch.tensor(areas, dtype=torch.float32, device="cpu"),
+            iscrowd=torch.tensor(columns["iscrowd"], dtype=torch.int64, device="cpu"),
             masks=masks,
         )
 
@@ -174,7 +174,8 @@ class TrainingTransform:
         height, width = image.shape[-2:]
         labels = {
             "class_labels": sample.labels[counts][kept],
-            "boxes": box_convert(boxes[kept], "xyxy", "cxcywh") / torch.tensor([width, height, width, height]),
+            "boxes": box_convert(boxes[kept], "xyxy", "cxcywh")
+            / torch.tensor([width, height, width, height], device="cpu"),
         }
         if sample.masks is not None:
             labels["masks"] = masks[kept]
@@ -194,13 +195,13 @@ class TrainingTransform:
         scaled_boxes = parts[1]
         if args.crop_size is not None:
             extents = [min(args.crop_size, extent) for extent in size]
-            corner = [int(torch.randint(whole - extent + 1, ())) for whole, extent in zip(size, extents)]
+            corner = [int(torch.randint(whole - extent + 1, (), device="cpu")) for whole, extent in zip(size, extents)]
             parts = [F.crop(part, *corner, *extents) for part in parts]
         for probability, flip in (
             (args.flip_probability, F.horizontal_flip),
             (args.vertical_flip_probability, F.vertical_flip),
         ):
-            if torch.rand(()) < probability:
+            if torch.rand((), device="cpu") < probability:
                 parts = [flip(part) for part in parts]
         return parts, scaled_boxes
 
@@ -239,7 +240,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Images padded to the largest height and width, masks with them; `pixel_mask` says where the images are."""
     images = [sample["pixel_values"] for sample in samples]
     size = tuple(max(image.shape[axis] for image in images) for axis in (1, 2))
-    pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64)
+    pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64, device="cpu")
     for mask, image in zip(pixel_mask, images):
         mask[: image.shape[1], : image.shape[2]] = 1
     batch = {"pixel_values": torch.stack([pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}

@@ -75,12 +75,14 @@ class DetectionReport(Report):
 
 def _to_draw(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.Tensor]:
     """What [`draw_detections`] takes of a sample or of detections, with tensors for arrays and masks."""
-    drawn = {name: torch.as_tensor(objects[name]) for name in ("boxes", "labels", "scores") if name in objects}
+    drawn = {
+        name: torch.as_tensor(objects[name], device="cpu") for name in ("boxes", "labels", "scores") if name in objects
+    }
     drawn["labels"] = drawn["labels"].long()  # also of an empty list
     masks = objects.get("masks")
     if isinstance(masks, list):
         masks = [decode_segmentation(mask, size) for mask in masks]
-        masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+        masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
     return {**drawn, "boxes": drawn["boxes"].reshape(-1, 4), **({} if masks is None else {"masks": masks})}
 
 

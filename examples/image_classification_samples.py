@@ -91,5 +91,5 @@ def _transform(augment, image_and_label: tuple[Image.Image, int]) -> dict:
 def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples]),
+        "labels": torch.tensor([sample["labels"] for sample in samples], device="cpu"),
     }

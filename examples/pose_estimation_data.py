@@ -295,7 +295,7 @@ def order_keypoints(model: ClusTRForPoseEstimation, names: Sequence[str], conven
     if list(names) == list(convention.names):
         return
     layer = model.head[-1]
-    order = torch.tensor([list(names).index(name) for name in convention.names])
+    order = torch.tensor([list(names).index(name) for name in convention.names], device="cpu")
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(parameter[order])

@@ -60,7 +60,7 @@ def estimate(
         flipped = ModelOutput(heatmaps=heatmaps.float())
     found = processor.post_process_pose_estimation(outputs, [[box] for box in boxes], flipped)
     size = processor.size["height"], processor.size["width"]
-    _, extents = box_regions(torch.tensor(boxes, dtype=torch.float32), size, processor.padding_factor)
+    _, extents = box_regions(torch.tensor(boxes, dtype=torch.float32, device="cpu"), size, processor.padding_factor)
     return [
         {
             "keypoints": torch.cat([person["keypoints"], person["scores"][:, None]], dim=1).cpu().numpy(),

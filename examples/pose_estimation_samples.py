@@ -119,13 +119,15 @@ class TrainingTransform:
         self.heatmap_size = heatmap_size(self.size, processor.keypoint_heatmap_downscale_factor)
         self.pixel_settings = {name: getattr(processor, name) for name in PIXEL_SETTINGS}
         self.mirrored = mirror_order(convention.flip_pairs, convention.num_keypoints)
-        self.is_lower = torch.tensor([index in convention.lower_body for index in range(convention.num_keypoints)])
+        self.is_lower = torch.tensor(
+            [index in convention.lower_body for index in range(convention.num_keypoints)], device="cpu"
+        )
 
     def __call__(self, sample: Sample) -> dict[str, torch.Tensor]:
         processor, keypoints = self.processor, sample.keypoints
         center, extent, rotation = self._random_region(sample)
-        if torch.rand(()) < self.args.flip_probability:
-            extent, keypoints = extent * torch.tensor([-1.0, 1.0]), keypoints[self.mirrored]
+        if torch.rand((), device="cpu") < self.args.flip_probability:
+            extent, keypoints = extent * torch.tensor([-1.0, 1.0], device="cpu"), keypoints[self.mirrored]
         region = (center[None], extent[None])
         crops = crop_persons(F.pil_to_tensor(sample.image), *region, self.size, rotation[None])
         [pixels] = processor.rescale_and_normalize(crops, **self.pixel_settings)
@@ -138,23 +140,25 @@ class TrainingTransform:
     def _random_region(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Centre (2,), extent (2,) and rotation of a crop, in the order of mmpose's transforms."""
         args = self.args
-        centers, extents = box_regions(torch.tensor([sample.place.box]), self.size, self.processor.padding_factor)
+        centers, extents = box_regions(
+            torch.tensor([sample.place.box], device="cpu"), self.size, self.processor.padding_factor
+        )
         center, extent = centers[0], extents[0]
-        if torch.rand(()) < args.shift_probability:
-            center = center + args.shift_factor * extent * (2 * torch.rand(2) - 1)
+        if torch.rand((), device="cpu") < args.shift_probability:
+            center = center + args.shift_factor * extent * (2 * torch.rand(2, device="cpu") - 1)
         is_annotated = sample.keypoints[:, 2] > 0
-        if is_annotated.sum() > args.half_body_keypoints and torch.rand(()) < args.half_body_probability:
+        if is_annotated.sum() > args.half_body_keypoints and torch.rand((), device="cpu") < args.half_body_probability:
             half = self._choose_half(sample.keypoints[is_annotated, :2], self.is_lower[is_annotated])
             center, extent = (center, extent) if half is None else half
         extent = extent * _clipped_normal(1.0, args.scale_factor, args.scale_factor)
-        is_rotated = torch.rand(()) < args.rotation_probability
+        is_rotated = torch.rand((), device="cpu") < args.rotation_probability
         rotation = _clipped_normal(0.0, args.rotation_factor, 2 * args.rotation_factor) if is_rotated else 0.0
-        return center, extent, torch.as_tensor(rotation)
+        return center, extent, torch.as_tensor(rotation, device="cpu")
 
     def _choose_half(self, points: torch.Tensor, is_lower: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Region around the upper or the lower half of a body; None if there is none."""
         halves = list(zip((points[~is_lower], points[is_lower]), LEAST_IN_HALF))
-        if torch.rand(()) >= UPPER_PROBABILITY:
+        if torch.rand((), device="cpu") >= UPPER_PROBABILITY:
             halves.reverse()
         half = next((half for half, least in halves if len(half) >= least), None)
         if half is None:
@@ -168,7 +172,7 @@ class TrainingTransform:
 
 def _clipped_normal(mean: float, deviation: float, most: float) -> float:
     """A normal random number, at most so far from its mean."""
-    return mean + float((deviation * torch.randn(())).clamp(-most, most))
+    return mean + float((deviation * torch.randn((), device="cpu")).clamp(-most, most))
 
 
 class EvaluationTransform:

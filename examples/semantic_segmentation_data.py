@@ -175,7 +175,7 @@ def class_weights(labels: ReadLabelMap, num_labels: int, exponent: float, show_p
         exponent (`float`): Between 0 and 1.
         show_progress (`bool`): Whether to show a bar.
     """
-    pixels = torch.zeros(num_labels, dtype=torch.int64)
+    pixels = torch.zeros(num_labels, dtype=torch.int64, device="cpu")
     for index in tqdm(range(len(labels)), desc="class frequencies", mininterval=1, disable=not show_progress):
         with suppress(UnreadableSample):  # the training names and counts it
             pixels += torch.bincount(labels[index].flatten(), minlength=num_labels)[:num_labels]

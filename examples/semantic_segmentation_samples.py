@@ -72,7 +72,7 @@ class ReadLabelMap:
         places: Sequence[int] | None = None,
     ):
         self.rows, self.column, self.num_labels = rows, column, num_labels
-        self.places = torch.as_tensor(range(num_labels) if places is None else places)
+        self.places = torch.as_tensor(range(num_labels) if places is None else places, device="cpu")
         self.map_rows = rows.select_columns([column])  # so that images are not read with them
         self.do_reduce_labels, self.split = do_reduce_labels, split
 
@@ -146,7 +146,7 @@ class TrainingTransform:
         image, labels = F.crop(image, *box), F.crop(labels, *box)
         if self.distort is not None:
             image = self.distort(image)
-        if torch.rand(()) < args.flip_probability:
+        if torch.rand((), device="cpu") < args.flip_probability:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
         pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
         padding = [0, 0, args.crop_size - box[3], args.crop_size - box[2]]
@@ -158,7 +158,8 @@ class TrainingTransform:
         height, width = (min(self.args.crop_size, extent) for extent in labels.shape[-2:])
         for _ in range(CROP_ATTEMPTS):
             top, left = (
-                int(torch.randint(extent - part + 1, ())) for extent, part in zip(labels.shape[-2:], (height, width))
+                int(torch.randint(extent - part + 1, (), device="cpu"))
+                for extent, part in zip(labels.shape[-2:], (height, width))
             )
             counts = torch.bincount(labels[0, top : top + height, left : left + width].flatten())[:IGNORE_INDEX]
             if self.args.max_class_share == 1 or counts.max() < self.args.max_class_share * counts.sum():

@@ -302,7 +302,7 @@ class CollateSamples:
 
     def __call__(self, samples: Sequence[dict]) -> dict:
         batch = self.collate([sample["sample"] for sample in samples])
-        indices = torch.tensor([sample["index"] for sample in samples])
+        indices = torch.tensor([sample["index"] for sample in samples], device="cpu")
         skipped = [message for sample in samples for message in sample["skipped"]]
         return {"batch": batch, "indices": indices, "skipped": skipped}
 

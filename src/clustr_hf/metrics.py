@@ -117,10 +117,10 @@ class MeanIoU(evaluate.Metric):
         self, predictions: list, references: list, num_labels: int, ignore_index: int = 255
     ) -> dict[str, float | np.ndarray]:
         areas = [
-            class_areas(torch.as_tensor(prediction), torch.as_tensor(reference), num_labels, ignore_index)
-            for prediction, reference in zip(predictions, references)
+            class_areas(*(torch.as_tensor(label_map, device="cpu") for label_map in pair), num_labels, ignore_index)
+            for pair in zip(predictions, references)
         ]
-        labelled = torch.stack(areas).sum(dim=0)[2] if areas else torch.zeros(num_labels)
+        labelled = torch.stack(areas).sum(dim=0)[2] if areas else torch.zeros(num_labels, device="cpu")
         _warn_of_absent("pixels", [index for index, number in enumerate(labelled.tolist()) if number == 0])
         return summarize_areas(areas)
 

@@ -21,9 +21,9 @@ def device():
 def groups(device, num_groups=4, size=6):
     """Tokens (2, num_groups * size, 8) around centres that are far apart, and the group of each token."""
     generator = torch.Generator().manual_seed(0)
-    group = torch.arange(num_groups).repeat_interleave(size)
-    noise = 0.1 * torch.randn(2, num_groups * size, 8, generator=generator)
-    return (10 * torch.eye(8)[group] + noise).to(device), group.to(device)
+    group = torch.arange(num_groups, device="cpu").repeat_interleave(size)
+    noise = 0.1 * torch.randn(2, num_groups * size, 8, generator=generator, device="cpu")
+    return (10 * torch.eye(8, device="cpu")[group] + noise).to(device), group.to(device)
 
 
 @pytest.mark.kernels_ci
