@@ -375,6 +375,42 @@ def test_the_page_opens_with_the_first_examples_and_their_answers(page):
     screenshot(page, "first-clusters")
 
 
+# Text on the page that has a colour of its own, and the ground that it is on.
+CONTRASTS = """() => {
+  const parse = color => color.match(/[\\d.]+/g).map(Number);
+  const luminance = color => {
+    const parts = color.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+  };
+  const ground = element => {
+    for (; element; element = element.parentElement) {
+      const color = parse(getComputedStyle(element).backgroundColor);
+      if (color.length < 4 || color[3] > 0.5) return color;
+    }
+    return [255, 255, 255];
+  };
+  const found = {};
+  for (const element of document.querySelectorAll('main *')) {
+    const text = [...element.childNodes].filter(n => n.nodeType === 3 && n.textContent.trim());
+    if (!text.length || !element.checkVisibility() || element.closest('footer')) continue;
+    const values = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))];
+    found[text[0].textContent.trim()] = (Math.max(...values) + 0.05) / (Math.min(...values) + 0.05);
+  }
+  return found;
+}"""
+
+
+def test_text_on_the_page_can_be_read(page):
+    """Labels, buttons and tables stand out from what is behind them by 4.5 to 1."""
+    for title in ("Clusters", *TITLES.values()):
+        page.get_by_role("tab", name=title, exact=True).click()
+        page.wait_for_timeout(500)  # colours change slowly
+        contrasts = page.evaluate(CONTRASTS)
+        assert {title, "Image"} <= contrasts.keys()
+        assert {text: value for text, value in contrasts.items() if value < 4.5} == {}
+    page.get_by_role("tab", name="Clusters", exact=True).click()
+
+
 def test_an_example_is_answered_when_it_is_clicked(page):
     page.get_by_role("tab", name="Classification", exact=True).click()
     first = page.inner_text("#answer-classification")

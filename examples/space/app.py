@@ -42,8 +42,16 @@ BOXES_HELP = (
 SWATCH = '<div style="width: 1.2em; height: 1.2em; background: rgb({}, {}, {})"></div>'
 # Detections of lower scores are not shown, unless people set another one.
 THRESHOLD = 0.3
-# Fonts of the machine: a page that asks for none of a font server's loads anywhere.
-THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+# Fonts of the machine: a page that asks for none of a font server's loads anywhere. The theme's own labels and buttons
+# are paler than the contrast of 4.5 that text needs.
+THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    block_label_text_color="*primary_800",
+    block_title_text_color="*primary_800",
+    button_primary_background_fill="*primary_600",
+    checkbox_label_background_fill_selected="*primary_600",
+    color_accent="*primary_700",
+    body_text_color_subdued="*neutral_600",
+)
 
 
 def describe(answers: list[dict], names: list[str]) -> str:
@@ -110,7 +118,7 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
                 outputs = _add_outputs(title, first_answer(title, predict))
         examples = add_examples(title, image)
         events = [button.click, image.upload, *(slider.release for slider in settings[:1])]
-        gr.on(events, predict, [image, *settings], outputs)
+        gr.on(events, predict, [image, *settings], outputs, trigger_mode="always_last")
         examples.load_input_event.then(predict, [image, *settings], outputs)
 
 

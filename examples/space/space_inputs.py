@@ -20,7 +20,7 @@ EXAMPLES = {
     "Instance segmentation": ("synthetic_nuclei", "synthetic_nuclei_stained", "synthetic_cells"),
     "Poses": ("synthetic_persons", "astronaut"),
 }
-EXAMPLES_LABEL = "Examples (those named synthetic are drawn by draw_examples.py)"
+SYNTHETIC = "synthetic_"  # what the names of drawings begin with
 # People see what a model says before they see what can be set, also where columns stand above each other.
 CSS = "@media (max-width: 768px) { .result { order: -1; } }"
 
@@ -41,9 +41,10 @@ def add_image(title: str) -> gr.Image:
 
 
 def add_examples(title: str, image: gr.Image) -> gr.Examples:
-    """Pictures to click on, with their names."""
-    paths = example_paths(title)
-    return gr.Examples(paths, image, label=EXAMPLES_LABEL, elem_id=f"examples-{slug_of(title)}")
+    """Pictures to click on; the label says which of them are drawings."""
+    drawn = [name.removeprefix(SYNTHETIC).replace("_", " ") for name in EXAMPLES[title] if name.startswith(SYNTHETIC)]
+    label = f"Examples (synthetic, drawn by draw_examples.py: {', '.join(drawn)})"
+    return gr.Examples(example_paths(title), image, label=label, elem_id=f"examples-{slug_of(title)}")
 
 
 def slug_of(title: str) -> str:
