@@ -3,8 +3,8 @@ transformers' own example scripts with our checkpoints: a training step that cha
 metric is that of our own evaluation of the same checkpoint.
 
 The scripts are in transformers' repository, in no package: clone the tag of the installed version to
-.transformers-source/, or let TRANSFORMERS_EXAMPLES name a folder that holds `object-detection/run_object_detection.py` and
-the others. They need albumentations, torchmetrics and pycocotools. What is not there is skipped.
+.transformers-source/, or let TRANSFORMERS_EXAMPLES name a folder that holds `object-detection/run_object_detection.py`
+and the others. They need albumentations, torchmetrics and pycocotools. What is not there is skipped.
 """
 
 import importlib.util
