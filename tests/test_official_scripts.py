@@ -2,10 +2,9 @@
 transformers' own example scripts with our checkpoints: a training step that changes nothing, and an evaluation whose
 metric is that of our own evaluation of the same checkpoint.
 
-The scripts are in transformers' repository, in no package: `git clone --branch v4.57.3 --depth 1
-https://github.com/huggingface/transformers .transformers-source/transformers`, or TRANSFORMERS_EXAMPLES names a folder
-that holds `object-detection/run_object_detection.py` and the others. They need albumentations, torchmetrics and
-pycocotools. `make test` skips what is not there.
+The scripts are in transformers' repository, in no package: clone the tag of the installed version to
+.transformers-source/, or let TRANSFORMERS_EXAMPLES name a folder that holds `object-detection/run_object_detection.py`
+and the others. They need albumentations, torchmetrics and pycocotools. What is not there is skipped.
 """
 
 import importlib.util
