@@ -10,8 +10,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hub_repositories import make_processor
+from hub_repositories import make_model, make_processor
 from PIL import Image, features
+from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor
 from clustr_hf.handler_clustr import read_image as read_request
@@ -449,3 +450,14 @@ def test_label_maps_that_hold_no_labels_are_refused(plain, value, dtype, message
 def test_images_without_pixels_are_none():
     assert read_label_map(np.zeros((0, 3), dtype=np.int16)).shape == (0, 3)
     assert find_transposition(Image.fromarray(PIXELS)) is None
+
+
+def test_pipelines_take_what_the_processor_reads(tmp_path):
+    """transformers' own reading raises; if it no longer does, README.md and the processor's docstring may say so."""
+    path = tmp_path / "image.png"
+    path.write_bytes(with_exif("PNG", BROKEN_BLOCK))
+    model, processor = make_model("classification")
+    classify = pipeline("image-classification", model=model, image_processor=processor)
+    with pytest.raises(SyntaxError):
+        classify(str(path))
+    assert classify(classify.image_processor.read_image(path)) == classify(Image.fromarray(PIXELS))

@@ -106,7 +106,7 @@ def test_batches_of_images_are_answered_as_one_by_one(estimate, image, batch_siz
         estimate(inputs, **batch),
         estimate((each for each in inputs), **batch),
     ):
-        again, values = answers_of(found)
+        again, values = answers_of(list(found))
         assert again == labels
         for value, expected in zip(values, numbers, strict=True):
             torch.testing.assert_close(value, expected, atol=1e-3, rtol=1e-4)
