@@ -322,7 +322,12 @@ def test_detection_pipelines_run_without_the_package(detection_folder, tmp_path,
     assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
 
 
-POSE_CODE = {"modeling_clustr_pose.py", "image_processing_clustr_pose.py", "pipeline_clustr_pose.py"}
+POSE_CODE = {
+    "modeling_clustr_dense.py",
+    "modeling_clustr_pose.py",
+    "image_processing_clustr_pose.py",
+    "pipeline_clustr_pose.py",
+}
 BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]
 
 
