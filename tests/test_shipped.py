@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
+from datasets import Image as ImageFeature
 from datasets import load_dataset
 from local_hub import card_errors
 from PIL import Image
@@ -90,6 +91,34 @@ def test_the_other_cards_say_what_their_commands_measure(shared, tmp_path, name,
     for result in measured:
         (metric,) = (key for key, (_, title) in METRICS.items() if title == result.metric_name)
         assert result.metric_value == pytest.approx(results[metric], abs=0.002), metric
+
+
+def test_the_card_says_that_camvids_validation_is_of_a_drive_of_the_training(shared):
+    """Which the names of the files tell; and what is left where that drive is left out."""
+    drives = {}
+    for split in ("train", "val"):
+        path = shared / "data" / "camvid-jpeg" / f"{split}.parquet"
+        rows = load_dataset("parquet", data_files=str(path), split="train").cast_column(
+            "image", ImageFeature(decode=False)
+        )
+        drives[split] = [image["path"].partition("_")[0] for image in rows["image"]]
+    [drive] = set(drives["val"])
+    seen, number = drives["train"].count(drive), len(drives["train"])
+    card = " ".join((REPOSITORY / "checkpoints" / "clustr-nano-camvid" / "README.md").read_text().split())
+    assert f"All {len(drives['val'])} validation frames come from one drive, {drive}" in card
+    assert f"{seen} of the {number} training frames" in card
+    others = " and ".join(sorted(set(drives["train"]) - {drive}))
+    assert f"on the {number - seen} frames of the drives {others}" in card
+    assert f"--exclude_train_names '^{drive}_'" in card
+
+
+def test_cards_have_no_names_of_enumerations_and_no_variant_of_what_was_fine_tuned():
+    for folder in CHECKPOINT_FOLDERS:
+        card = (folder / "README.md").read_text()
+        settings = dict(re.findall(r"^\| (\w+) \| `(.*)` \|$", card, flags=re.MULTILINE))
+        assert settings and not re.search(r"`[A-Z]\w+\.[A-Z_]+`", card)
+        training = card.split("--eval_only")[0]
+        assert ("variant" in settings) == ("--model_name_or_path out/" not in training), folder
 
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
