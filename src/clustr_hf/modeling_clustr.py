@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_exporting
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -30,6 +31,9 @@ from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, selec
 
 # Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
 FEED_FORWARD_ELEMENTS = 2**21
+
+# The pipeline logs an error for classes that it does not find here.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForImageClassification")
 
 
 @dataclass
