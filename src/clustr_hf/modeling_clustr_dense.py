@@ -21,8 +21,8 @@ from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedMod
 # What a model cannot return of images that it sees one by one.
 RECORDED = ("output_hidden_states", "output_attentions", "output_clusters")
 
-# transformers' pipelines look up the names of classes here, and log an error for others. What is registered with the Auto
-# classes they do not see for these tasks, since they copy the dictionaries.
+# The pipelines for these tasks log an error for classes whose names are not here. They copy the dictionaries, and so do
+# not see what is registered with the Auto classes.
 MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault(
     ClusTRConfig.model_type, ("ClusTRForSemanticSegmentation", "ClusTRForInstanceSegmentation")
 )
