@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_exporting
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -27,6 +28,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_clustr import ClusTRConfig
 from .feed_forward_clustr import can_fuse, fused_feed_forward
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
+
+
+# The pipeline logs an error for classes that it does not find here.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForImageClassification")
 
 
 @dataclass

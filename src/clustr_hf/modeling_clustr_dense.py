@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
+from .configuration_clustr import ClusTRConfig
 from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel, select_states
 
 
@@ -23,14 +24,12 @@ logger = logging.get_logger(__name__)
 # What a model cannot return of images that it sees one by one.
 RECORDED = ("output_hidden_states", "output_attentions", "output_clusters")
 
-# transformers' pipelines for these tasks look up the names of classes here, and log an error for others. Registration
-# with the Auto classes is not seen: the pipelines copy the dictionaries, without what is registered.
+# The pipelines for these tasks log an error for classes whose names are not here. They copy the dictionaries, and so do
+# not see what is registered with the Auto classes.
 MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault(
-    ClusTRPreTrainedModel.config_class.model_type, ("ClusTRForSemanticSegmentation", "ClusTRForInstanceSegmentation")
+    ClusTRConfig.model_type, ("ClusTRForSemanticSegmentation", "ClusTRForInstanceSegmentation")
 )
-MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(
-    ClusTRPreTrainedModel.config_class.model_type, "ClusTRForObjectDetection"
-)
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForObjectDetection")
 
 
 class ClusTRDensePredictor(ClusTRPreTrainedModel):
