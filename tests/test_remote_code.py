@@ -33,6 +33,7 @@ from clustr_hf.keypoints import COCO_WHOLEBODY
 
 CODE_FILES = {
     "configuration_clustr.py",
+    "versions_clustr.py",
     "clustering_kernel_clustr.py",
     "clustering_tensor_clustr.py",
     "clustering_triton_clustr.py",

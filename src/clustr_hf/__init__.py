@@ -1,6 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """ClusTR for Hugging Face transformers: the public names, and the registration of all Auto classes."""
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 from transformers import (
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
     AutoBackbone,

@@ -4,21 +4,25 @@ The compiled clustering kernel, if there is one.
 
 It is built when the package is installed on a machine with a C++ compiler, and used for float32 tokens on CPUs. Where
 there is none, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor functions
-of clustering_clustr.py do the same work. This file is uploaded to the Hub too: remote code finds the kernel of an
-installed package by its path, without importing the package, whose classes it brings itself.
+of clustering_clustr.py do the same work; a kernel that is missing is logged once, at info level. This file is uploaded
+to the Hub too: remote code finds the kernel of an installed package by its path, without importing the package, whose
+classes it brings itself.
 """
 
 import ctypes
 import functools
-import importlib.machinery
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
 import torch
 
 
-LIBRARY_NAME = "_clustering_kernel"
+logger = logging.getLogger(__name__)
+
+# As setup.py names it: a plain C library, the same file for every version of Python.
+LIBRARY_FILE = "_clustering_kernel.dll" if os.name == "nt" else "_clustering_kernel.so"
 # Part of the exported names: remote code of another release must not call a kernel that means something else.
 INTERFACE = "v1"
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
@@ -113,11 +117,14 @@ def cluster(
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     package = importlib.util.find_spec("clustr_hf")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = Path(folder, LIBRARY_NAME + suffix)
-            if path.is_file():
-                return _load(path)
+    if package is None:
+        _log_missing("the package clustr_hf is not installed")
+        return None
+    for folder in package.submodule_search_locations or ():
+        path = Path(folder, LIBRARY_FILE)
+        if path.is_file():
+            return _load(path)
+    _log_missing("it was not built when clustr_hf was installed")
     return None
 
 
@@ -128,9 +135,19 @@ def _load(path: Path) -> ctypes.CDLL | None:
         signature = [pointer, int64, int64, int64, pointer, int64, int64, ctypes.c_int, ctypes.c_int, text, pointer]
         getattr(library, f"clustr_find_clusters_{INTERFACE}").argtypes = signature
         getattr(library, f"clustr_supports_{INTERFACE}").argtypes = [text]
-    except (OSError, AttributeError):  # built for another system, or by another release
+    except (OSError, AttributeError) as error:  # built for another system, or by another release
+        _log_missing(f"{path} cannot be used ({error})")
         return None
     return library
+
+
+def _log_missing(reason: str):
+    logger.info(
+        "ClusTR's compiled clustering kernel is missing: %s. On the CPU, clustering runs as PyTorch operations, which "
+        "give the same clusters but take several times as long. To build the kernel, install a C++ compiler (g++ with "
+        "OpenMP) and then (re)install clustr_hf with `pip install --force-reinstall --no-deps`.",
+        reason,
+    )
 
 
 def _function(name: str):

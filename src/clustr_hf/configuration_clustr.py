@@ -1,6 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Every hyper-parameter of ClusTR, what it means, and which values are allowed."""
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -1,6 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Images to `pixel_values`, segmentation maps to `labels`, and logits back to maps."""
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import os
 from collections.abc import Sequence
 from typing import Any

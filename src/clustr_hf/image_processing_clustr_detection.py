@@ -5,6 +5,8 @@ Images and COCO annotations to what the detectors learn from, and their outputs 
 K classes, n objects or detections of an image. Sizes are (height, width).
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

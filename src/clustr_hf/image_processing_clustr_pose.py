@@ -7,6 +7,8 @@ centre of the upper left one; sizes are (height, width). The corners of a crop a
 and so for heat maps ("unbiased data processing", Huang et al. 2020): mirroring is exact.
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

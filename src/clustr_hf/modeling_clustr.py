@@ -6,6 +6,8 @@ The classes stand in the order of the architecture. B images, N = h w tokens of 
 tokens. Between stages the tokens are maps (B, C, h, w); their memory is channels-last, so that (B, N, C) is a view.
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import math
 import operator
 from collections.abc import Sequence

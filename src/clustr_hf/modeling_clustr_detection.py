@@ -8,6 +8,8 @@ the interface of transformers' DETR. B images of H x W pixels, K classes, A anch
 image, without its padding, outside.
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,8 @@ Top-down pose estimation with ClusTR (section 4.4 of the paper): a heat map for 
 B crops of H x W pixels, K keypoints (`num_labels`); heat maps (B, K, h, w), a quarter of H and W in the paper.
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

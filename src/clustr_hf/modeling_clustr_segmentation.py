@@ -5,6 +5,8 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
 """
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import copy
 import math
 from collections import OrderedDict

@@ -1,6 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The `keypoint-detection` pipeline: an image and the boxes of persons, or a detector that finds them, to keypoints."""
 
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
