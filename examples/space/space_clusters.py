@@ -87,6 +87,14 @@ def click(found: tuple | None, stage: int, block: int, scale: int, picture, even
     return show_clusters(found, stage, block, scale, int(chosen.cluster_index[row * width + column]))
 
 
+def find_first(view: ClusterView) -> tuple[Image.Image, list[ClusterMap]] | None:
+    """What the tab shows before anyone has done anything: the clusters of its first example."""
+    try:
+        return view.find(example_paths("Clusters")[0], SIDE, COARSENESS)
+    except Exception:  # a page that opens without it is better than none
+        return None
+
+
 def add_cluster_tab(pipelines: dict[str, Pipeline]):
     """The tab, for the models of all other tabs."""
     with gr.Tab("Clusters"):
@@ -101,7 +109,7 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
             "Every patch is painted in the mean colour of its cluster. Clusters follow what a place shows, not where "
             "it is. Click on a patch to see its cluster alone."
         )
-        start = view.find(example_paths("Clusters")[0], SIDE, COARSENESS)
+        start = find_first(view)
         first_picture, first_caption = show_clusters(start, first_stage, 1, 1)
         found = gr.State(start)
         with gr.Row():
