@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo space benchmark-gpu test quality style test-transformers
+.PHONY: demo space benchmark-gpu checkpoints test quality style test-transformers
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
@@ -23,6 +23,10 @@ benchmark-gpu: $(INSTALLED)
 	    --models clustr-small clustr-small+options swin-small convnext-small pvtv2-b2 \
 	    --settings 224x128 512x16 --passes forward training --dtypes float32 bfloat16 autocast \
 	    --modes eager compiled --throughput 224 --clustering 3136x64 16384x64 --output_dir out/benchmark-gpu
+
+# Brings the code in the checkpoints up to date with src/clustr_hf, which a test asks for.
+checkpoints: $(INSTALLED)
+	$(BIN)/python -m clustr_hf.publish checkpoints/* src/clustr_hf/checkpoints/*
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor
 
-import clustr_hf
 from clustr_hf.handler_clustr import pipeline_task
+from clustr_hf.loading import load_trained
 from clustr_hf.model_card import PICTURES, CardContents, check_card
 from clustr_hf.publish import RESULTS, build_repository, push, repository_files, validate_repository
 
@@ -57,7 +57,7 @@ def assemble(args: argparse.Namespace, name: str) -> Path:
     """The repository in a folder of its own, without what else lies around a trained model."""
     config = json.loads((args.checkpoint / "config.json").read_text())
     task = pipeline_task(config)  # or an error, if it is no model of ours
-    model = getattr(clustr_hf, config["architectures"][0]).from_pretrained(args.checkpoint)
+    model = load_trained(args.checkpoint)
     processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     card = choose_card(args, name, task)
     images = {path.stem.replace("_", " ").capitalize(): path for path in args.example_images}

@@ -12,9 +12,10 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor
 
-import clustr_hf  # noqa: F401 (registers the classes)
+from clustr_hf import ClusTRModel
+from clustr_hf.loading import load_trained
 from clustr_hf.visualization import coarsen_clusters, find_cluster_maps, plot_clusters, prepare_image
 
 
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 def main():
     args = parse_args()
-    model = coarsen_clusters(AutoModel.from_pretrained(args.model), args.coarser)
+    model = coarsen_clusters(load_trained(args.model, ClusTRModel), args.coarser)
     with Image.open(args.image) as opened:
         image, pixel_values = prepare_image(opened, AutoImageProcessor.from_pretrained(args.model), args.shorter_side)
     maps = find_cluster_maps(model, pixel_values)

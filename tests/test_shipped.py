@@ -1,4 +1,4 @@
-"""The checkpoints that come along: what they are, that they work, and that their cards say what they measure."""
+"""The checkpoints that ship with the repository: complete, working, and their cards say what they measure."""
 
 import json
 import re
@@ -9,14 +9,19 @@ import pytest
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
 from datasets import Image as ImageFeature
 from datasets import load_dataset
+from hub_repositories import make_image
 from local_hub import card_errors
 from PIL import Image
+from pipeline_answers import as_arrays, assert_same, with_arrays
 from skimage.data import chelsea
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+import clustr_hf
 from clustr_hf import shipped_checkpoint
+from clustr_hf.handler_clustr import pipeline_task
 from clustr_hf.metrics import Accuracy
 from clustr_hf.model_card import METRICS, load_card
+from clustr_hf.publish import package_requirements, repository_files
 
 
 NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
@@ -35,19 +40,108 @@ def test_unknown_names_are_told():
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
 def test_checkpoints_are_small_and_have_a_card_and_curves(folder):
-    """And no code, and no files of code named: whoever publishes them takes that of the package."""
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"} <= names
     assert {"training_curve.png", "all_results.json", "log_history.json"} <= names
-    assert not any(name.endswith((".py", ".bin", ".jpg")) or name == "predictions.png" for name in names)
-    assert not any("auto_map" in (folder / name).read_text() for name in names if name.endswith("config.json"))
+    assert not any(name.endswith((".bin", ".jpg")) or name == "predictions.png" for name in names)
+    assert {path.name for path in folder.glob("*.py")} < set(repository_files(folder))
     card = (folder / "README.md").read_text()
     assert card_errors(card) == [] and "python examples/run_" in card
     assert (REPOSITORY / "model_cards" / f"{folder.name}.md").resolve() == folder / "README.md"
     results = json.loads((folder / "all_results.json").read_text())
     for value in (result.metric_value for result in load_card(folder / "README.md").data.eval_results):
         assert any(value == pytest.approx(result, abs=0.002) for result in results.values())
+
+
+@pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
+def test_the_code_of_checkpoints_is_that_of_the_package(folder, tmp_path):
+    """What `save_pretrained` writes for such a model today. If this fails: `make checkpoints`."""
+    config = json.loads((folder / "config.json").read_text())
+    model_class = getattr(clustr_hf, config["architectures"][0])
+    model_class(clustr_hf.ClusTRConfig.from_variant("nano")).save_pretrained(tmp_path)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
+    code = {path.name: path.read_text() for path in tmp_path.glob("*.py")}
+    code["handler.py"] = (REPOSITORY / "src" / "clustr_hf" / "handler_clustr.py").read_text()
+    assert {path.name: path.read_text() for path in folder.glob("*.py")} == code
+    for name in ("config.json", "preprocessor_config.json"):
+        saved, fresh = (json.loads((place / name).read_text()) for place in (folder, tmp_path))
+        assert saved["auto_map"] == fresh["auto_map"]
+        assert saved.get("custom_pipelines") == fresh.get("custom_pipelines")
+    assert (folder / "requirements.txt").read_text().split() == package_requirements()
+
+
+LOAD_ALONE = """
+import json, sys
+from transformers import AutoConfig, AutoModel, pipeline
+import transformers
+image, output, *places = sys.argv[1:]
+for place in places:
+    task, _, folder = place.partition("=")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    own = [name for name, path in config.auto_map.items() if path.endswith("." + config.architectures[0])]
+    for name in ["AutoModel", *own]:
+        model, report = getattr(transformers, name).from_pretrained(
+            folder, trust_remote_code=True, output_loading_info=True
+        )
+        assert not report["missing_keys"], (name, report)
+    run = pipeline(task, model=folder, trust_remote_code=True)
+    assert type(run.model).__module__.startswith("transformers_modules."), type(run.model)
+    assert type(run.image_processor).__module__.startswith("transformers_modules.")
+    sys.path.insert(0, folder)
+    from handler import _to_json  # masks as PNG files in base64
+    print("answer:" + json.dumps(_to_json(run(image))))
+    del sys.path[0], sys.modules["handler"]
+    again = f"{output}/{folder.rpartition('/')[2]}"
+    run.model.save_pretrained(again)
+    run.image_processor.save_pretrained(again)
+    assert type(pipeline(task, model=again, trust_remote_code=True).model).__name__ == config.architectures[0]
+"""
+
+
+def test_checkpoints_work_without_the_package(tmp_path, run_without_package, monkeypatch):
+    """By every Auto class that fits, by their pipeline, and when they are saved again."""
+    monkeypatch.setenv("CLUSTR_KERNEL", "off")  # the same arithmetic as without the package
+    make_image((320, 240)).save(tmp_path / "image.png")
+    tasks = {folder: pipeline_task(json.loads((folder / "config.json").read_text())) for folder in CHECKPOINT_FOLDERS}
+    places = [f"{task}={folder}" for folder, task in tasks.items()]
+    output = run_without_package(LOAD_ALONE, tmp_path / "image.png", tmp_path, *places)
+    answers = [line.removeprefix("answer:") for line in output.splitlines() if line.startswith("answer:")]
+    for (folder, task), answer in zip(tasks.items(), answers, strict=True):
+        expected = pipeline(task, model=str(folder))(str(tmp_path / "image.png"))
+        assert_same(with_arrays(json.loads(answer)), as_arrays(expected))
+
+
+@pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
+def test_the_package_runs_checkpoints_without_asking_about_their_code(folder, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda prompt="": pytest.fail(prompt))
+    task = pipeline_task(json.loads((folder / "config.json").read_text()))
+    run = pipeline(task, model=str(folder))
+    assert type(run.model).__module__.startswith("clustr_hf.") and "custom code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
+def test_predict_runs_checkpoints_of_any_task_by_their_own_code(folder, tmp_path, run_without_package, monkeypatch):
+    monkeypatch.setenv("CLUSTR_KERNEL", "off")  # the same arithmetic as without the package
+    (tmp_path / "images").mkdir()
+    for name, size in (("a.png", (96, 64)), ("b.jpg", (64, 80))):
+        make_image(size).save(tmp_path / "images" / name)
+    script = "import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    script = f"sys.argv[0] = 'predict.py'; {script}"
+    output = ["--output", tmp_path / "cells.json"]
+    run_without_package(script, REPOSITORY / "examples" / "predict.py", folder, tmp_path / "images", *output)
+    found = json.loads((tmp_path / "cells.json").read_text())
+    assert found["code"].startswith("transformers_modules.") and set(found["predictions"]) == {"a.png", "b.jpg"}
+    task = pipeline_task(json.loads((folder / "config.json").read_text()))
+    run = pipeline(task, model=str(folder))
+    for name, prediction in found["predictions"].items():
+        expected = run(str(tmp_path / "images" / name))
+        prediction = [prediction] if isinstance(prediction, dict) else prediction
+        assert [answer["label"] for answer in prediction] == [answer["label"] for answer in expected][: len(prediction)]
+        assert len(prediction) == (1 if task == "image-classification" else len(expected))
+        for answer, reference in zip(prediction, expected):
+            if "mask" in reference:
+                assert list(Image.open(tmp_path / answer["mask"]).getdata()) == list(reference["mask"].getdata())
 
 
 def test_the_classifier_has_at_most_two_million_parameters():

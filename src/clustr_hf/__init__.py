@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForObjectDetection,
     AutoModelForPoseEstimation,
     AutoModelForSemanticSegmentation,
+    AutoVideoProcessor,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -60,6 +61,8 @@ AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision"
 # More processors for the same configuration: saved ones are found by their name among all that are registered.
 for _processor in (ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor):
     AutoImageProcessor.register(_processor, image_processor_classes={"torchvision": _processor}, exist_ok=True)
+# There is none. Otherwise pipelines derive one from a checkpoint's `auto_map`, and ask whether they may run its code.
+AutoVideoProcessor.register(ClusTRConfig, None, exist_ok=True)
 if "keypoint-detection" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(
         "keypoint-detection", ClusTRKeypointDetectionPipeline, pt_model=AutoModelForPoseEstimation

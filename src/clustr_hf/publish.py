@@ -4,10 +4,15 @@ Repositories for the Hub: assemble one in a folder, see that strangers can use i
 
 A repository holds the weights (safetensors), the configuration with the map of its classes, the image processor, the
 code that these need, `handler.py` and `requirements.txt` for Inference Endpoints, and a card.
+
+    python -m clustr_hf.publish checkpoints/*    # brings the code in these folders up to date with this package
 """
 
+import argparse
 import contextlib
+import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -23,6 +28,7 @@ from urllib.parse import quote
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from . import handler_clustr
 from .handler_clustr import RequestError, pipeline_task, read_image
@@ -40,14 +46,17 @@ from .model_card import (
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
 CARD = "README.md"
-NEEDED = ("config.json", "preprocessor_config.json", HANDLER, REQUIREMENTS, CARD)
+CONFIG = "config.json"
+PROCESSOR_CONFIG = "preprocessor_config.json"
+NEEDED = (CONFIG, PROCESSOR_CONFIG, HANDLER, REQUIREMENTS, CARD)
 IMAGES = "images"
 # Results of a training that go along, besides the card's pictures.
 RESULTS = ("all_results.json", "log_history.json", "per_class_results.json", "per_part_results.json")
+CODE_FILE = re.compile(r"[^/]+_clustr(_\w+)?\.py")
 # All that a repository holds; nothing else is pushed, whatever lies beside it, and none of it can be a pickle.
 _PATTERNS = (
     *map(re.escape, (*NEEDED, *PICTURES, *RESULTS)),
-    r"[^/]+_clustr(_\w+)?\.py",
+    CODE_FILE.pattern,
     r"model[^/]*\.safetensors(\.index\.json)?",
     rf"{IMAGES}/\d+-[a-z0-9-]+\.png",
 )
@@ -155,6 +164,53 @@ def complete_repository(
         write_model_card(folder, card, widget)
     else:
         _copy_card(Path(card), folder, widget)
+    _write_endpoint_files(folder)
+
+
+def refresh_repository(folder: str | Path):
+    """
+    Bring the code of a checkpoint up to date with this package: the code files, the `auto_map` of both configurations,
+    `handler.py` and `requirements.txt`. Weights, card and all other fields of the configurations stay as they are.
+
+    Args:
+        folder (`str` or `Path`): A checkpoint, with or without code.
+
+    Raises:
+        FileNotFoundError: if there is no configuration of the model or of the image processor.
+        ValueError: if the model or the image processor is of an unknown class; nothing is written.
+    """
+    folder, package = Path(folder), importlib.import_module(__package__)
+    configs = {name: json.loads((folder / name).read_text()) for name in (CONFIG, PROCESSOR_CONFIG)}
+    pipeline_task(configs[CONFIG])  # or an error, if it is no model of ours
+    model_class = getattr(package, configs[CONFIG]["architectures"][0])
+    processor_name = configs[PROCESSOR_CONFIG].get("image_processor_type")
+    if processor_name not in package.__all__:
+        raise ValueError(f"`image_processor_type` must be a class of clustr_hf in {folder}, got {processor_name!r}.")
+    processor_class = getattr(package, processor_name)
+    configs[CONFIG].update(auto_map=model_class._auto_map)
+    configs[CONFIG].pop("custom_pipelines", None)
+    if model_class._custom_pipelines:
+        configs[CONFIG].update(custom_pipelines=model_class._custom_pipelines)
+    place = f"{processor_class.__module__.rpartition('.')[2]}.{processor_name}"
+    configs[PROCESSOR_CONFIG].update(auto_map={processor_class._auto_class: place})
+    _replace_code(folder, [model_class, processor_class])
+    for name, config in configs.items():
+        (folder / name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write_endpoint_files(folder)
+
+
+def _replace_code(folder: Path, classes: Sequence[type]):
+    """The files of the classes and all that these import, as `save_pretrained` writes them, and no others of ours."""
+    files = {inspect.getfile(one) for one in classes}
+    files = {Path(file) for start in files for file in (start, *get_relative_import_files(start))}
+    for path in folder.glob("*.py"):
+        if CODE_FILE.fullmatch(path.name):
+            path.unlink()
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _write_endpoint_files(folder: Path):
     shutil.copyfile(handler_clustr.__file__, folder / HANDLER)
     (folder / REQUIREMENTS).write_text("\n".join(package_requirements()) + "\n")
 
@@ -398,6 +454,19 @@ __all__ = [
     "package_requirements",
     "push",
     "push_space",
+    "refresh_repository",
     "repository_files",
     "validate_repository",
 ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Bring the code in checkpoints up to date with this package.")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of checkpoints")
+    for folder in parser.parse_args().folders:
+        refresh_repository(folder)
+        print(f"{folder}: {sum(1 for _ in folder.glob('*.py'))} code files")
+
+
+if __name__ == "__main__":
+    main()

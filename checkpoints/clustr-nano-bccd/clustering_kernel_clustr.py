@@ -1,0 +1,157 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+The compiled clustering kernel, if there is one.
+
+It is built when the package is installed on a machine with a C++ compiler, and used for float32 tokens on CPUs. Where
+there is none, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor functions
+of clustering_clustr.py do the same work; a kernel that is missing is logged once, at info level. This file is uploaded
+to the Hub too: remote code finds the kernel of an installed package by its path, without importing the package, whose
+classes it brings itself.
+"""
+
+import ctypes
+import functools
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+
+logger = logging.getLogger(__name__)
+
+# As setup.py names it: a plain C library, the same file for every version of Python.
+LIBRARY_FILE = "_clustering_kernel.dll" if os.name == "nt" else "_clustering_kernel.so"
+# Part of the exported names: remote code of another release must not call a kernel that means something else.
+INTERFACE = "v1"
+INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+
+
+def is_available() -> bool:
+    """`bool`: Whether the compiled kernel was built and is not switched off."""
+    return os.environ.get("CLUSTR_KERNEL") != "off" and _library() is not None
+
+
+def supported_instruction_sets() -> tuple[str, ...]:
+    """`tuple[str, ...]`: Those of `INSTRUCTION_SETS` that this processor and build have, the fastest first."""
+    if not is_available():
+        return ()
+    supports = _function("supports")
+    return tuple(name for name in INSTRUCTION_SETS if supports(name.encode()))
+
+
+def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
+    """
+    Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits in a CPU's memory ([`is_plain`]), and a
+    moderate k.
+    """
+    return (
+        tokens.is_cpu
+        and tokens.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and is_plain(tokens)
+        and is_available()
+        and min(num_neighbors, tokens.shape[1]) <= _function("max_neighbors")()
+    )
+
+
+def is_plain(tokens: torch.Tensor) -> bool:
+    """
+    Whether a kernel can read the tensor: no subclass, not while tracing (the clusters of the example would become
+    constants), and not the wrapped tensors of torch.func's transforms, which have no memory.
+    """
+    if type(tokens) is not torch.Tensor or torch.jit.is_tracing():
+        return False
+    try:
+        tokens.data_ptr()
+    except RuntimeError:
+        return False
+    return True
+
+
+def cluster(
+    tokens: torch.Tensor,
+    num_clusters: list[int],
+    num_neighbors: int,
+    assignment: str,
+    instruction_set: str = "best",
+) -> torch.Tensor:
+    """
+    The compiled form of [`~clustering_clustr.find_clusters`], on as many threads as torch uses.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): On the CPU, see [`can_cluster`]; clustered in float32.
+        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked.
+        instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or the best of them.
+
+    Returns:
+        `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
+
+    Raises:
+        ValueError: if the processor or the build does not have the instruction set.
+        MemoryError: if the kernel could not have the memory that it needs.
+    """
+    tokens = tokens.to(torch.float32).contiguous()
+    batch_size, num_tokens, channels = tokens.shape
+    labels = torch.empty(len(num_clusters), batch_size, num_tokens, dtype=torch.long)
+    status = _function("find_clusters")(
+        tokens.data_ptr(),
+        batch_size,
+        num_tokens,
+        channels,
+        (ctypes.c_int64 * len(num_clusters))(*num_clusters),
+        len(num_clusters),
+        num_neighbors,
+        assignment == "nearest_center",
+        torch.get_num_threads(),
+        instruction_set.encode(),
+        labels.data_ptr(),
+    )
+    if status == 1:
+        raise ValueError(f"`instruction_set` must be one of {supported_instruction_sets()}, got {instruction_set!r}.")
+    if status == 2:
+        raise MemoryError(f"Clustering tokens of shape {tuple(tokens.shape)} ran out of memory.")
+    return labels
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    package = importlib.util.find_spec("clustr_hf")
+    if package is None:
+        _log_missing("the package clustr_hf is not installed")
+        return None
+    for folder in package.submodule_search_locations or ():
+        path = Path(folder, LIBRARY_FILE)
+        if path.is_file():
+            return _load(path)
+    _log_missing("it was not built when clustr_hf was installed")
+    return None
+
+
+def _load(path: Path) -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(path))
+        int64, pointer, text = ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
+        signature = [pointer, int64, int64, int64, pointer, int64, int64, ctypes.c_int, ctypes.c_int, text, pointer]
+        getattr(library, f"clustr_find_clusters_{INTERFACE}").argtypes = signature
+        getattr(library, f"clustr_supports_{INTERFACE}").argtypes = [text]
+    except (OSError, AttributeError) as error:  # built for another system, or by another release
+        _log_missing(f"{path} cannot be used ({error})")
+        return None
+    return library
+
+
+def _log_missing(reason: str):
+    logger.info(
+        "ClusTR's compiled clustering kernel is missing: %s. On the CPU, clustering runs as PyTorch operations, which "
+        "give the same clusters but take several times as long. To build the kernel, install a C++ compiler (g++ with "
+        "OpenMP) and then (re)install clustr_hf with `pip install --force-reinstall --no-deps`.",
+        reason,
+    )
+
+
+def _function(name: str):
+    return getattr(_library(), f"clustr_{name}_{INTERFACE}")
+
+
+__all__ = ["can_cluster", "cluster", "is_available", "is_plain", "supported_instruction_sets"]

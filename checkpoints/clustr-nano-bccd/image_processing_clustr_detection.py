@@ -1,0 +1,431 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Images and COCO annotations to what the detectors learn from, and their outputs back to boxes and masks.
+
+K classes, n objects or detections of an image. Sizes are (height, width).
+"""
+
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import grid_sample, pad
+from torchvision.ops import batched_nms, box_convert
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+from transformers import DeformableDetrImageProcessor
+from transformers.image_utils import AnnotationFormat
+
+from .image_processing_clustr import ReadsImagesMixin
+
+
+try:  # only polygons and compressed masks need it
+    from faster_coco_eval.core import mask as coco_mask
+except ImportError:
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError:
+        coco_mask = None
+
+
+class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcessor):
+    r"""
+    Image processor of [`ClusTRForObjectDetection`] and [`ClusTRForInstanceSegmentation`]: shorter side to 800 pixels,
+    but the longer one to 1333 at the most (bilinear, Table A4 of the paper), ImageNet mean and standard deviation, and
+    0 on the right and below up to the largest height and width of a call; `pixel_mask`, `(B, H, W)` int64, is 1 where
+    there is an image.
+
+    Images are what they are for [`ClusTRImageProcessor`]. Annotations go along with them as `annotations`, for each
+    image a dictionary with `image_id` and `annotations`, a list of COCO's dictionaries: `bbox` (x, y, width, height) in
+    pixels of the upright image, `category_id` in `[0, K)`, and perhaps `area`, `iscrowd`, and `segmentation`: polygons,
+    or a run-length encoding, compressed or not. They become `labels`, for each image a dictionary:
+    `class_labels` `(n,)` int64, `boxes` `(n, 4)` float32, (centre x, centre y, width, height) **as shares of the image
+    without its padding**, `area` `(n,)` float32 in pixels of the resized image, `iscrowd` `(n,)`, `image_id`,
+    `orig_size` and `size`, those of the image before and after it was resized, and, with
+    `return_segmentation_masks=True`, `masks` `(n, H, W)` bool, padded like the images. Crowds, and boxes without area
+    inside the image, are left out.
+
+    Args:
+        do_resize (`bool`, defaults to `True`): Whether to resize.
+        size (`dict`, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
+            Target size in pixels; or `max_height` and `max_width`, or `height` and `width`.
+        resample (`PILImageResampling`, defaults to `BILINEAR`): Filter for the images.
+        do_pad (`bool`, defaults to `True`): Whether to pad.
+        pad_size (`dict`, *optional*): Height and width in pixels; default is the least that holds all images.
+        do_rescale, rescale_factor, do_normalize, image_mean, image_std: As in [`ClusTRImageProcessor`].
+        do_convert_annotations (`bool`, defaults to `True`): Whether boxes become shares, else corners in pixels.
+
+    Raises:
+        ValueError: for images that cannot be decoded, and annotations that differ from them in number or are malformed.
+    """
+
+    _auto_class = "AutoImageProcessor"
+
+    do_convert_rgb = True
+
+    def prepare_annotation(
+        self,
+        image: torch.Tensor,
+        target: dict,
+        format: AnnotationFormat | None = None,
+        return_segmentation_masks: bool | None = None,
+        masks_path=None,
+        input_data_format=None,
+    ) -> dict:
+        """As upstream; masks also of run-length encodings, and only those of the boxes that are kept."""
+        format = self.format if format is None else format
+        if format != AnnotationFormat.COCO_DETECTION:
+            raise ValueError(f"`format` must be {AnnotationFormat.COCO_DETECTION.value!r}, got {format!r}.")
+        size = tuple(image.shape[-2:])
+        cleaned = [clean_annotation(annotation, index) for index, annotation in enumerate(target["annotations"])]
+        kept = [annotation for annotation in cleaned if _counts(annotation, size)]
+        kept = [{"area": row["bbox"][2] * row["bbox"][3], **row} for row in kept]
+        prepared = super().prepare_annotation(image, {**target, "annotations": kept}, format, False)
+        prepared["size"] = prepared["orig_size"]  # until it is resized
+        if return_segmentation_masks:
+            masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in kept]
+            prepared["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+            prepared["masks"] = prepared["masks"].to(image.device)
+        return prepared
+
+    def resize_annotation(
+        self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
+    ) -> dict:
+        """As upstream, but all masks at once, and also none of them."""
+        masks = annotation.get("masks")
+        others = {name: value for name, value in annotation.items() if name != "masks"}
+        resized = super().resize_annotation(others, orig_size, target_size, *args, **kwargs)
+        if masks is not None:
+            resized["masks"] = masks.new_zeros((0, *target_size))
+            if len(masks) > 0:
+                resized["masks"] = resize(masks, list(target_size), interpolation=InterpolationMode.NEAREST_EXACT)
+        return resized
+
+    def _update_annotation_for_padded_image(
+        self, annotation: dict, input_image_size: tuple[int, int], output_image_size: tuple[int, int], *args, **kwargs
+    ) -> dict:
+        """
+        Boxes remain shares of the image. (Upstream makes them shares of the padded image, and its post-processing takes
+        them for shares of the original one.)
+        """
+        if "masks" not in annotation:
+            return annotation
+        added = [target - extent for target, extent in zip(output_image_size, input_image_size)]
+        return {**annotation, "masks": pad(annotation["masks"], (0, added[1], 0, added[0]))}
+
+    def post_process_object_detection(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+        max_candidates: int = 1000,
+    ) -> list[dict[str, torch.Tensor]]:
+        """
+        Detections, as torchvision's RetinaNet makes them: the best candidates of each level of the pyramid, of which
+        those of one class that overlap a better one are suppressed. Mask R-CNN's outputs are detections already.
+
+        Args:
+            outputs ([`ClusTRDetectionOutput`], [`ClusTRInstanceSegmentationOutput`] or another with them):
+                Has `logits` `(B, A, K)` and `pred_boxes` `(B, A, 4)`, (centre x, centre y, width, height) as shares.
+                `level_sizes` `(B, levels)`, if it has them, say which logits belong to a level.
+            threshold (`float`, defaults to 0.5):
+                Detections have higher scores than this.
+            target_sizes (`torch.Tensor` of shape `(B, 2)` or `Sequence[tuple[int, int]]`, *optional*):
+                (height, width) of the original images in pixels; without them boxes remain shares.
+            nms_threshold (`float`, *optional*):
+                Largest intersection over union that two detections of a class may have. Default: 0.5, or 1 for outputs
+                with `pred_masks`, whose overlap `config.detection_nms_threshold` has limited.
+            max_detections (`int`, *optional*):
+                The most detections of an image. Default: 100, or all of an output with `pred_masks`.
+            max_candidates (`int`, defaults to 1000):
+                The most candidates of a level.
+
+        Returns:
+            `list[dict[str, torch.Tensor]]`: for each image `scores` `(n,)` in [0, 1], the best first, `labels` `(n,)`,
+            and `boxes` `(n, 4)`, (x0, y0, x1, y1) within the image; float32 at least.
+
+        Raises:
+            ValueError: if there are not as many target sizes as images.
+        """
+        return [
+            {name: found[name] for name in ("scores", "labels", "boxes")}
+            for found in self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections, max_candidates)
+        ]
+
+    def _detect(
+        self,
+        outputs,
+        threshold: float,
+        target_sizes,
+        nms_threshold=None,
+        max_detections=None,
+        max_candidates: int = 1000,
+    ) -> list[dict[str, torch.Tensor]]:
+        """For each image the scores, labels and boxes of its detections, and the places of these in the output."""
+        logits, pred_boxes = _at_least_float32(outputs.logits), _at_least_float32(outputs.pred_boxes)
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+        if getattr(outputs, "pred_masks", None) is not None:
+            nms_threshold = 1.0 if nms_threshold is None else nms_threshold
+            max_detections = logits.shape[1] if max_detections is None else max_detections
+        nms_threshold = 0.5 if nms_threshold is None else nms_threshold
+        max_detections = 100 if max_detections is None else max_detections
+        level_sizes = getattr(outputs, "level_sizes", None)
+        level_sizes = [[logits.shape[1]]] * len(logits) if level_sizes is None else level_sizes.tolist()
+        detections = []
+        for index, image_levels in enumerate(level_sizes):
+            anchors, labels, scores = _best_candidates(logits[index], image_levels, threshold, max_candidates)
+            boxes = _to_corners(pred_boxes[index][anchors]).clamp(0, 1)
+            if target_sizes is not None:
+                boxes = _scale(boxes, target_sizes[index])
+            kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
+            detections.append(
+                {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "places": anchors[kept]}
+            )
+        return detections
+
+    def post_process_instance_segmentation(
+        self,
+        outputs,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.0,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+        return_coco_annotation: bool = False,
+        return_binary_maps: bool = False,
+        nms_threshold: float | None = None,
+        max_detections: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Objects with their masks at the size of the original images.
+
+        Args:
+            outputs ([`ClusTRInstanceSegmentationOutput`]):
+                Output of the model: `logits` and `pred_boxes` as in `post_process_object_detection`, and `pred_masks`
+                `(B, D, h, w)`, probabilities on a grid over the box, or over `mask_boxes` if it has them.
+            threshold (`float`, defaults to 0.5):
+                Objects have higher scores than this.
+            mask_threshold (`float`, defaults to 0.5):
+                Pixels of an object have higher probabilities than this.
+            overlap_mask_area_threshold (`float`, defaults to 0):
+                In a map of objects, better ones lie above worse ones; those are left out of which no larger share of
+                the area than this remains visible.
+            target_sizes (`torch.Tensor` of shape `(B, 2)` or `Sequence[tuple[int, int]]`):
+                (height, width) of the original images in pixels.
+            return_coco_annotation (`bool`, defaults to `False`):
+                Whether to return COCO's run-length encodings instead of a map; objects may then overlap.
+            return_binary_maps (`bool`, defaults to `False`):
+                Whether to return one mask for each object instead of a map; objects may then overlap.
+            nms_threshold, max_detections:
+                As in `post_process_object_detection`.
+
+        Returns:
+            `list[dict]`: for each image
+
+            - `segments_info`: for each object, the best first, a dictionary with `id` (from 0 on), `label_id`, `score`,
+              `box` (x0, y0, x1, y1) in pixels, and `was_fused`, False;
+            - `segmentation`: `(height, width)` int32, the id of the object at each pixel, or -1; or bool masks
+              `(n, height, width)`; or a list of dictionaries `size` and `counts` (uncompressed, as COCO's tools read).
+
+        Raises:
+            ValueError: without as many target sizes as images, and if both kinds of masks are asked for.
+        """
+        if target_sizes is None:
+            raise ValueError("`target_sizes` must give (height, width) of each image, got None.")
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("`return_coco_annotation` and `return_binary_maps` must not both be True.")
+        mask_boxes = getattr(outputs, "mask_boxes", None)
+        mask_boxes = _at_least_float32(outputs.pred_boxes if mask_boxes is None else mask_boxes)
+        results = []
+        for index, found in enumerate(self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections)):
+            size = tuple(int(extent) for extent in target_sizes[index])
+            grids = _at_least_float32(outputs.pred_masks[index][found["places"]])
+            corners = _scale(_to_corners(mask_boxes[index][found["places"]]), size).tolist()
+            masks = (_paste(grid, box, size) > mask_threshold for grid, box in zip(grids, corners))
+            segments = _describe_segments(found)
+            if return_coco_annotation:
+                segmentation = [encode_mask(mask) for mask in masks]
+            elif return_binary_maps:
+                segmentation = grids.new_zeros((len(segments), *size), dtype=torch.bool)
+                for row, mask in zip(segmentation, masks):
+                    row[:] = mask
+            else:
+                segmentation, segments = _lay_over(masks, segments, size, overlap_mask_area_threshold)
+                segmentation = segmentation.to(grids.device)
+            results.append({"segmentation": segmentation, "segments_info": segments})
+        return results
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _to_corners(boxes: torch.Tensor) -> torch.Tensor:
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def _scale(corners: torch.Tensor, size) -> torch.Tensor:
+    """Corners (n, 4) as shares -> in pixels of an image of the given (height, width)."""
+    height, width = map(float, size)
+    return corners * corners.new_tensor([width, height, width, height])
+
+
+def _best_candidates(
+    logits: torch.Tensor, level_sizes: Sequence[int], threshold: float, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (A, K) of all levels -> anchors, classes and scores (n,) of the best pairs of each level."""
+    num_labels = logits.shape[1]
+    best, first = [], 0
+    for level_size in level_sizes:
+        scores = logits[first : first + level_size].sigmoid().flatten()
+        places = torch.where(scores > threshold)[0]
+        scores, order = scores[places].topk(min(most, len(places)))
+        best.append((first + places[order] // num_labels, places[order] % num_labels, scores))
+        first += level_size
+    return tuple(torch.cat(columns) for columns in zip(*best))
+
+
+def _paste(grid: torch.Tensor, box: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
+    """
+    Probabilities on a grid (h, w) over a box, (x0, y0, x1, y1) in pixels, at the centres of the pixels of an image:
+    (height, width), 0 outside the box. (torchvision's own pasting rounds boxes, which costs small objects much.)
+    """
+    pasted, axes = grid.new_zeros(size), []
+    for low, high, extent in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
+        first, last = max(0, math.ceil(low - 0.5)), min(extent, math.floor(high + 0.5))
+        if first >= last:
+            return pasted
+        centers = torch.arange(first, last, device=grid.device, dtype=grid.dtype) + 0.5
+        axes.append((slice(first, last), (centers - low) / (high - low) * 2 - 1))
+    (rows, y), (columns, x) = axes
+    points = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
+    sampled = grid_sample(grid[None, None], points[None], padding_mode="border", align_corners=False)
+    pasted[rows, columns] = sampled[0, 0]
+    return pasted
+
+
+def _describe_segments(found: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist())
+    return [
+        {"id": index, "label_id": label, "was_fused": False, "score": score, "box": box}
+        for index, (label, score, box) in enumerate(rows)
+    ]
+
+
+def _lay_over(
+    masks: Iterable[torch.Tensor], segments: Sequence[dict[str, Any]], size: tuple[int, int], least_visible: float
+) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    """A map (height, width) of the objects, the better ones above the worse ones, and the objects that are on it."""
+    segmentation, visible = torch.full(size, -1, dtype=torch.int32), []
+    for mask, segment in zip(masks, segments):
+        mask = mask.cpu()
+        free = mask & (segmentation < 0)
+        if free.sum() > least_visible * mask.sum():
+            segmentation[free] = len(visible)
+            visible.append({**segment, "id": len(visible)})
+    return segmentation, visible
+
+
+def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
+    """
+    COCO's uncompressed run-length encoding.
+
+    Args:
+        mask (`torch.BoolTensor` of shape `(height, width)`): Where the object is.
+
+    Returns:
+        `dict`: `size` [height, width] and `counts`, the lengths of runs of 0 and 1 by turns, down the columns.
+    """
+    pixels = mask.cpu().numpy().T.flatten()
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [len(pixels)]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if len(pixels) and pixels[0] else counts}
+
+
+def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> torch.Tensor:
+    """
+    The mask of an object.
+
+    Args:
+        segmentation (`dict` or `list[list[float]]`): A run-length encoding of COCO, compressed or not, or polygons,
+            x and y of their corners by turns.
+        size (`tuple[int, int]`): (height, width) of the image.
+
+    Returns:
+        `torch.BoolTensor` of shape `(height, width)`.
+
+    Raises:
+        ImportError: for polygons and compressed encodings without faster-coco-eval or pycocotools.
+        ValueError: if there is none, or it is malformed or of another size.
+    """
+    return torch.from_numpy(_decode(segmentation, size))
+
+
+def _decode(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> np.ndarray:
+    if not segmentation:
+        raise ValueError(
+            "`annotations` must have 'segmentation' for masks, polygons or a run-length encoding, got none."
+        )
+    if isinstance(segmentation, Mapping):
+        if tuple(segmentation["size"]) != size:
+            raise ValueError(
+                f"`annotations` must have masks of the size of their upright image, {size}, got {segmentation['size']}."
+            )
+        if isinstance(segmentation["counts"], (list, tuple)):
+            if sum(segmentation["counts"]) != math.prod(size):
+                raise ValueError(f"`annotations` must have run lengths of {math.prod(size)} pixels in all, got others.")
+            values = np.arange(len(segmentation["counts"])) % 2 == 1
+            return np.repeat(values, segmentation["counts"]).reshape(size[::-1]).T.copy()
+    if coco_mask is None:
+        raise ImportError("polygons and compressed masks need a package: pip install faster-coco-eval")
+    if isinstance(segmentation, Mapping):
+        return coco_mask.decode(segmentation).astype(bool)
+    if not all(isinstance(polygon, (list, tuple)) for polygon in segmentation):
+        raise ValueError("`annotations` must have 'segmentation' as a list of polygons, got one list of numbers.")
+    # Polygons of fewer than three corners enclose nothing.
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros(size, dtype=bool)
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)
+
+
+def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """
+    A COCO annotation whose box and class are checked.
+
+    Args:
+        annotation (`Mapping`): `bbox`, `category_id`, and perhaps `area`, `iscrowd`, `segmentation`, which may be None.
+        index (`int`): Its place among those of the image, for errors.
+
+    Returns:
+        `dict`: the same without None, and with `iscrowd` 0 or 1.
+
+    Raises:
+        ValueError: if the box is not four finite numbers, of which the last two are not negative, or the class is not
+            an integer.
+    """
+    cleaned = {name: value for name, value in annotation.items() if value is not None}
+    box, category = cleaned.get("bbox", ()), cleaned.get("category_id")
+    is_box = len(box) == 4 and all(isinstance(value, Real) and math.isfinite(value) for value in box)
+    if not is_box or min(box[2:]) < 0:
+        raise ValueError(f"`annotations[{index}]['bbox']` must be (x, y, width, height), got {annotation.get('bbox')}.")
+    if not isinstance(category, Integral):
+        raise ValueError(f"`annotations[{index}]['category_id']` must be the index of a class, got {category!r}.")
+    return {**cleaned, "iscrowd": int(cleaned.get("iscrowd", 0))}
+
+
+def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether an object is no crowd, and its box has some area inside the image: in float32, as upstream counts."""
+    x0, y0, width, height = torch.tensor(annotation["bbox"], dtype=torch.float32)
+    has_area = min(x0 + width, size[1]) > max(x0, 0) and min(y0 + height, size[0]) > max(y0, 0)
+    return bool(has_area) and not annotation["iscrowd"]
+
+
+__all__ = ["ClusTRDetectionImageProcessor", "clean_annotation", "decode_segmentation", "encode_mask"]

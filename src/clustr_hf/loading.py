@@ -1,0 +1,43 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Load a trained model as a whole, while `from_pretrained` initialises what a checkpoint lacks and only warns."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .handler_clustr import pipeline_task
+
+
+def load_trained(
+    name_or_path: str | Path, model_class: type[PreTrainedModel] | None = None, **arguments: Any
+) -> PreTrainedModel:
+    """
+    A checkpoint's model in evaluation mode, with every weight from the checkpoint.
+
+    Args:
+        name_or_path (`str` or `Path`): Folder, or id on the Hub.
+        model_class (`type`, *optional*):
+            A class of this package, for instance [`ClusTRModel`], which is part of every checkpoint. Default: the class
+            that was saved.
+        arguments: Further ones of `from_pretrained`, as `revision` or a field of the configuration.
+
+    Raises:
+        ValueError: if the checkpoint is none of ClusTR, or lacks weights of the class.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(name_or_path, **arguments)
+    pipeline_task(config)  # or an error, if it is no model of ours
+    saved_class = getattr(importlib.import_module(__package__), config["architectures"][0])
+    model_class = model_class or saved_class
+    model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **arguments)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"`name_or_path` {name_or_path} must have all weights of {model_class.__name__}, but is a checkpoint "
+            f"of {saved_class.__name__} and lacks {len(missing)} of them: {', '.join(missing[:4])}."
+        )
+    return model.eval()
+
+
+__all__ = ["load_trained"]
