@@ -181,7 +181,7 @@ def main():
     height, width = args.image_size if len(args.image_size) == 2 else args.image_size * 2
     generator = torch.Generator().manual_seed(0)
 
-    images = torch.randn(sum(CHECKED_BATCHES), channels, height, width, generator=generator)
+    images = torch.randn(sum(CHECKED_BATCHES), channels, height, width, generator=generator, device="cpu")
     images[-1] = 0.5
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_file.parent) as folder:

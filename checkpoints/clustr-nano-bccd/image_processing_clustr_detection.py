@@ -9,10 +9,8 @@ from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (befo
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import grid_sample, pad
 from torchvision.ops import batched_nms, box_convert
@@ -21,16 +19,9 @@ from torchvision.transforms.v2.functional import resize
 from transformers import DeformableDetrImageProcessor
 from transformers.image_utils import AnnotationFormat
 
+from .annotations_clustr import clean_annotation, clean_image_id, decode_segmentation, encode_mask
+from .devices_clustr import default_device
 from .image_processing_clustr import ReadsImagesMixin
-
-
-try:  # only polygons and compressed masks need it
-    from faster_coco_eval.core import mask as coco_mask
-except ImportError:
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError:
-        coco_mask = None
 
 
 class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcessor):
@@ -85,11 +76,12 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         cleaned = [clean_annotation(annotation, index) for index, annotation in enumerate(target["annotations"])]
         kept = [annotation for annotation in cleaned if _counts(annotation, size)]
         kept = [{"area": row["bbox"][2] * row["bbox"][3], **row} for row in kept]
-        prepared = super().prepare_annotation(image, {**target, "annotations": kept}, format, False)
+        target = {**target, "image_id": clean_image_id(target["image_id"]), "annotations": kept}
+        prepared = super().prepare_annotation(image, target, format, False)
         prepared["size"] = prepared["orig_size"]  # until it is resized
         if return_segmentation_masks:
             masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in kept]
-            prepared["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+            prepared["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
             prepared["masks"] = prepared["masks"].to(image.device)
         return prepared
 
@@ -100,6 +92,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         masks = annotation.get("masks")
         others = {name: value for name, value in annotation.items() if name != "masks"}
         resized = super().resize_annotation(others, orig_size, target_size, *args, **kwargs)
+        resized["size"] = torch.tensor(target_size, dtype=torch.int64, device=annotation["boxes"].device)
         if masks is not None:
             resized["masks"] = masks.new_zeros((0, *target_size))
             if len(masks) > 0:
@@ -125,7 +118,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         nms_threshold: float | None = None,
         max_detections: int | None = None,
-        max_candidates: int = 1000,
+        max_candidates: int | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """
         Detections, as torchvision's RetinaNet makes them: the best candidates of each level of the pyramid, of which
@@ -143,9 +136,10 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
                 Largest intersection over union that two detections of a class may have. Default: 0.5, or 1 for outputs
                 with `pred_masks`, whose overlap `config.detection_nms_threshold` has limited.
             max_detections (`int`, *optional*):
-                The most detections of an image. Default: 100, or all of an output with `pred_masks`.
-            max_candidates (`int`, defaults to 1000):
-                The most candidates of a level.
+                The most detections of an image. Default: 100, or all of an output with `pred_masks`, whose number
+                `config.detections_per_image` has limited.
+            max_candidates (`int`, *optional*):
+                The most candidates of a level. Default: 1000, or all of an output with `pred_masks`.
 
         Returns:
             `list[dict[str, torch.Tensor]]`: for each image `scores` `(n,)` in [0, 1], the best first, `labels` `(n,)`,
@@ -166,7 +160,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         target_sizes,
         nms_threshold=None,
         max_detections=None,
-        max_candidates: int = 1000,
+        max_candidates=None,
     ) -> list[dict[str, torch.Tensor]]:
         """For each image the scores, labels and boxes of its detections, and the places of these in the output."""
         logits, pred_boxes = _at_least_float32(outputs.logits), _at_least_float32(outputs.pred_boxes)
@@ -175,8 +169,10 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         if getattr(outputs, "pred_masks", None) is not None:
             nms_threshold = 1.0 if nms_threshold is None else nms_threshold
             max_detections = logits.shape[1] if max_detections is None else max_detections
+            max_candidates = logits[0].numel() if max_candidates is None else max_candidates
         nms_threshold = 0.5 if nms_threshold is None else nms_threshold
         max_detections = 100 if max_detections is None else max_detections
+        max_candidates = 1000 if max_candidates is None else max_candidates
         level_sizes = getattr(outputs, "level_sizes", None)
         level_sizes = [[logits.shape[1]]] * len(logits) if level_sizes is None else level_sizes.tolist()
         detections = []
@@ -185,7 +181,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
             boxes = _to_corners(pred_boxes[index][anchors]).clamp(0, 1)
             if target_sizes is not None:
                 boxes = _scale(boxes, target_sizes[index])
-            kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
+            with default_device(boxes.device):
+                kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
             detections.append(
                 {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "places": anchors[kept]}
             )
@@ -209,7 +206,9 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         Args:
             outputs ([`ClusTRInstanceSegmentationOutput`]):
                 Output of the model: `logits` and `pred_boxes` as in `post_process_object_detection`, and `pred_masks`
-                `(B, D, h, w)`, probabilities on a grid over the box, or over `mask_boxes` if it has them.
+                `(B, D, h, w)`, probabilities on a grid over the box, or over `mask_boxes` if it has them. A mask does
+                not begin before its box; where it ends the grid says, but if a cell of it is wider than a pixel of
+                the model's input, no mask reaches beyond its box.
             threshold (`float`, defaults to 0.5):
                 Objects have higher scores than this.
             mask_threshold (`float`, defaults to 0.5):
@@ -241,14 +240,15 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
             raise ValueError("`target_sizes` must give (height, width) of each image, got None.")
         if return_coco_annotation and return_binary_maps:
             raise ValueError("`return_coco_annotation` and `return_binary_maps` must not both be True.")
+        boxes = _at_least_float32(outputs.pred_boxes)
         mask_boxes = getattr(outputs, "mask_boxes", None)
-        mask_boxes = _at_least_float32(outputs.pred_boxes if mask_boxes is None else mask_boxes)
+        mask_boxes = boxes if mask_boxes is None else _at_least_float32(mask_boxes)
         results = []
         for index, found in enumerate(self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections)):
             size = tuple(int(extent) for extent in target_sizes[index])
             grids = _at_least_float32(outputs.pred_masks[index][found["places"]])
-            corners = _scale(_to_corners(mask_boxes[index][found["places"]]), size).tolist()
-            masks = (_paste(grid, box, size) > mask_threshold for grid, box in zip(grids, corners))
+            corners = (_scale(_to_corners(b[index][found["places"]]), size).tolist() for b in (mask_boxes, boxes))
+            masks = (_paste(grid, *pair, size) > mask_threshold for grid, *pair in zip(grids, *corners))
             segments = _describe_segments(found)
             if return_coco_annotation:
                 segmentation = [encode_mask(mask) for mask in masks]
@@ -292,14 +292,17 @@ def _best_candidates(
     return tuple(torch.cat(columns) for columns in zip(*best))
 
 
-def _paste(grid: torch.Tensor, box: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
+def _paste(grid: torch.Tensor, mask_box: Sequence[float], box: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
     """
-    Probabilities on a grid (h, w) over a box, (x0, y0, x1, y1) in pixels, at the centres of the pixels of an image:
-    (height, width), 0 outside the box. (torchvision's own pasting rounds boxes, which costs small objects much.)
+    Probabilities on a grid (h, w) over a mask box, (x0, y0, x1, y1) in pixels, at the centres of the pixels of an
+    image, (height, width); 0 outside of what the object in the box may cover. (torchvision's own pasting rounds boxes,
+    which costs small objects much.)
     """
     pasted, axes = grid.new_zeros(size), []
-    for low, high, extent in ((box[1], box[3], size[0]), (box[0], box[2], size[1])):
-        first, last = max(0, math.ceil(low - 0.5)), min(extent, math.floor(high + 0.5))
+    for axis, number in ((1, grid.shape[0]), (0, grid.shape[1])):
+        low, high = mask_box[axis], mask_box[axis + 2]
+        begin, end = _extent(low, high, box[axis], box[axis + 2], number)
+        first, last = max(0, math.ceil(begin - 0.5)), min(size[1 - axis], math.floor(end + 0.5))
         if first >= last:
             return pasted
         centers = torch.arange(first, last, device=grid.device, dtype=grid.dtype) + 0.5
@@ -309,6 +312,16 @@ def _paste(grid: torch.Tensor, box: Sequence[float], size: tuple[int, int]) -> t
     sampled = grid_sample(grid[None, None], points[None], padding_mode="border", align_corners=False)
     pasted[rows, columns] = sampled[0, 0]
     return pasted
+
+
+def _extent(mask_low: float, mask_high: float, low: float, high: float, num_cells: int) -> tuple[float, float]:
+    """
+    Where an object may lie along an axis, by its mask box and its box, half a pixel of the input before it: from the
+    box on, although the grid begins later, and up to the end of the grid, which knows better than the box whether the
+    object ends there. But a cell of more than a pixel can not tell: more than half of it would be the object's.
+    """
+    input_pixel, cell = 2 * (mask_low - low), (mask_high - mask_low) / num_cells
+    return min(low, mask_low), mask_high if cell < input_pixel else high
 
 
 def _describe_segments(found: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
@@ -323,7 +336,7 @@ def _lay_over(
     masks: Iterable[torch.Tensor], segments: Sequence[dict[str, Any]], size: tuple[int, int], least_visible: float
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """A map (height, width) of the objects, the better ones above the worse ones, and the objects that are on it."""
-    segmentation, visible = torch.full(size, -1, dtype=torch.int32), []
+    segmentation, visible = torch.full(size, -1, dtype=torch.int32, device="cpu"), []
     for mask, segment in zip(masks, segments):
         mask = mask.cpu()
         free = mask & (segmentation < 0)
@@ -333,97 +346,9 @@ def _lay_over(
     return segmentation, visible
 
 
-def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
-    """
-    COCO's uncompressed run-length encoding.
-
-    Args:
-        mask (`torch.BoolTensor` of shape `(height, width)`): Where the object is.
-
-    Returns:
-        `dict`: `size` [height, width] and `counts`, the lengths of runs of 0 and 1 by turns, down the columns.
-    """
-    pixels = mask.cpu().numpy().T.flatten()
-    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], edges, [len(pixels)]])).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if len(pixels) and pixels[0] else counts}
-
-
-def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> torch.Tensor:
-    """
-    The mask of an object.
-
-    Args:
-        segmentation (`dict` or `list[list[float]]`): A run-length encoding of COCO, compressed or not, or polygons,
-            x and y of their corners by turns.
-        size (`tuple[int, int]`): (height, width) of the image.
-
-    Returns:
-        `torch.BoolTensor` of shape `(height, width)`.
-
-    Raises:
-        ImportError: for polygons and compressed encodings without faster-coco-eval or pycocotools.
-        ValueError: if there is none, or it is malformed or of another size.
-    """
-    return torch.from_numpy(_decode(segmentation, size))
-
-
-def _decode(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> np.ndarray:
-    if not segmentation:
-        raise ValueError(
-            "`annotations` must have 'segmentation' for masks, polygons or a run-length encoding, got none."
-        )
-    if isinstance(segmentation, Mapping):
-        if tuple(segmentation["size"]) != size:
-            raise ValueError(
-                f"`annotations` must have masks of the size of their upright image, {size}, got {segmentation['size']}."
-            )
-        if isinstance(segmentation["counts"], (list, tuple)):
-            if sum(segmentation["counts"]) != math.prod(size):
-                raise ValueError(f"`annotations` must have run lengths of {math.prod(size)} pixels in all, got others.")
-            values = np.arange(len(segmentation["counts"])) % 2 == 1
-            return np.repeat(values, segmentation["counts"]).reshape(size[::-1]).T.copy()
-    if coco_mask is None:
-        raise ImportError("polygons and compressed masks need a package: pip install faster-coco-eval")
-    if isinstance(segmentation, Mapping):
-        return coco_mask.decode(segmentation).astype(bool)
-    if not all(isinstance(polygon, (list, tuple)) for polygon in segmentation):
-        raise ValueError("`annotations` must have 'segmentation' as a list of polygons, got one list of numbers.")
-    # Polygons of fewer than three corners enclose nothing.
-    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-    if not polygons:
-        return np.zeros(size, dtype=bool)
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool)
-
-
-def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """
-    A COCO annotation whose box and class are checked.
-
-    Args:
-        annotation (`Mapping`): `bbox`, `category_id`, and perhaps `area`, `iscrowd`, `segmentation`, which may be None.
-        index (`int`): Its place among those of the image, for errors.
-
-    Returns:
-        `dict`: the same without None, and with `iscrowd` 0 or 1.
-
-    Raises:
-        ValueError: if the box is not four finite numbers, of which the last two are not negative, or the class is not
-            an integer.
-    """
-    cleaned = {name: value for name, value in annotation.items() if value is not None}
-    box, category = cleaned.get("bbox", ()), cleaned.get("category_id")
-    is_box = len(box) == 4 and all(isinstance(value, Real) and math.isfinite(value) for value in box)
-    if not is_box or min(box[2:]) < 0:
-        raise ValueError(f"`annotations[{index}]['bbox']` must be (x, y, width, height), got {annotation.get('bbox')}.")
-    if not isinstance(category, Integral):
-        raise ValueError(f"`annotations[{index}]['category_id']` must be the index of a class, got {category!r}.")
-    return {**cleaned, "iscrowd": int(cleaned.get("iscrowd", 0))}
-
-
 def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> bool:
     """Whether an object is no crowd, and its box has some area inside the image: in float32, as upstream counts."""
-    x0, y0, width, height = torch.tensor(annotation["bbox"], dtype=torch.float32)
+    x0, y0, width, height = torch.tensor(annotation["bbox"], dtype=torch.float32, device="cpu")
     has_area = min(x0 + width, size[1]) > max(x0, 0) and min(y0 + height, size[0]) > max(y0, 0)
     return bool(has_area) and not annotation["iscrowd"]
 

@@ -202,7 +202,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Mask R-CNN drops detections whose intersection over union with a better one of their class is larger, in
             (0, 1].
         detections_per_image (`int`, defaults to 100):
-            The most detections of Mask R-CNN.
+            The most detections of Mask R-CNN. These three limits act at once when they are changed in a loaded model.
         roi_batch_size (`int`, defaults to 512):
             Proposals of an image that Mask R-CNN learns from in a step, a quarter of them objects at the most.
         box_head_hidden_size (`int`, defaults to 1024):
@@ -216,6 +216,9 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             keypoint occurs twice.
         edges (`list[list[int]]`, *optional*):
             Pairs of keypoints between which a drawn skeleton has a line.
+        flatten_last_hidden_state (`bool`, defaults to `False`):
+            Whether [`ClusTRModel`] returns its last hidden state as a sequence of tokens `(B, h * w, C)`, row by row,
+            as ViT and Swin do, instead of a map `(B, C, h, w)`. transformers' `VisionEncoderDecoderModel` needs it.
         out_features (`list[str]`, *optional*):
             For [`ClusTRBackbone`]: which of `"stem", "stage1", ..., "stage4"` to return; default is the last one.
         out_indices (`list[int]`, *optional*):
@@ -281,6 +284,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     deconv_hidden_sizes: list[int] | tuple[int, ...] = (256, 256, 256)
     flip_pairs: list[Any] | tuple[Any, ...] | None = None
     edges: list[Any] | tuple[Any, ...] | None = None
+    flatten_last_hidden_state: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -309,6 +313,22 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     def num_hidden_layers(self) -> int:
         """`int`: The number of stages."""
         return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """
+        `int`: Channels of the last stage, and so of `last_hidden_state` and `pooler_output`. It follows `hidden_sizes`,
+        and cannot be set to anything else.
+        """
+        return self.hidden_sizes[-1]
+
+    @hidden_size.setter
+    def hidden_size(self, hidden_size: int):
+        if hidden_size != self.hidden_size:
+            raise ValueError(
+                f"`hidden_size` must be the last of `hidden_sizes`, {self.hidden_size}: set `hidden_sizes` instead, "
+                f"got {hidden_size!r}."
+            )
 
     @classmethod
     def from_variant(cls, variant: str, **overrides) -> "ClusTRConfig":

@@ -9,12 +9,27 @@ import math
 
 import torch
 from torch.nn.functional import pad
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
+from transformers.utils import logging
 
-from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel
+from .configuration_clustr import ClusTRConfig
+from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel, select_states
 
+
+logger = logging.get_logger(__name__)
 
 # What a model cannot return of images that it sees one by one.
 RECORDED = ("output_hidden_states", "output_attentions", "output_clusters")
+
+# The pipelines for these tasks log an error for classes whose names are not here. They copy the dictionaries, and so do
+# not see what is registered with the Auto classes.
+MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES.setdefault(
+    ClusTRConfig.model_type, ("ClusTRForSemanticSegmentation", "ClusTRForInstanceSegmentation")
+)
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForObjectDetection")
 
 
 class ClusTRDensePredictor(ClusTRPreTrainedModel):
@@ -26,12 +41,11 @@ class ClusTRDensePredictor(ClusTRPreTrainedModel):
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], ClusTRModelOutput]:
         """Maps of all stages, the finest first, and what else the backbone gives; hidden states only if wanted."""
-        is_wanted = kwargs.pop("output_hidden_states", None)
-        is_wanted = self.config.output_hidden_states if is_wanted is None else is_wanted
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
         features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
         stage_maps = list(features.hidden_states[-len(self.config.depths) :])
-        if not is_wanted:
-            features.hidden_states = None
+        features.hidden_states = select_states(features.hidden_states, wanted) if wanted else None
         return stage_maps, features
 
     def _whole_strides(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -73,9 +87,25 @@ def image_sizes(pixel_mask: torch.Tensor | None, pixel_values: torch.Tensor) -> 
     return [(int(height), int(width)) for height, width, _ in extents]
 
 
+def warn_of_padding(pixel_values: torch.Tensor):
+    """
+    Say that a mask is missing where images (B, num_channels, H, W) seem to be padded: where one ends in a row or a
+    column of zeros, as hardly ever a picture does.
+    """
+    if torch.compiler.is_compiling() or pixel_values.is_meta or pixel_values.ndim != 4 or pixel_values.numel() == 0:
+        return
+    sides = torch.stack([pixel_values[..., -1, :].any(dim=-1), pixel_values[..., -1].any(dim=-1)], dim=-1)
+    ends_in_zeros = ~sides.any(dim=1).all(dim=-1)
+    if (ends_in_zeros & pixel_values.flatten(1).any(dim=1)).any():
+        logger.warning_once(
+            "The images seem to be padded with zeros, but there is no `pixel_mask`: what is predicted refers to the "
+            "padded images. Pass `pixel_mask` as the image processor gives it."
+        )
+
+
 def pad_to(maps: torch.Tensor, size: tuple[int, int], value: float = 0.0) -> torch.Tensor:
     """Maps (..., h, w) with a value on the right and below, up to the given size."""
     return pad(maps, (0, size[1] - maps.shape[-1], 0, size[0] - maps.shape[-2]), value=value)
 
 
-__all__ = ["ClusTRDensePredictor", "image_sizes", "pad_to"]
+__all__ = ["ClusTRDensePredictor", "image_sizes", "pad_to", "warn_of_padding"]

@@ -7,6 +7,7 @@ B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ class ClusTRUperNetHead(nn.Module):
         super().__init__()
         self.auxiliary_index = max(0, len(in_channels) - 2)
         head_config = UperNetConfig(
+            backbone_config=copy.deepcopy(config),  # otherwise it makes one of a ResNet; it would write into ours
             hidden_size=config.upernet_hidden_size,
             pool_scales=config.pool_scales,
             auxiliary_in_channels=in_channels[self.auxiliary_index],

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import BatchFeature, BeitImageProcessor
@@ -22,10 +22,15 @@ from transformers.image_utils import (
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
+
+from .image_reading_clustr import load_image, open_image, read_array, read_image, read_label_map, to_rgb
 
 
-# PIL's modes for 16 bits of grey.
-_DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+logger = logging.get_logger(__name__)
+
+# What becomes of the values of an image.
+SCALE_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean")
 
 # Label of pixels that do not count, in maps and where a crop reaches beyond its map.
 IGNORE_INDEX = 255
@@ -45,18 +50,34 @@ class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
 
 class ReadsImagesMixin:
     """
-    What images may be, for all image processors of ClusTR: PIL images and image files are turned upright by their EXIF
-    tag, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
+    What images may be, for all image processors of ClusTR: PIL images and image files are turned upright by their
+    metadata, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
+    Arrays of values that no image has are refused.
     """
 
+    def read_image(self, image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
+        """
+        An image as the model sees it before it is resized. Pipelines of transformers read paths on their own, and fail
+        where EXIF is malformed; they take what this returns.
+
+        Args:
+            image (`PIL.Image.Image`, `str`, `os.PathLike` or `bytes`):
+                An image, path, URL, image file in base64, or the bytes of one.
+            timeout (`float`, *optional*):
+                Seconds to wait for the server of a URL.
+
+        Returns:
+            `PIL.Image.Image`: upright, 8-bit RGB, without metadata.
+
+        Raises:
+            ValueError: if it cannot be decoded.
+        """
+        return read_image(image, timeout)
+
     def fetch_images(self, image_url_or_urls: Any):
-        """Paths are opened by PIL, which knows more modes and EXIF tags than the tensor decoders; URLs as upstream."""
-        path = image_url_or_urls
-        if isinstance(path, os.PathLike) or (isinstance(path, str) and os.path.isfile(path)):
-            try:
-                return Image.open(path)
-            except OSError as error:
-                raise _unreadable(path, error) from error
+        """Files are opened by PIL, which knows more modes and metadata than the tensor decoders."""
+        if isinstance(image_url_or_urls, (str, os.PathLike)):
+            return open_image(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
 
     def process_image(
@@ -64,21 +85,35 @@ class ReadsImagesMixin:
         image: Any,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: float | Sequence[float] | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        """One image of any supported kind as a tensor `(channels, height, width)`."""
-        is_picture = bool(do_convert_rgb)  # segmentation maps come here too, and keep their values
+        """
+        One image of any supported kind as a tensor `(channels, height, width)`. What becomes of its values,
+        `do_rescale` to `image_mean`, says which ones an array may have.
+        """
+        is_picture, scale = bool(do_convert_rgb), 1.0
+        highest = _highest_value(do_rescale, rescale_factor, do_normalize, image_mean)
         if isinstance(image, Image.Image):
-            image = _decode(image, is_picture)
-        elif is_picture and isinstance(image, (np.ndarray, torch.Tensor)):
-            image = _to_8_bit(image)
-            if input_data_format is None and image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4):
+            image = to_rgb(image) if is_picture else load_image(image)
+            if highest == 1.0:
+                read_array(np.asarray(image), highest)  # refuses what has 8 bits
+        elif isinstance(image, (np.ndarray, torch.Tensor)):
+            image = read_array(image, highest)
+            _warn_of_shares(image, do_rescale)
+            if is_picture and image.is_floating_point() and 4 in (*image.shape[:1], *image.shape[-1:]):
+                scale = highest or 1.0  # upstream blends transparency of floats in [0, 1]
+            is_row = image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4)
+            if is_picture and input_data_format is None and is_row:
                 input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
+        image = image / scale if scale != 1 else image
         tensor = super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError("`images` must be finite, got NaN or infinity in an image array.")
+        tensor = tensor * scale if scale != 1 else tensor
         return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
@@ -96,13 +131,21 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     deviation; the evaluation protocol of section 4.1 of the paper.
 
     Images are PIL images, arrays, tensors, paths or URLs, one or a list. PIL images and image files are turned upright
-    by their EXIF tag, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on
-    white. uint16 arrays count as 16-bit images. Float arrays are multiplied by `rescale_factor` too: pass
-    `do_rescale=False` for values in [0, 1]. (Pipelines convert images to 8-bit RGB before the processor sees them.)
+    by their EXIF or XMP orientation (malformed metadata count as none), and greyscale, palette, CMYK, 16-bit and float
+    ones become 8-bit RGB; transparency is laid on white. Pipelines of transformers decode paths and convert images to
+    8-bit RGB before the processor sees them, and fail where EXIF is malformed; they take what
+    [`~ClusTRImageProcessor.read_image`] returns.
+
+    Arrays and tensors have shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with 1,
+    3 or 4 channels. Those of bool are black and white, those of uint16 have 16 bits, [0, 65535]. All other integers,
+    and floats, have values in [0, 255], or [0, 1 / `rescale_factor`] if that is more; floats are multiplied by
+    `rescale_factor` too. With `do_rescale=False` values are in [0, 1]; with `do_normalize=False`, too, floats may have
+    any finite value.
 
     Segmentation maps go along with the images as `segmentation_maps` and become `labels`, `(height, width)` int64:
     resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
-    `do_reduce_labels=True` shifts labels down by one and makes 0 the ignored 255, as ADE20K needs.
+    They may be of any dtype, but hold whole numbers, from 0 on. `do_reduce_labels=True` shifts labels down by one and
+    makes 0 the ignored 255, as ADE20K needs.
 
     For dense prediction of whole images use `do_center_crop=False`, for example with
     `size={"shortest_edge": 512, "longest_edge": 2048}`. Where the images of a call then differ in size, they are padded
@@ -126,8 +169,9 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         do_reduce_labels (`bool`, defaults to `False`): See above.
 
     Raises:
-        ValueError: for images that cannot be decoded, hold NaN or infinity or values beyond their kind, and for
-            segmentation maps that differ from the images in number or size.
+        ValueError: for images that cannot be decoded, arrays of other dtypes, with NaN, infinity or values beyond these
+            ranges, and for segmentation maps that differ from the images in number or size, or hold something else than
+            labels.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -162,18 +206,14 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         **kwargs,
     ) -> BatchFeature:
         """Images and, if there are any, their segmentation maps."""
+        scale = {name: kwargs[name] for name in SCALE_SETTINGS}
         images = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **scale
         )
         data = {"pixel_values": self._preprocess(images, **kwargs)}
         if segmentation_maps is not None:
-            label_maps = self._prepare_image_like_inputs(
-                images=segmentation_maps,
-                expected_ndims=2,
-                do_convert_rgb=False,
-                input_data_format=ChannelDimension.FIRST,
-                device=device,
-            )
+            label_maps = self._prepare_images_structure(segmentation_maps, expected_ndims=2)
+            label_maps = [_to_label_map(label_map).to(images[0].device) for label_map in label_maps]
             _check_maps(images, label_maps)
             label_maps = self.reduce_label(label_maps) if do_reduce_labels else label_maps
             data["labels"] = self._preprocess_label_maps(label_maps, **kwargs)
@@ -249,56 +289,39 @@ def _classes_at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
     return labels
 
 
-def _decode(image: Image.Image, is_picture: bool) -> Image.Image:
-    """Read the pixels of a lazily opened PIL image; turn a picture upright and make it 8-bit RGB."""
-    try:
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(getattr(image, "filename", ""), error) from error
-    if not is_picture:
-        return image
-    image = ImageOps.exif_transpose(image)
-    if image.mode in _DEEP_GREY_MODES:
-        image = Image.fromarray(_to_8_bit(np.asarray(image).astype(np.uint16)))
-    elif image.mode in ("I", "F"):
-        image = _from_32_bit(np.asarray(image))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+def _highest_value(
+    do_rescale: bool | None,
+    rescale_factor: float | None,
+    do_normalize: bool | None,
+    image_mean: float | Sequence[float] | None,
+) -> float | None:
+    """The largest value that an array may have; None for those that are neither rescaled nor normalised."""
+    if do_rescale or do_rescale is None:
+        return max(255.0, 1 / rescale_factor) if rescale_factor else 255.0
+    if not do_normalize:
+        return None
+    return 1.0 if image_mean is None or np.max(image_mean) <= 1 else 255.0
 
 
-def _from_32_bit(values: np.ndarray) -> Image.Image:
-    """
-    32-bit greyscale as 8-bit. No tag says what its values mean, but they do: floats up to 1 are shares, anything up to
-    255 is 8-bit, anything up to 65535 is 16-bit.
-    """
-    least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 65535):  # false for NaN, too
-        raise ValueError(f"`images` must have grey values in [0, 65535], got values from {least} to {most}.")
-    if np.issubdtype(values.dtype, np.floating) and most <= 1:
-        values = values * 255
-    elif most > 255:
-        values = values / 257
-    return Image.fromarray(np.round(values).astype(np.uint8))
+def _warn_of_shares(image: torch.Tensor, do_rescale: bool | None):
+    if image.is_floating_point() and do_rescale and image.numel() and 0 < image.max() <= 1:
+        logger.warning_once(
+            "`images` has a float array with values in [0, 1], and `do_rescale=True` takes them for values in "
+            "[0, 255]: pass `do_rescale=False`."
+        )
 
 
-def _unreadable(name: Any, error: Exception) -> ValueError:
-    return ValueError(
-        f"`images` must be readable, but {name or 'an image without a file name'} could not be decoded: {error}."
-    )
+def _to_label_map(label_map: Any) -> torch.Tensor:
+    """A segmentation map as labels (channels, height, width), int64; those of a map have one channel."""
+    if isinstance(label_map, Image.Image):
+        label_map = np.asarray(load_image(label_map))
+        label_map = label_map.transpose(2, 0, 1) if label_map.ndim == 3 else label_map
+    labels = read_label_map(label_map)
+    return labels[None] if labels.ndim == 2 else labels
 
 
 def _with_channels(image: Any) -> Any:
     return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
-
-
-def _to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """uint16 in [0, 65535] to uint8 in [0, 255]; bool to 0 and 255; anything else stays."""
-    if image.dtype in (np.uint16, torch.uint16):
-        return np.round(np.asarray(image) / 257).astype(np.uint8)
-    if image.dtype in (np.bool_, torch.bool):
-        return np.asarray(image).astype(np.uint8) * 255
-    return image
 
 
 def _check_maps(images: Sequence[torch.Tensor], label_maps: Sequence[torch.Tensor]):

@@ -10,13 +10,13 @@ image, without its padding, outside.
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
-import math
 import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -26,23 +26,28 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.retinanet import RetinaNetClassificationHead, RetinaNetHead
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, box_convert
+from torchvision.ops import FeaturePyramidNetwork, box_convert
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
-from torchvision.ops.poolers import initLevelMapper
-from transformers import initialization as init
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to
+from .devices_clustr import default_device
+from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to, warn_of_padding
+from .modeling_clustr_torchvision import (
+    ClusTRAnchorGenerator,
+    ClusTRRoIAlign,
+    OwnRandomNumbers,
+    at_least_float32,
+    init_like_torchvision,
+    upcast_output,
+    with_attributes,
+)
 
 
-# RetinaNet (Lin et al. 2017): anchors of a level as multiples of its size; first probability of an object.
+# RetinaNet (Lin et al. 2017): anchors of a level as multiples of its size.
 OCTAVES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-PRIOR_PROBABILITY = 0.01
 # Sides of the grids to which Mask R-CNN pools a proposal, for its box and for its mask (He et al. 2017).
 BOX_GRID, MASK_GRID = 7, 14
 
@@ -100,7 +105,8 @@ class ClusTRInstanceSegmentationOutput(ModelOutput):
             processor lays it into the image.
         mask_boxes (`torch.FloatTensor` of shape `(B, D, 4)`, not in training with `labels`):
             What the grid covers, as `pred_boxes`: half a pixel of the input right of and below the box, since
-            torchvision's RoIAlign takes a pixel's value to be that of its upper left corner.
+            torchvision's RoIAlign takes a pixel's value to be that of its upper left corner. The grid says nothing
+            about the half pixel of the box before it.
         hidden_states, attentions, cluster_indices (*optional*):
             As in [`ClusTRModelOutput`].
     """
@@ -116,35 +122,6 @@ class ClusTRInstanceSegmentationOutput(ModelOutput):
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
-class ClusTRAnchorGenerator(AnchorGenerator):
-    """torchvision's, but anchors are float32 at least, whatever the maps are: bfloat16 is off by pixels."""
-
-    def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        # Of the maps only size, dtype and device count.
-        grids = [_at_least_float32(maps.new_empty(0, 0, *maps.shape[-2:])) for maps in feature_maps]
-        return super().forward(image_list, grids)
-
-
-class ClusTRRoIAlign(MultiScaleRoIAlign):
-    """
-    torchvision's, with two differences: it pools in float32 at least, since boxes need it; and it is told the strides
-    of the levels, where torchvision guesses them from the first images that it sees.
-    """
-
-    def __init__(self, strides: Sequence[int], output_size: int):
-        super().__init__([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
-        self.scales = [1 / stride for stride in strides]
-        # As torchvision assigns boxes to levels: those of 224 pixels to the level of stride 16.
-        levels = [int(math.log2(stride)) for stride in (strides[0], strides[-1])]
-        self.map_levels = initLevelMapper(*levels, self.canonical_scale, self.canonical_level)
-
-    def forward(
-        self, x: dict[str, torch.Tensor], boxes: list[torch.Tensor], image_shapes: list[tuple[int, int]]
-    ) -> torch.Tensor:
-        pooled = super().forward({name: _at_least_float32(maps) for name, maps in x.items()}, boxes, image_shapes)
-        return pooled.to(x["0"].dtype)
-
-
 class ClusTRDetector(ClusTRDensePredictor):
     """
     What both detectors share: labels in, images of several sizes, merged outputs.
@@ -157,7 +134,7 @@ class ClusTRDetector(ClusTRDensePredictor):
         self.detector = self._make_detector(config)
         # Boxes of half precision are off by pixels, so what the heads say is taken in float32.
         for head in self._heads():
-            head.register_forward_hook(_upcast_output)
+            head.register_forward_hook(upcast_output)
         self.post_init()
 
     def _make_detector(self, config: ClusTRConfig) -> nn.Module:
@@ -196,7 +173,7 @@ class ClusTRDetector(ClusTRDensePredictor):
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             for parent in self.detector.modules():
                 if any(module is part for part in parent.modules()):
-                    _init_like_torchvision(module, parent)
+                    init_like_torchvision(module, parent)
 
     @can_return_tuple
     def forward(
@@ -211,32 +188,44 @@ class ClusTRDetector(ClusTRDensePredictor):
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
                 Normalised images of any size; they are padded with 0 to multiples of the product of the strides (32).
             pixel_mask (`torch.LongTensor` of shape `(B, H, W)`, *optional*):
-                1 where there is an image, from its upper left corner on, 0 where the processor has padded it. In
-                evaluation images of different sizes are seen one by one, so that each has the output that it has in any
-                other batch; in training padding is seen, but nothing is predicted or to be found there.
+                1 where there is an image, from its upper left corner on, 0 where the processor has padded it. Without
+                it images are of the `size` in their labels, and where there is none of either they fill
+                `pixel_values`. In evaluation images of different sizes are seen one by one, so that each has the output
+                that it has in any other batch; in training padding is seen, but nothing is predicted or to be found
+                there.
             labels (`list[dict[str, torch.Tensor]]`, *optional*):
                 For each image its n objects, as the image processor gives them: `class_labels` `(n,)`, int64 in
                 `[0, num_labels)`; `boxes` `(n, 4)`, float, (centre x, centre y, width, height) as shares of the image
-                without its padding; for instance segmentation `masks` `(n, H, W)`, bool or 0 and 1. n may be 0. Boxes
+                without its padding; for instance segmentation `masks` `(n, H, W)`, bool or 0 and 1; and perhaps `size`
+                `(2,)`, (height, width) of the image without its padding in pixels of `pixel_values`. n may be 0. Boxes
                 without area, and objects with `iscrowd` 1, do not count.
             kwargs:
                 `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`]; not where images
                 are seen one by one.
 
         Returns:
-            [`ClusTRDetectionOutput`] or [`ClusTRInstanceSegmentationOutput`].
+            [`ClusTRDetectionOutput`] or [`ClusTRInstanceSegmentationOutput`]. Boxes are shares of the images without
+            their padding, if `pixel_mask` or `labels` say what that is, and otherwise of `pixel_values`: predictions of
+            padded images need `pixel_mask`, or boxes that are scaled to the original image are too small.
 
         Raises:
-            ValueError: for a wrong rank, size or dtype of `pixel_values`, `pixel_mask` or `labels`, and for labels out
-                of range.
+            ValueError: for a wrong rank, size or dtype of `pixel_values`, `pixel_mask` or `labels`, for labels out of
+                range, and if `pixel_mask` and the `size` of a label differ.
         """
-        sizes = image_sizes(pixel_mask, pixel_values)
+        sizes = _true_sizes(pixel_values, pixel_mask, labels)
+        with default_device(pixel_values.device):
+            return self._detect_in_sizes(pixel_values, sizes, labels, **kwargs)
+
+    def _detect_in_sizes(
+        self,
+        pixel_values: torch.Tensor,
+        sizes: list[tuple[int, int]],
+        labels: Sequence[Mapping[str, torch.Tensor]] | None,
+        **kwargs,
+    ) -> ModelOutput:
+        """Output for padded images: in one pass, or one by one where they differ in size in evaluation."""
         targets = None
         if labels is not None:
-            if isinstance(labels, Mapping) or len(labels) != len(sizes):
-                raise ValueError(
-                    f"`labels` must be a list with one entry for each of {len(sizes)} images, got {labels}."
-                )
             padded_size = pixel_values.shape[-2:]
             targets = [self._make_target(*pair, padded_size, index) for index, pair in enumerate(zip(labels, sizes))]
         if not self.training and len(set(sizes)) > 1:
@@ -271,7 +260,7 @@ class ClusTRDetector(ClusTRDensePredictor):
         count; `counts` says which ones do.
         """
         _check_label(label, self.config.num_labels, f"`labels[{index}]")
-        classes, boxes, (height, width) = label["class_labels"], _at_least_float32(label["boxes"]), size
+        classes, boxes, (height, width) = label["class_labels"], at_least_float32(label["boxes"]), size
         boxes = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
         counts = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         if "iscrowd" in label:
@@ -381,7 +370,8 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         images = ImageList(pixel_values, sizes)
         loss_dict, predictions = None, {}
         if targets is not None:
-            with nullcontext() if self.training else _same_random_numbers(pixel_values.device):
+            # The loss looks at a random sample of the proposals: in evaluation at the same one every time.
+            with nullcontext() if self.training else OwnRandomNumbers(pixel_values.device):
                 loss_dict = self._propose_and_look(images, pyramid, targets)[1]
         if targets is None or not self.training:
             predictions = self._collect(self._propose_and_look(images, pyramid, None)[0], sizes)
@@ -398,11 +388,26 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         self, images: ImageList, pyramid: OrderedDict, targets: list[dict[str, torch.Tensor]] | None
     ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
         """torchvision's detections of each image, or, with targets, its losses."""
-        rpn, roi_heads = self.detector.rpn, self.detector.roi_heads
-        with _training_mode([rpn, roi_heads], targets is not None):
-            proposals, proposal_losses = rpn(images, pyramid, targets)
-            detections, losses = roi_heads(pyramid, proposals, images.image_sizes, targets)
+        # torchvision's parts compute losses in training mode, and detections otherwise; all they hold behaves alike.
+        rpn = with_attributes(self.detector.rpn, training=targets is not None)
+        roi_heads = with_attributes(self._roi_heads(), training=targets is not None)
+        proposals, proposal_losses = rpn(images, pyramid, targets)
+        detections, losses = roi_heads(pyramid, proposals, images.image_sizes, targets)
         return detections, {**losses, **proposal_losses}
+
+    def _roi_heads(self) -> nn.Module:
+        """Those of the detector, with the limits that the configuration has now: it may have been changed."""
+        config, roi_heads = self.config, self.detector.roi_heads
+        sampler = roi_heads.fg_bg_sampler
+        if sampler.batch_size_per_image != config.roi_batch_size:
+            sampler = type(sampler)(config.roi_batch_size, sampler.positive_fraction)
+        return with_attributes(
+            roi_heads,
+            score_thresh=config.detection_score_threshold,
+            nms_thresh=config.detection_nms_threshold,
+            detections_per_img=config.detections_per_image,
+            fg_bg_sampler=sampler,
+        )
 
     def _collect(
         self, detections: Sequence[dict[str, torch.Tensor]], sizes: Sequence[tuple[int, int]]
@@ -412,7 +417,9 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         for found, size in zip(detections, sizes):
             scores = found["scores"]
             rows = scores.new_full((len(scores), self.config.num_labels), torch.finfo(scores.dtype).min)
-            rows[torch.arange(len(scores)), found["labels"] - 1] = scores.logit(eps=torch.finfo(scores.dtype).eps)
+            rows[torch.arange(len(scores), device=scores.device), found["labels"] - 1] = scores.logit(
+                eps=torch.finfo(scores.dtype).eps
+            )
             logits.append(rows)
             boxes.append(_to_shares(found["boxes"][None], [size])[0])
             mask_boxes.append(_to_shares(found["boxes"][None] + 0.5, [size])[0])
@@ -426,20 +433,40 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         }
 
 
-def _init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, parent: nn.Module):
-    """As torchvision's constructor of the parent does it; biases of convolutions are 0 already."""
-    if isinstance(parent, (FeaturePyramidNetwork, LastLevelP6P7)):
-        init.kaiming_uniform_(layer.weight, a=1)
-    elif isinstance(parent, (RetinaNetHead, RPNHead)):
-        init.normal_(layer.weight, std=0.01)
-    elif isinstance(parent, RetinaNetClassificationHead) and layer is parent.cls_logits:
-        init.constant_(layer.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
-    elif isinstance(parent, (TwoMLPHead, FastRCNNPredictor)):
-        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-        bound = 1 / math.sqrt(layer.in_features)
-        init.uniform_(layer.bias, -bound, bound)
-    elif isinstance(parent, (MaskRCNNHeads, MaskRCNNPredictor)):
-        init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+def _true_sizes(
+    pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, labels: Sequence[Mapping] | None
+) -> list[tuple[int, int]]:
+    """Size of each image without its padding: by the mask, or else by its label, or else that of `pixel_values`."""
+    sizes = image_sizes(pixel_mask, pixel_values)
+    if labels is None:
+        if pixel_mask is None:
+            warn_of_padding(pixel_values)
+        return sizes
+    is_list = not isinstance(labels, (Mapping, torch.Tensor)) and len(labels) == len(sizes)
+    if not is_list or not all(isinstance(label, Mapping) for label in labels):
+        raise ValueError(f"`labels` must be a list with one entry for each of {len(sizes)} images, got {labels}.")
+    for index, label in enumerate(labels):
+        if label.get("size") is None:
+            continue
+        size = _check_size(label["size"], pixel_values.shape[-2:], f"`labels[{index}]['size']`")
+        if pixel_mask is not None and size != sizes[index]:
+            raise ValueError(
+                f"`labels[{index}]['size']` must be the size of the image by `pixel_mask`, {sizes[index]}, got {size}."
+            )
+        sizes[index] = size
+    return sizes
+
+
+def _check_size(size: torch.Tensor | Sequence[int], padded_size: Sequence[int], name: str) -> tuple[int, int]:
+    """The size as two integers, or a `ValueError` that begins with the name unless it is within the padded size."""
+    values = size.tolist() if hasattr(size, "tolist") else size
+    is_pair = isinstance(values, (list, tuple)) and len(values) == 2 and all(isinstance(v, Integral) for v in values)
+    if not is_pair or not all(1 <= extent <= limit for extent, limit in zip(values, padded_size)):
+        raise ValueError(
+            f"{name} must be the (height, width) of the image without its padding, integers within those of "
+            f"`pixel_values`, {tuple(padded_size)}, got {values}."
+        )
+    return int(values[0]), int(values[1])
 
 
 def _check_label(label: Mapping, num_labels: int, name: str):
@@ -460,43 +487,6 @@ def _check_label(label: Mapping, num_labels: int, name: str):
         raise ValueError(f"{name}['boxes']` must be shares of the image, not pixels, got {boxes}.")
     if crowds is not None and crowds.shape != classes.shape:
         raise ValueError(f"{name}['iscrowd']` must have shape ({len(classes)},), got {tuple(crowds.shape)}.")
-
-
-@contextmanager
-def _training_mode(modules: Sequence[nn.Module], is_training: bool):
-    """torchvision's parts compute losses in training mode, and detections otherwise; all they hold behaves alike."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = is_training
-    try:
-        yield
-    finally:
-        for module, was_training in zip(modules, before):
-            module.training = was_training
-
-
-@contextmanager
-def _same_random_numbers(device: torch.device):
-    """The loss looks at a random sample of the proposals: in evaluation at the same one every time."""
-    is_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if is_cpu else [device], device_type="cuda" if is_cpu else device.type):
-        torch.default_generator.manual_seed(0)
-        if not is_cpu:
-            torch.get_device_module(device).manual_seed(0)
-        yield
-
-
-def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _upcast_output(module: nn.Module, args, output):
-    """The output of a head, a tensor or a dictionary, list or tuple of them, in float32 at least."""
-    if isinstance(output, torch.Tensor):
-        return _at_least_float32(output)
-    if isinstance(output, dict):
-        return {name: _upcast_output(module, args, value) for name, value in output.items()}
-    return type(output)(_upcast_output(module, args, value) for value in output)
 
 
 def _to_shares(boxes: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> torch.Tensor:

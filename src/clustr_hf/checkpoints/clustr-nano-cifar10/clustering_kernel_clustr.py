@@ -93,7 +93,7 @@ def cluster(
     """
     tokens = tokens.to(torch.float32).contiguous()
     batch_size, num_tokens, channels = tokens.shape
-    labels = torch.empty(len(num_clusters), batch_size, num_tokens, dtype=torch.long)
+    labels = torch.empty(len(num_clusters), batch_size, num_tokens, dtype=torch.long, device="cpu")
     status = _function("find_clusters")(
         tokens.data_ptr(),
         batch_size,

@@ -10,6 +10,7 @@ from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (befo
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,17 +21,19 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_exporting
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention
+from .feed_forward_clustr import can_fuse, fused_feed_forward
+from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
 
 
-# Hidden features of a feed-forward network that are made at once where it works in pieces: 8 MiB in float32.
-FEED_FORWARD_ELEMENTS = 2**21
+# The pipeline logs an error for classes that it does not find here.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForImageClassification")
 
 
 @dataclass
@@ -41,7 +44,8 @@ class ClusTRModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
             Normalised tokens of the last stage as a map; h and w are the image's size over the total stride (32 for
-            the paper's variants), rounded up (down for even patch sizes).
+            the paper's variants), rounded up (down for even patch sizes). With `config.flatten_last_hidden_state` the
+            same tokens as a sequence, row by row, `(B, h * w, C)`.
         pooler_output (`torch.Tensor` of shape `(B, C)`):
             Mean of the last stage's tokens: what the classifier sees.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
@@ -96,12 +100,7 @@ class ClusTRPatchEmbeddings(nn.Module):
 
 
 class ClusTRMLP(nn.Module):
-    """
-    Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C).
-
-    On CPUs, without gradient, it goes over a large batch image by image and over a large image in strips of rows: the
-    hidden features, the largest tensor of a block, are then reused in the cache instead of written to fresh memory.
-    """
+    """Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C)."""
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -114,69 +113,17 @@ class ClusTRMLP(nn.Module):
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}.")
         self.activation = ACT2FN[config.hidden_act]
+        self.activation_class = type(self.activation)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.has_gelu = config.hidden_act == "gelu"
 
     def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        kernel = self._residual_kernel()
-        hidden_elements = tokens.shape[1] * self.fc1.out_features
-        if not _runs_eagerly_on_cpu(tokens) or len(tokens) * hidden_elements <= FEED_FORWARD_ELEMENTS:
-            return self._feed_forward(tokens, size, kernel)
-        if hidden_elements <= FEED_FORWARD_ELEMENTS:
-            groups = tokens.split(FEED_FORWARD_ELEMENTS // hidden_elements)
-            return torch.cat([self._feed_forward(images, size, kernel) for images in groups])
-        return torch.cat([self._feed_forward_in_strips(image, size, kernel) for image in tokens.split(1)])
-
-    def _feed_forward_in_strips(self, image: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        """One image, (1, N, C): each strip is computed with one more row on either side, for the convolution."""
-        height, width = size
-        longest = max(1, FEED_FORWARD_ELEMENTS // (width * self.fc1.out_features) - 2)
-        strip = math.ceil(height / math.ceil(height / longest))  # nearly equal strips
-        outputs = []
-        for first in range(0, height, strip):
-            above, last = min(first, 1), min(first + strip, height)
-            start, stop = first - above, min(last + 1, height)
-            rows = image[:, start * width : stop * width]
-            features = self._hidden_features(rows, (stop - start, width), kernel)
-            outputs.append(self.fc2(features[:, above * width : (above + last - first) * width]))
-        return self.dropout(torch.cat(outputs, dim=1))
-
-    def _feed_forward(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self._hidden_features(tokens, size, kernel)))
-
-    def _residual_kernel(self) -> torch.Tensor:
-        """1 more at the kernel's centre: tokens + convolution(tokens) in one pass over the hidden features."""
-        weight = self.depthwise.weight
-        return weight + nn.functional.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
-
-    def _hidden_features(self, tokens: torch.Tensor, size: tuple[int, int], kernel: torch.Tensor) -> torch.Tensor:
-        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # channels-last, no copy
-        bias, channels = self.depthwise.bias, features.shape[1]
-        if self.has_gelu and _can_fuse_gelu(features, kernel):
-            features = torch.ops.mkldnn._convolution_pointwise(
-                features, kernel, bias, [1, 1], [1, 1], [1, 1], channels, "gelu", [], "none"
-            )
-        else:
-            features = self.activation(nn.functional.conv2d(features, kernel, bias, padding=1, groups=channels))
-        return self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))
-
-
-def _runs_eagerly_on_cpu(tokens: torch.Tensor) -> bool:
-    """Whether operations are carried out one by one, without gradient, and not recorded for later."""
-    recorded = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return tokens.is_cpu and not recorded
-
-
-def _can_fuse_gelu(features: torch.Tensor, kernel: torch.Tensor) -> bool:
-    """Whether oneDNN's convolution with GELU, which torch.compile uses too, can be called here."""
-    return (
-        _runs_eagerly_on_cpu(features)
-        and features.dtype == kernel.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    )
+        """Tokens (B, N, C) of a grid of (height, width) -> (B, N, C)."""
+        if can_fuse(self, tokens):
+            return fused_feed_forward(self, tokens, size)
+        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)
+        features = self.activation(features + self.depthwise(features))
+        return self.dropout(self.fc2(self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))))
 
 
 class ClusTRDropPath(nn.Module):
@@ -226,7 +173,10 @@ class ClusTRBlock(GradientCheckpointingLayer):
 
 
 class ClusTRStage(nn.Module):
-    """Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w) and the clusters of each block."""
+    """
+    Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w), the patch embeddings (B, C, h, w), and the
+    clusters of each block.
+    """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -241,16 +191,16 @@ class ClusTRStage(nn.Module):
 
     def forward(
         self, features: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
-        features = self.embeddings(features)
-        size = features.shape[-2:]
-        tokens = features.permute(0, 2, 3, 1).flatten(1, 2)
+    ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+        embeddings = self.embeddings(features)
+        size = embeddings.shape[-2:]
+        tokens = embeddings.permute(0, 2, 3, 1).flatten(1, 2)
         cluster_indices, cluster_index = [], None
         for block in self.blocks:
             tokens, cluster_index = block(tokens, size, cluster_index if self.shares_clusters else None, **kwargs)
             if cluster_index is not None:
                 cluster_indices.append(cluster_index)
-        return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), cluster_indices
+        return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), embeddings, cluster_indices
 
 
 class ClusTRPreTrainedModel(PreTrainedModel):
@@ -269,13 +219,9 @@ class ClusTRPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
-        "hidden_states": [
-            OutputRecorder(ClusTRPatchEmbeddings, layer_name="stages.0.embeddings", capture_initial_hidden_state=False),
-            OutputRecorder(ClusTRStage, index=0, capture_initial_hidden_state=False),
-        ],
-        "attentions": OutputRecorder(ClusTRAttention, index=1),
-    }
+    # Hidden states are not recorded by hooks, as attentions are: transformers installs hooks once more where a model is
+    # part of another one that records, and heads would take the doubled states for those of other stages.
+    _can_record_outputs = {"attentions": OutputRecorder(ClusTRAttention, index=1)}
     # What a saved checkpoint of any class can be loaded as by remote code; heads of other files add themselves.
     _auto_map = {
         "AutoConfig": "configuration_clustr.ClusTRConfig",
@@ -340,25 +286,36 @@ class ClusTRModel(ClusTRPreTrainedModel):
                 Normalised images of any size from the product of the strides up; H and W need not be multiples of it.
             output_clusters (`bool`, defaults to `False`):
                 Whether to return `cluster_indices`.
+            kwargs:
+                `output_hidden_states`, `output_attentions` and `return_dict`; what wrappers hand on without effect on
+                images (`num_items_in_batch`, `use_cache`, ...), and anything that is None; keywords that a custom
+                attention function names.
 
         Returns:
             [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for inputs of other
+                models, such as `attention_mask`, that are not None.
+            TypeError: for unknown keywords.
         """
         self._check_pixel_values(pixel_values)
-        if kwargs.get("pixel_mask") is not None:
-            raise ValueError("`pixel_mask` must be None: padding would count as image; give images of one size.")
+        attention_kwargs = select_attention_kwargs(kwargs, self.config)
         fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
-        cluster_indices = []
+        wanted = kwargs.get("output_hidden_states")
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        hidden_states, cluster_indices = [], []
         for stage in self.stages:
-            features, stage_clusters = stage(features, **kwargs)
+            features, embeddings, stage_clusters = stage(features, **attention_kwargs)
+            if wanted:
+                hidden_states += [features] if hidden_states else [embeddings, features]
             cluster_indices.extend(stage_clusters)
+        is_flat = self.config.flatten_last_hidden_state
         return ClusTRModelOutput(
-            last_hidden_state=features,
+            last_hidden_state=features.flatten(2).mT if is_flat else features,
             pooler_output=features.mean(dim=(2, 3)),
+            hidden_states=select_states(hidden_states, wanted) if wanted else None,
             cluster_indices=tuple(cluster_indices) if output_clusters else None,
         )
 
@@ -381,6 +338,15 @@ class ClusTRModel(ClusTRPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
             )
+
+
+def select_states(states: list[torch.Tensor], wanted: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:
+    """All states, or, as in transformers, those of one or several indices, with None in place of the others."""
+    if wanted is True:
+        return tuple(states)
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
+    return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
 def fix_exported_size(pixel_values: torch.Tensor):
@@ -415,8 +381,11 @@ class ClusTRBackbone(BackboneMixin, ClusTRModel):
             variants are 4, 8, 16, 32. `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for
+                `output_clusters=True`.
         """
+        if kwargs.pop("output_clusters", None):
+            raise ValueError("`output_clusters` must be False: a backbone returns maps only; use `ClusTRModel`.")
         # Not `super()`, which is BackboneMixin and has none; a dict even where the configuration asks for tuples.
         output = ClusTRModel.forward(self, pixel_values, return_dict=True, **kwargs)
         maps = dict(zip(self.stage_names, output.hidden_states))

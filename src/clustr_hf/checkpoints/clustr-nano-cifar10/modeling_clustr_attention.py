@@ -6,8 +6,10 @@ B images, N = h w tokens of C channels, H attention heads, M key and value token
 """
 
 import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +20,82 @@ from transformers.utils import TransformersKwargs
 
 from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, weight_tokens
 from .configuration_clustr import ClusTRConfig
+
+
+# Keywords that wrappers, trainers and models with several inputs hand on, and that change nothing for images.
+KEYWORDS_WITHOUT_EFFECT = (
+    "output_hidden_states",  # recorded outside of the blocks
+    "interpolate_pos_encoding",  # there are no position embeddings: images have any size
+    "num_items_in_batch",
+    "output_router_logits",
+    "use_cache",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+    "debug_io",
+    "debug_io_dir",
+    "prune_layers",
+    "task_ids",  # of PEFT's Poly, whose layers have them already
+)
+# Inputs of other models, which would change what is computed, and why these models do not take them.
+INPUTS_OF_OTHER_MODELS = {
+    "attention_mask": "clusters are found among all tokens",
+    "bool_masked_pos": "there is no mask token",
+    "head_mask": "heads cannot be masked",
+    "input_ids": "the input is `pixel_values`",
+    "inputs_embeds": "the input is `pixel_values`",
+    "is_causal": "tokens of an image have no order",
+    "labels": "a model without a head has no loss",
+    "past_key_values": "there is no cache",
+    "pixel_mask": "padding would count as image; give images of one size",  # see `_pads_nothing`
+    "position_ids": "there are no position embeddings",
+    "token_type_ids": "the input is `pixel_values`",
+}
+# What the modules here give to an attention function.
+ATTENTION_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "kwargs")
+
+
+def select_attention_kwargs(kwargs: Mapping[str, Any], config: ClusTRConfig) -> dict[str, Any]:
+    """
+    The keywords of a model's `forward` that its attention function gets: `output_attentions`, of which some functions
+    say that they cannot return them, and those that a custom function (transformers' `AttentionInterface`) names in its
+    signature. Keywords that are None, as wrappers like PEFT's pass them, are left out.
+
+    Raises:
+        ValueError: for an input of other models that would change the result, such as `attention_mask`.
+        TypeError: for a keyword that is unknown, such as a misspelt one.
+    """
+    selected = {name: kwargs[name] for name in ("output_attentions",) if name in kwargs}
+    for name, value in kwargs.items():
+        if value is None or name in selected or name in KEYWORDS_WITHOUT_EFFECT:
+            continue
+        if name in INPUTS_OF_OTHER_MODELS:
+            if value is not False and not (name == "pixel_mask" and _pads_nothing(value)):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                raise ValueError(f"`{name}` must be None: {INPUTS_OF_OTHER_MODELS[name]}; got {got}.")
+        elif name in _custom_keywords(config):
+            selected[name] = value
+        else:
+            raise TypeError(
+                f"`{name}` is no argument of this model: beside those of its `forward`, it takes `output_attentions`, "
+                f"`output_clusters`, `output_hidden_states` and `return_dict`."
+            )
+    return selected
+
+
+def _pads_nothing(pixel_mask: torch.Tensor) -> bool:
+    """Whether a mask (B, H, W) is 1 everywhere, as processors of detectors make it for images of one size."""
+    return not torch.compiler.is_compiling() and bool(pixel_mask.all())
+
+
+def _custom_keywords(config: ClusTRConfig) -> list[str]:
+    """Names of the keywords that the attention function takes beside the usual ones, if it is not transformers' own."""
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
+    if getattr(function, "__module__", "").startswith("transformers."):
+        return []
+    return [name for name in inspect.signature(function).parameters if name not in ATTENTION_ARGUMENTS]
 
 
 def eager_attention_forward(

@@ -1,0 +1,262 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+COCO's annotations of objects: boxes and classes, polygons and run-length encodings, checked before anything reads them.
+
+Sizes are (height, width).
+"""
+
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+
+try:  # only polygons need it
+    from faster_coco_eval.core import mask as coco_mask
+except ImportError:
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError:
+        coco_mask = None
+
+
+# How far from an image a polygon may reach, in multiples of the longer side: some objects leave their image. And how
+# long its outline may be in pixels, whatever the image: COCO's functions draw it in fifths of pixels.
+FARTHEST, LONGEST_OUTLINE = 100, 1_000_000
+
+
+def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
+    """
+    COCO's uncompressed run-length encoding.
+
+    Args:
+        mask (`torch.BoolTensor` of shape `(height, width)`): Where the object is.
+
+    Returns:
+        `dict`: `size` [height, width] and `counts`, the lengths of runs of 0 and 1 by turns, down the columns.
+    """
+    pixels = mask.cpu().numpy().T.flatten()
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [len(pixels)]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if len(pixels) and pixels[0] else counts}
+
+
+def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> torch.Tensor:
+    """
+    The mask of an object.
+
+    Args:
+        segmentation (`dict` or `list[list[float]]`): A run-length encoding of COCO, compressed or not, or polygons, x
+            and y of their corners by turns or in pairs. Polygons of fewer than three corners beside others enclose
+            nothing.
+        size (`tuple[int, int]`): (height, width) of the image.
+
+    Returns:
+        `torch.BoolTensor` of shape `(height, width)`, on the CPU.
+
+    Raises:
+        ImportError: for polygons without faster-coco-eval or pycocotools.
+        ValueError: if there is none, or it is malformed or of another size: numbers that are none, not finite or far
+            from the image, no polygon of three corners, or run lengths that do not fill the image.
+    """
+    if isinstance(segmentation, Mapping) and segmentation:
+        counts = run_lengths(segmentation, size)
+        pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+        return torch.from_numpy(pixels.reshape(size[::-1]).T.copy())
+    polygons = _read_polygons(segmentation, size)
+    if coco_mask is None:
+        raise ImportError("polygons need a package: pip install faster-coco-eval")
+    return torch.from_numpy(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool))
+
+
+def run_lengths(encoding: Mapping[str, Any], size: tuple[int, int] | None = None) -> np.ndarray:
+    """
+    The lengths of runs of 0 and 1 by turns, down the columns, of COCO's run-length encoding, compressed or not.
+
+    Args:
+        encoding (`Mapping`): `size` [height, width] and `counts`, numbers or a string.
+        size (`tuple[int, int]`, *optional*): What `size` must be.
+
+    Returns:
+        `np.ndarray` of int64, not negative, whose sum is height x width.
+
+    Raises:
+        ValueError: if it is malformed or of another size.
+    """
+    stated, counts = (encoding.get(key) if isinstance(encoding, Mapping) else None for key in ("size", "counts"))
+    stated = _as_numbers(stated)
+    if stated is None or len(stated) != 2 or not _are_whole(stated, 1, 2**31) or math.prod(map(int, stated)) > 2**40:
+        raise ValueError(
+            "`annotations` must have run-length encodings with 'size', [height, width], and 'counts', got "
+            f"{reprlib.repr(encoding)}."
+        )
+    if size is not None and tuple(map(int, stated)) != tuple(size):
+        raise ValueError(
+            f"`annotations` must have masks of the size of their upright image, {size}, got {encoding['size']}."
+        )
+    number = math.prod(map(int, stated))
+    lengths = _decompress(counts) if isinstance(counts, (str, bytes)) else _as_numbers(counts)
+    if lengths is None or not _are_whole(lengths, 0, number) or int(lengths.sum()) != number:
+        raise ValueError(f"`annotations` must have run lengths of {number} pixels in all, got {reprlib.repr(counts)}.")
+    return lengths.astype(np.int64)
+
+
+def _as_numbers(values: Any) -> np.ndarray | None:
+    """A list, tuple, array or tensor of numbers as an array (n,) of integers or floats, or None if it is none."""
+    if not isinstance(values, (list, tuple, np.ndarray, torch.Tensor)):
+        return None
+    try:
+        numbers = np.asarray(values)
+    except (OverflowError, RuntimeError, TypeError, ValueError):  # ragged, or not on the CPU
+        return None
+    return numbers if numbers.ndim == 1 and numbers.dtype.kind in "iuf" else None
+
+
+def _are_whole(numbers: np.ndarray, low: int, high: int) -> bool:
+    """Whether all are integers, of whatever type, in [low, high]; NaN is none."""
+    return bool(((numbers >= low) & (numbers <= high)).all() and (numbers == np.floor(numbers)).all())
+
+
+def _decompress(counts: str | bytes) -> np.ndarray | None:
+    """
+    COCO's compressed run lengths, or None if the string is broken, which COCO's own functions read beyond: 5 bits a
+    character, the lowest first, with a bit that says whether more follow and the sign in the last one; from the fourth
+    number on, the difference to the one before the last.
+    """
+    try:
+        codes = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(int) - 48
+    except UnicodeEncodeError:
+        return None
+    if len(codes) == 0 or codes.min() < 0 or codes.max() >= 64 or codes[-1] & 32:
+        return None
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    if places.max() > 6:  # of 35 bits: no image is larger
+        return None
+    lengths = np.add.reduceat((codes & 31) << 5 * places, starts)
+    lengths -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)
+    for first in (1, 2):
+        lengths[first::2] = lengths[first::2].cumsum()
+    return lengths
+
+
+def _read_polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]]:
+    """Polygons of three corners at least, x and y by turns, that COCO's functions can draw."""
+    if isinstance(segmentation, (np.ndarray, torch.Tensor)):
+        segmentation = segmentation.tolist()
+    if not segmentation:
+        raise ValueError(
+            "`annotations` must have 'segmentation' for masks, polygons or a run-length encoding, got none."
+        )
+    if not isinstance(segmentation, (list, tuple)):
+        raise ValueError(
+            "`annotations` must have 'segmentation' as a list of polygons or a run-length encoding, got "
+            f"{reprlib.repr(segmentation)}."
+        )
+    if all(isinstance(value, Real) for value in segmentation):
+        raise ValueError("`annotations` must have 'segmentation' as a list of polygons, got one list of numbers.")
+    pairs = [_as_numbers(corner) for corner in segmentation]
+    if all(pair is not None and len(pair) == 2 for pair in pairs):  # one polygon in pairs
+        segmentation = [[value for pair in pairs for value in pair.tolist()]]
+    polygons = [_read_polygon(polygon, size) for polygon in segmentation]
+    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+    if not polygons:
+        raise ValueError(
+            "`annotations` must have 'segmentation' with a polygon of three corners at least, got "
+            f"{reprlib.repr(segmentation)}."
+        )
+    return polygons
+
+
+def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
+    """Its corners, x and y by turns."""
+    if isinstance(polygon, (list, tuple)) and polygon and not isinstance(polygon[0], Real):
+        pairs = [_as_numbers(corner) for corner in polygon]
+        if all(pair is not None and len(pair) == 2 for pair in pairs):
+            polygon = np.concatenate(pairs)
+    elif isinstance(polygon, (np.ndarray, torch.Tensor)) and polygon.ndim == 2 and polygon.shape[1] == 2:
+        polygon = polygon.reshape(-1)
+    corners = _as_numbers(polygon)
+    if corners is None or len(corners) % 2 or not np.isfinite(corners).all():
+        raise ValueError(
+            "`annotations` must have 'segmentation' with polygons of finite numbers, x and y by turns, got "
+            f"{reprlib.repr(polygon)}."
+        )
+    corners = corners.astype(np.float64)
+    x, y = corners[0::2], corners[1::2]
+    outline = np.maximum(abs(x - np.roll(x, 1)), abs(y - np.roll(y, 1))).sum()
+    if abs(corners).max(initial=0) > FARTHEST * max(size) or outline > max(LONGEST_OUTLINE, math.prod(size)):
+        raise ValueError(
+            f"`annotations` must have 'segmentation' with polygons in or near their image of {size} pixels, got "
+            f"coordinates from {corners.min()} to {corners.max()}."
+        )
+    return corners.tolist()
+
+
+def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """
+    A COCO annotation whose box and class are checked.
+
+    Args:
+        annotation (`Mapping`): `bbox`, `category_id`, and perhaps `area`, `iscrowd`, `segmentation`, which may be None.
+            Numbers may be of any type, also 0-d arrays and tensors, and integers may be floats like 1.0; the box may be
+            an array or tensor.
+        index (`int`): Its place among those of the image, for errors.
+
+    Returns:
+        `dict`: the same without None, with floats for the box and the area, and with an int for the class and for
+        `iscrowd`, which is 0 or 1.
+
+    Raises:
+        ValueError: if the box is not four finite numbers, of which the last two are not negative, the class is not an
+            integer from 0 on, the area is negative or no finite number, or `iscrowd` is neither 0 nor 1.
+    """
+    name = f"`annotations[{index}]"
+    if not isinstance(annotation, Mapping):
+        raise ValueError(f"{name}` must be a dictionary, got {reprlib.repr(annotation)}.")
+    cleaned = {key: value for key, value in annotation.items() if value is not None}
+    box = cleaned.get("bbox")
+    box = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
+    box = [_as_number(value) for value in box] if isinstance(box, (list, tuple)) else []
+    if len(box) != 4 or None in box or min(box[2:]) < 0:
+        raise ValueError(f"{name}['bbox']` must be (x, y, width, height), got {annotation.get('bbox')}.")
+    category, area, is_crowd = (
+        _as_number(cleaned.get(key, default)) for key, default in (("category_id", None), ("area", 0), ("iscrowd", 0))
+    )
+    if category is None or category != int(category) or not 0 <= category < 2**63:
+        raise ValueError(f"{name}['category_id']` must be the index of a class, got {annotation.get('category_id')!r}.")
+    if area is None or area < 0:
+        raise ValueError(f"{name}['area']` must be in square pixels, 0 or more, got {annotation['area']!r}.")
+    if is_crowd not in (0, 1):
+        raise ValueError(f"{name}['iscrowd']` must be 0 or 1, got {annotation['iscrowd']!r}.")
+    cleaned.update(bbox=list(map(float, box)), category_id=int(category), iscrowd=int(is_crowd))
+    return {**cleaned, "area": float(area)} if "area" in cleaned else cleaned
+
+
+def clean_image_id(image_id: Any) -> int:
+    """
+    The id of an image as an int.
+
+    Raises:
+        ValueError: if it is no integer, of whatever type.
+    """
+    number = _as_number(image_id)
+    if number is None or number != int(number) or not -(2**63) <= number < 2**63:
+        raise ValueError(f"`annotations` must have an integer as 'image_id', got {image_id!r}.")
+    return int(number)
+
+
+def _as_number(value: Any) -> Real | None:
+    """A finite number of Python's, also of a 0-d array or tensor, that is one in float32 too; or None if it is none."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and value.ndim == 0:
+        value = value.item()
+    is_number = isinstance(value, Real) and abs(value) <= torch.finfo(torch.float32).max  # not so for NaN
+    return value if is_number else None
+
+
+__all__ = ["clean_annotation", "clean_image_id", "decode_segmentation", "encode_mask", "run_lengths"]
