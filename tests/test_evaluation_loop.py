@@ -313,3 +313,13 @@ def test_nothing_is_said_where_all_classes_occur(evaluate, caplog):
         for task in ("classification", "segmentation", "poses"):
             evaluate(task)
     assert absent_classes(caplog) == []
+
+
+def test_images_of_one_class_are_evaluated_by_its_name(evaluate, evaluation_data, image_folders, tmp_path):
+    """Three images of a class that is not the first: the names are the checkpoint's, and nothing else is needed."""
+    everything = read_json(evaluate("classification") / "per_class_results.json")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "two").symlink_to(image_folders / "validation" / "two")
+    folder = evaluate("classification", data={"--validation_dir": tmp_path / "two"}, output_dir=tmp_path / "some")
+    table = read_json(folder / "per_class_results.json")
+    assert table["two"] == everything["two"] and table["one"]["images"] == table["zero"]["images"] == 0
