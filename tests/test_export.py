@@ -1,12 +1,21 @@
 """torch.export and ONNX: the same clusters and logits as eager, for any batch; what cannot be exported says so."""
 
 import itertools
+import sys
 
+import export_to_onnx
 import onnxruntime
 import pytest
 import torch
+from conftest import REPOSITORY
+from hub_repositories import MODEL_CLASSES, enlarge_weights
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRForImageClassification,
+    ClusTRForSemanticSegmentation,
+)
 
 
 BATCH = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
@@ -91,3 +100,91 @@ def test_a_dynamic_image_size_is_refused(make_model, strict):
     sizes = {"pixel_values": {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}}
     with pytest.raises(Exception, match="height"), torch.no_grad():
         torch.export.export(make_model(), (pictures(),), dynamic_shapes=sizes, strict=strict)
+
+
+# As small as it gets: most of the time is the exporter's.
+TINY = {
+    **{"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2], "num_labels": 3},
+    **{"mlp_ratios": [2, 2, 2, 2], "strides": [2, 2, 2, 2], "patch_sizes": [3, 3, 3, 3], "deconv_hidden_sizes": [16]},
+    **{"reduction_ratios": [[16, 4], [4], [1], [1]], "fpn_hidden_size": 16, "decoder_hidden_size": 16},
+    **{"upernet_hidden_size": 16, "auxiliary_hidden_size": 16},
+}
+
+
+def tiny_checkpoint(kind: str, folder):
+    """A model as `save_pretrained` writes it, whose outputs have size."""
+    head = {"segmentation_head": kind} if kind in ("semantic_fpn", "upernet") else {}
+    model = MODEL_CLASSES[kind](ClusTRConfig(**TINY, **head)).eval()
+    enlarge_weights(model.parameters())
+    model.save_pretrained(folder)
+    return model
+
+
+def export_command(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["export_to_onnx.py", *map(str, arguments)])
+    export_to_onnx.main()
+
+
+@pytest.mark.parametrize("kind", ["classification", "semantic_fpn", "upernet", "poses", "features"])
+@torch.no_grad()
+def test_the_script_exports_the_class_of_the_checkpoint(kind, tmp_path, monkeypatch):
+    model = tiny_checkpoint(kind, tmp_path / "model")
+    export_command(monkeypatch, tmp_path / "model", tmp_path / "x.onnx", "--image_size", 50, 40)
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    names = [output.name for output in session.get_outputs()]
+    clusters = [name for name in names if name.startswith("clusters.")]
+    assert clusters == ["clusters.0.0", "clusters.0.1", "clusters.1.0"]
+    outputs = {"poses": ["heatmaps"], "features": ["last_hidden_state", "pooler_output"]}.get(kind, ["logits"])
+    assert names == [*outputs, *clusters]
+    images = torch.randn(5, 3, 50, 40, generator=torch.Generator().manual_seed(1))
+    for number in (1, 3, 5):
+        found = dict(zip(names, session.run(None, {"pixel_values": images[:number].numpy()})))
+        expected = model(images[:number])
+        for name in outputs:
+            assert expected[name].std() > 1e-3
+            torch.testing.assert_close(torch.from_numpy(found[name]), expected[name], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_script_exports_the_backbone_of_any_checkpoint(tmp_path, monkeypatch):
+    tiny_checkpoint("detection", tmp_path / "model")
+    options = ["--model_class", "ClusTRBackbone", "--out_features", "stage1", "stage4", "--image_size", 32]
+    export_command(monkeypatch, tmp_path / "model", tmp_path / "x.onnx", *options)
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx")
+    names = [output.name for output in session.get_outputs()]
+    assert names[:2] == ["feature_maps.stage1", "feature_maps.stage4"]
+    backbone = ClusTRBackbone.from_pretrained(tmp_path / "model", out_features=["stage1", "stage4"]).eval()
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for number in (1, 3):
+        found = session.run(None, {"pixel_values": images[:number].numpy()})
+        for array, expected in zip(found, backbone(images[:number]).feature_maps):
+            torch.testing.assert_close(torch.from_numpy(array), expected, rtol=1e-4, atol=1e-4)
+
+
+HEADS = ["ClusTRForImageClassification", "ClusTRForSemanticSegmentation", "ClusTRForPoseEstimation"]
+
+
+PAIRS = itertools.product(["classification", "poses", "detection", "features"], HEADS)
+
+
+@pytest.mark.parametrize("kind, head", [pair for pair in PAIRS if MODEL_CLASSES[pair[0]].__name__ != pair[1]])
+def test_the_script_makes_up_no_heads(kind, head, tmp_path, monkeypatch):
+    model = tiny_checkpoint(kind, tmp_path / "model")
+    with pytest.raises(SystemExit, match=rf"all weights of {head}, .* of {type(model).__name__} and lacks \d+ of them"):
+        export_command(monkeypatch, tmp_path / "model", tmp_path / "x.onnx", "--model_class", head)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("name, missing", [("bccd", "batch size a constant"), ("nuclei", "non-maximum suppression")])
+def test_the_script_says_why_detectors_have_no_file(name, missing, tmp_path, monkeypatch):
+    folder = REPOSITORY / "checkpoints" / f"clustr-nano-{name}"
+    with pytest.raises(SystemExit, match=rf"must be a checkpoint of one of .*{missing}.* --model_class ClusTRBackbone"):
+        export_command(monkeypatch, folder, tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_attention_without_clusters_is_compared_too():
+    outputs = {"logits": torch.tensor([[1.0], [2.0]])}
+    same, share = export_to_onnx.compare_clusters(outputs, outputs)
+    assert same.tolist() == [True, True] and share == 1
+    assert export_to_onnx.largest_error(outputs["logits"], outputs["logits"] + 0.5) == pytest.approx(0.2)

@@ -26,6 +26,7 @@ from clustr_hf.publish import (
     complete_repository,
     package_requirements,
     push,
+    refresh_repository,
     repository_files,
     validate_repository,
 )
@@ -145,6 +146,38 @@ def test_cards_tell_what_is_behind_the_numbers(tmp_path):
     assert [r.dataset_type for r in results] == ["digits-of-mine", "me/streets"]
     assert all(isinstance(r, EvalResult) and r.task_type == "image-classification" for r in results)
     assert metadata(folder)["metrics"] == ["accuracy", "mean_iou"]
+
+
+@pytest.mark.parametrize("kind", ["classification", "poses", "instances"])
+def test_code_of_a_checkpoint_is_brought_up_to_date(kind, tmp_path):
+    """Weights, card and other fields stay; code that is no longer needed goes."""
+    folder = build_repository(*make_model(kind), tmp_path / kind)
+    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "modeling_clustr.py").write_text("outdated = True\n")
+    (folder / "modeling_clustr_old.py").write_text("outdated = True\n")
+    for name in ("handler.py", "requirements.txt", "versions_clustr.py"):
+        (folder / name).unlink()
+    for name in ("config.json", "preprocessor_config.json"):
+        config = json.loads((folder / name).read_text())
+        del config["auto_map"]
+        config["custom_pipelines"] = {"old": {}}
+        (folder / name).write_text(json.dumps(config))
+    run_process([sys.executable, "-m", "clustr_hf.publish", folder], tmp_path)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    processor = json.loads(found["preprocessor_config.json"])
+    assert processor.pop("custom_pipelines") == {"old": {}}  # no field of ours there
+    found["preprocessor_config.json"] = (json.dumps(processor, indent=2, sort_keys=True) + "\n").encode()
+    assert found == expected
+    validate_repository(folder)
+
+
+def test_code_is_added_to_no_other_models(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    for architecture, message in [("ViTModel", "`architectures` must be one of"), ("ClusTRModel", "got 'ViTImagePr")]:
+        (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        with pytest.raises(ValueError, match=message):
+            refresh_repository(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "preprocessor_config.json"}
 
 
 @pytest.mark.parametrize("name", ['a "quoted" name', "{{ title }} | x", "große Straße", "line\nbreak"])

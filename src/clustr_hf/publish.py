@@ -195,7 +195,9 @@ def refresh_repository(folder: str | Path):
     configs[PROCESSOR_CONFIG].update(auto_map={processor_class._auto_class: place})
     _replace_code(folder, [model_class, processor_class])
     for name, config in configs.items():
-        (folder / name).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        # As `save_pretrained` sorts them; other fields keep their order, that of class numbers for instance.
+        config["auto_map"] = dict(sorted(config["auto_map"].items()))
+        (folder / name).write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n")
     _write_endpoint_files(folder)
 
 

@@ -11,7 +11,8 @@ def shipped_checkpoint(name: str = "clustr-nano-cifar10") -> Path:
     """
     Folder of a checkpoint that comes with the package, for `from_pretrained`.
 
-    `clustr-nano-cifar10` classifies images into the ten classes of CIFAR-10; its card is the folder's README.md.
+    `clustr-nano-cifar10` classifies images into the ten classes of CIFAR-10; its card is the folder's README.md. The
+    folder is a whole repository: with `trust_remote_code=True` it also runs where the package is not imported.
 
     Args:
         name (`str`): Its name.
