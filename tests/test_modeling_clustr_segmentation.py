@@ -453,9 +453,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", HEADS)
-def test_training_at_512_pixels_takes_less_than_8_gigabytes(head):
-    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux)."""
-    command = [sys.executable, "-c", MEASURE_TRAINING, head]
+def test_training_at_512_pixels_takes_less_than_8_gigabytes():
+    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux); with the larger head."""
+    command = [sys.executable, "-c", MEASURE_TRAINING, "upernet"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 1 < float(result.stdout) < 8

@@ -279,7 +279,7 @@ for place in places:
 PARAMETERS = {"detection": {"threshold": 0.2}, "instances": {"threshold": 0.2}}
 
 
-@pytest.mark.parametrize("kind", PIPELINES)
+@pytest.mark.parametrize("kind", [kind for kind in PIPELINES if kind != "upernet"])  # the class of semantic_fpn
 def test_pushed_models_answer_strangers_as_before(kind, tmp_path, run_without_package, monkeypatch):
     """`push_to_hub` of model and processor, and `publish.push`, over HTTP; then by id and revision, code included."""
     monkeypatch.setenv("CLUSTR_KERNEL", "off")  # the same arithmetic as without the package

@@ -53,7 +53,10 @@ def is_plain_module(module: nn.Module, kind: type[nn.Module]) -> bool:
     ordinary dense ones.
     """
     state = vars(module)
-    if type(module) is not kind or "forward" in state:  # accelerate and kernels replace `forward`
+    if type(module) is not kind:
+        return False
+    # accelerate replaces `forward`; so does kernels, with the class's own where it has nothing else for a layer.
+    if "forward" in state and getattr(state["forward"], "__func__", None) is not kind.forward:
         return False
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"]:
         return False
