@@ -4,12 +4,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from class_names import find_places, shorten
 from datasets import Dataset, Image
+
+from clustr_hf.annotations_clustr import join_pairs
 
 
 # Columns of the rows; annotations are JSON, since their values differ in type.
@@ -165,12 +166,7 @@ def flatten_polygons(segmentation: Any, name: str) -> Any:
     """
     if not isinstance(segmentation, (list, tuple)) or not segmentation or not all(map(_is_list, segmentation)):
         return segmentation
-    if all(map(_is_pair, segmentation)):  # one polygon; numbers alone would be polygons of one corner
-        segmentation = [segmentation]
-    polygons = [
-        [number for pair in polygon for number in pair] if polygon and all(map(_is_pair, polygon)) else list(polygon)
-        for polygon in segmentation
-    ]
+    polygons = [list(polygon) for polygon in join_pairs(segmentation)]
     odd = [polygon for polygon in polygons if len(polygon) % 2]
     if odd:
         raise ValueError(f"{name}: a polygon must have an x and a y for each corner, got {len(odd[0])} numbers")
@@ -183,7 +179,3 @@ def flatten_polygons(segmentation: Any, name: str) -> Any:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
-
-
-def _is_pair(value: Any) -> bool:
-    return _is_list(value) and len(value) == 2 and all(isinstance(number, Real) for number in value)

@@ -46,17 +46,16 @@ def load_data(
     args: DataArguments,
     model_args: ModelArguments,
     seed: int,
-    decode: bool = True,
     known: KnownNames | None = None,
 ) -> DatasetDict:
     """
-    Training and validation split of a Hub data set, parquet files or image folders. The labels of both count in the
-    same list of names: the checkpoint's if it has the same classes, else the training split's.
+    Training and validation split of a Hub data set, parquet files or image folders, with images as bytes or path. The
+    labels of both count in the same list of names: the checkpoint's if it has the same classes, else the training
+    split's.
 
     Args:
         args, model_args: What to load, and where downloads are kept.
         seed (`int`): Of the split and of the choice of samples.
-        decode (`bool`): Whether the image column gives images, or their bytes or path.
         known ([`KnownNames`], *optional*):
             The classes of the checkpoint that is trained further or evaluated; default: that of `model_args`.
 
@@ -73,7 +72,7 @@ def load_data(
     data = choose_samples(data, args, seed)
     for split, rows in data.items():
         check_labels(rows, args.label_column_name, split)
-    return data.cast_column(args.image_column_name, Image(decode=decode))
+    return data.cast_column(args.image_column_name, Image(decode=False))
 
 
 def load_stream(

@@ -58,7 +58,7 @@ class DataArguments:
     max_eval_samples: int | None = field(default=None, metadata={"help": "Use so many shuffled validation images."})
     exclude_train_names: str | None = field(
         default=None,
-        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+        metadata={"help": "Leave out training images whose file name matches this regular expression."},
     )
 
     # For `choose_samples`; no annotation, hence no argument.

@@ -159,7 +159,7 @@ def main():
 
     checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     known = names_to_match(training_args, model_args, checkpoint)
-    data = load_data(data_args, model_args, training_args.seed, decode=False, known=known)
+    data = load_data(data_args, model_args, training_args.seed, known=known)
     model, processor = load_classifier(model_args, label_names(data["validation"], data_args.label_column_name))
     add_transforms(data, processor, data_args)
     trainer = Trainer(

@@ -188,7 +188,7 @@ def make_task(
         if recipe.streaming:
             train_rows, num_samples, eval_rows = load_stream(data_args, model_args, known)
         else:
-            data = load_data(data_args, model_args, args.seed, decode=False, known=known)
+            data = load_data(data_args, model_args, args.seed, known=known)
             train_rows, eval_rows = data.get("train"), data["validation"]
     columns = data_args.image_column_name, data_args.label_column_name
     labels = label_names(eval_rows, data_args.label_column_name)

@@ -46,7 +46,7 @@ class SourceArguments:
     image_column_name: str = field(default="image", metadata={"help": "Column of the images."})
     exclude_train_names: str | None = field(
         default=None,
-        metadata={"help": "Leave out the training images in whose file name this regular expression is found."},
+        metadata={"help": "Leave out training images whose file name matches this regular expression."},
     )
 
     def __post_init__(self):
@@ -102,7 +102,7 @@ class ModelArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run the code in the checkpoint's repository."})
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Replace the head if the checkpoint's classes are others than the data's."},
+        metadata={"help": "Train a new head if the checkpoint's classes differ from the data's."},
     )
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ def write_images(folder, *paths):
 
 def load(tmp_path, **folders):
     args = DataArguments(**{name: str(folder) for name, folder in folders.items()})
-    return load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0, decode=False)
+    return load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0)
 
 
 def classes(rows, folder):

@@ -318,7 +318,7 @@ def _extent(mask_low: float, mask_high: float, low: float, high: float, num_cell
     """
     Where an object may lie along an axis, by its mask box and its box, half a pixel of the input before it: from the
     box on, although the grid begins later, and up to the end of the grid, which knows better than the box whether the
-    object ends there. But a cell of more than a pixel can not tell: more than half of it would be the object's.
+    object ends there. A cell that is wider than a pixel cannot tell, so there the object ends with its box.
     """
     input_pixel, cell = 2 * (mask_low - low), (mask_high - mask_low) / num_cells
     return min(low, mask_low), mask_high if cell < input_pixel else high

@@ -160,10 +160,7 @@ def _read_polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]
         )
     if all(isinstance(value, Real) for value in segmentation):
         raise ValueError("`annotations` must have 'segmentation' as a list of polygons, got one list of numbers.")
-    pairs = [_as_numbers(corner) for corner in segmentation]
-    if all(pair is not None and len(pair) == 2 for pair in pairs):  # one polygon in pairs
-        segmentation = [[value for pair in pairs for value in pair.tolist()]]
-    polygons = [_read_polygon(polygon, size) for polygon in segmentation]
+    polygons = [_read_polygon(polygon, size) for polygon in join_pairs(segmentation)]
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
         raise ValueError(
@@ -173,13 +170,27 @@ def _read_polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]
     return polygons
 
 
+def join_pairs(segmentation: Sequence[Any]) -> list[Any]:
+    """Polygons, or one whose corners are pairs (x, y): those of pairs with x and y by turns, others as they are."""
+    if all(map(_is_pair, segmentation)):  # one polygon: numbers alone would be polygons of one corner
+        segmentation = [segmentation]
+    return [_join_corners(polygon) for polygon in segmentation]
+
+
+def _join_corners(polygon: Any) -> Any:
+    if isinstance(polygon, (list, tuple)) and polygon and all(map(_is_pair, polygon)):
+        return [value for pair in polygon for value in _as_numbers(pair).tolist()]
+    return polygon
+
+
+def _is_pair(corner: Any) -> bool:
+    numbers = _as_numbers(corner)
+    return numbers is not None and len(numbers) == 2
+
+
 def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
     """Its corners, x and y by turns."""
-    if isinstance(polygon, (list, tuple)) and polygon and not isinstance(polygon[0], Real):
-        pairs = [_as_numbers(corner) for corner in polygon]
-        if all(pair is not None and len(pair) == 2 for pair in pairs):
-            polygon = np.concatenate(pairs)
-    elif isinstance(polygon, (np.ndarray, torch.Tensor)) and polygon.ndim == 2 and polygon.shape[1] == 2:
+    if isinstance(polygon, (np.ndarray, torch.Tensor)) and polygon.ndim == 2 and polygon.shape[1] == 2:
         polygon = polygon.reshape(-1)
     corners = _as_numbers(polygon)
     if corners is None or len(corners) % 2 or not np.isfinite(corners).all():
@@ -259,4 +270,4 @@ def _as_number(value: Any) -> Real | None:
     return value if is_number else None
 
 
-__all__ = ["clean_annotation", "clean_image_id", "decode_segmentation", "encode_mask", "run_lengths"]
+__all__ = ["clean_annotation", "clean_image_id", "decode_segmentation", "encode_mask", "join_pairs", "run_lengths"]

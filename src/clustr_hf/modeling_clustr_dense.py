@@ -96,7 +96,7 @@ def warn_of_padding(pixel_values: torch.Tensor):
         return
     sides = torch.stack([pixel_values[..., -1, :].any(dim=-1), pixel_values[..., -1].any(dim=-1)], dim=-1)
     ends_in_zeros = ~sides.any(dim=1).all(dim=-1)
-    if (ends_in_zeros & pixel_values.flatten(1).any(dim=1)).any():
+    if pixel_values[ends_in_zeros].any():
         logger.warning_once(
             "The images seem to be padded with zeros, but there is no `pixel_mask`: what is predicted refers to the "
             "padded images. Pass `pixel_mask` as the image processor gives it."
