@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo space benchmark-gpu checkpoints test quality style test-transformers
+.PHONY: demo space benchmark-gpu checkpoints test sanitize quality style test-transformers
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
@@ -31,6 +31,10 @@ checkpoints: $(INSTALLED)
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10
 
+# The compiled kernel under address, undefined-behaviour and thread sanitizers; `make test` runs fewer cases.
+sanitize: $(INSTALLED)
+	SANITIZER_CASES=1000 $(BIN)/python -m pytest tests/test_kernel_sanitizers.py -rs
+
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
@@ -44,7 +48,8 @@ test-transformers: $(INSTALLED)
 	$(BIN)/python tests/transformers_suite/prepare.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/transformers_suite -rs
 
-$(INSTALLED): setup.cfg setup.py pyproject.toml src/clustr_hf/clustering_kernel.cpp src/clustr_hf/clustering_kernel_sweeps.inc
+$(INSTALLED): setup.cfg setup.py pyproject.toml src/clustr_hf/clustering_kernel.cpp src/clustr_hf/clustering_kernel_sweeps.inc \
+    src/clustr_hf/clustering_kernel_threads.h
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -33,18 +33,19 @@ setup(
         Extension(
             "clustr_hf._clustering_kernel",
             sources=["src/clustr_hf/clustering_kernel.cpp"],
-            depends=["src/clustr_hf/clustering_kernel_sweeps.inc"],
+            depends=["src/clustr_hf/clustering_kernel_sweeps.inc", "src/clustr_hf/clustering_kernel_threads.h"],
             # Processor features are chosen at run time. Contraction: a product is rounded alike wherever it is needed.
             # GCC warns of its own headers: of vectors as arguments, and of vectors that are left undefined on purpose.
             extra_compile_args=[
                 "-O3",
                 "-std=c++17",
                 "-fopenmp",
+                "-pthread",
                 "-ffp-contract=fast",
                 "-Wno-psabi",
                 "-Wno-uninitialized",
             ],
-            extra_link_args=["-fopenmp"],
+            extra_link_args=["-fopenmp", "-pthread"],
             language="c++",
             optional=True,
         )

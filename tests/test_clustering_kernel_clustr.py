@@ -1,6 +1,7 @@
 """The compiled kernel against the oracle and the tensor functions, for every instruction set of this processor."""
 
 import ctypes.util
+import subprocess
 import sys
 
 import naive_dpc_knn
@@ -87,7 +88,8 @@ def test_smooth_tokens_agree_with_float64(assignment, instruction_set):
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_threads_and_batch_do_not_change_the_result(assignment, instruction_set):
-    tokens = torch.randn(5, 900, 48, generator=torch.Generator().manual_seed(2))
+    """Enough work for two threads on one image, and for seven on all."""
+    tokens = torch.randn(3, 1600, 48, generator=torch.Generator().manual_seed(2))
     tokens[1] = tokens[1].mul(2).round()
     threads = torch.get_num_threads()
     try:
@@ -96,11 +98,32 @@ def test_threads_and_batch_do_not_change_the_result(assignment, instruction_set)
         for number in (2, 3, 7):
             torch.set_num_threads(number)
             assert torch.equal(cluster(tokens, [14, 56], 5, assignment, instruction_set), expected)
-            for image in range(5):
+            for image in range(3):
                 alone = cluster(tokens[image : image + 1], [14, 56], 5, assignment, instruction_set)
                 assert torch.equal(alone[:, 0], expected[:, image])
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("exponent", [-55, -30, 0, 30, 55])
+@pytest.mark.parametrize("kind", ["fine", "grid", "walk"])
+def test_all_decimal_places_of_float32_agree_with_the_tensor_functions(
+    kind, exponent, instruction_set, tensor_clusters
+):
+    """Squared distances are exact, so nothing but logarithms and roots could round differently."""
+    for seed in range(8):
+        num_tokens, channels = 60 + 37 * seed, 2 + 5 * seed
+        tokens = exact_tokens(kind, 1, num_tokens, channels, seed) * 2.0**exponent
+        args = ([num_tokens // 7, num_tokens // 3, num_tokens], 2 + seed % 7, "density_parent")
+        assert torch.equal(cluster(tokens, *args, instruction_set), tensor_clusters(tokens, *args))
+
+
+def test_decision_values_that_float32_cannot_tell_apart_are_in_the_order_of_the_tokens(tensor_clusters):
+    """Found by a search: their logarithms differed in the last bit between two libraries, and so did the clusters."""
+    generator = torch.Generator().manual_seed(8)
+    for _ in range(60):
+        tokens = torch.randn(1, 220, 37, generator=generator).round() * 2.0**-11
+        assert torch.equal(cluster(tokens, [220], 2, "density_parent"), tensor_clusters(tokens, [220], 2))
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -117,6 +140,85 @@ def test_degenerate_values_still_give_valid_labels(value, assignment, instructio
 def test_strided_tokens_and_gradients_are_taken(tensor_clusters):
     tokens = torch.randn(3, 8, 50).mul(2).round().transpose(1, 2).requires_grad_()
     assert torch.equal(torch.stack(find_clusters(tokens, [4])), tensor_clusters(tokens, [4]))
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63 - 1, 2**63, 2**64, 10**30])
+@pytest.mark.parametrize("path", ["on", "off"])
+def test_numbers_of_any_size_mean_all_tokens(number, path, monkeypatch):
+    monkeypatch.setenv("CLUSTR_KERNEL", path)
+    tokens = torch.randn(2, 40, 4)
+    for assignment in ASSIGNMENTS:
+        (expected,) = find_clusters(tokens, [40], 40, assignment)
+        (found,) = find_clusters(tokens, [number], number, assignment)
+        assert torch.equal(found, expected) and sorted(found[0].tolist()) == list(range(40))
+    (compiled,) = torch.compile(lambda tokens: find_clusters(tokens, [number]), backend="eager")(tokens)
+    assert torch.equal(compiled, find_clusters(tokens, [40])[0])
+
+
+def test_tensors_whose_memory_is_not_their_values():
+    """Zeros of automatic differentiation have no memory, negative views hold the values with the other sign."""
+    zeros = torch._efficientzerotensor(2, 10, 4)
+    assert zeros.data_ptr() == 0 and not can_cluster(zeros, 5)
+    assert torch.equal(find_clusters(zeros, [3])[0], find_clusters(torch.zeros(2, 10, 4), [3])[0])
+    tokens = torch.arange(30.0).pow(1.5).view(1, 30, 1)
+    tokens = torch.cat([tokens, tokens.flip(1) ** 2], dim=-1)
+    negative = torch._neg_view(tokens)
+    assert negative.is_neg() and negative.is_contiguous() and not can_cluster(negative, 5)
+    assert torch.equal(find_clusters(negative, [4])[0], find_clusters(-tokens, [4])[0])
+    empty = torch.randn(0, 10, 4)
+    assert can_cluster(empty, 5) and find_clusters(empty, [3])[0].shape == (0, 10)
+
+
+@pytest.mark.parametrize("path", ["on", "off"])
+def test_freed_memory_is_an_error(path, monkeypatch):
+    """As FSDP frees that of parameters between their uses."""
+    monkeypatch.setenv("CLUSTR_KERNEL", path)
+    tokens = torch.randn(2, 10, 4)
+    tokens.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"`tokens` must have memory, got a tensor of shape \(2, 10, 4\)"):
+        find_clusters(tokens, [3])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of a process as Linux does")
+def test_little_work_starts_no_threads():
+    """Each thread that takes part costs milliseconds on a busy machine. (Without torch, the process has no others.)"""
+    program = f"""
+import ctypes, os, random
+library = ctypes.CDLL({str(clustering_kernel_clustr._library()._name)!r})
+def threads_after(*shape):
+    size = shape[0] * shape[1] * shape[2]
+    tokens = (ctypes.c_float * size)(*(random.random() for _ in range(size)))
+    labels, number = (ctypes.c_int64 * size)(), (ctypes.c_int64 * 1)(4)
+    int64 = [ctypes.c_int64(size) for size in shape]
+    one = ctypes.c_int64(1)
+    arguments = [ctypes.byref(tokens), *int64, number, one, ctypes.c_int64(5), 0, 4, b"best", labels]
+    assert library.clustr_find_clusters_v1(*arguments) == 0
+    return len(os.listdir("/proc/self/task"))
+print([threads_after(*shape) for shape in [(1, 16, 64), (1, 196, 320), (16, 64, 64), (2, 1200, 64), (1, 3136, 64)]])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout == "[1, 1, 1, 3, 4]\n", ran.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
+def test_running_out_of_memory_in_a_thread_is_an_error():
+    """tests/kernel/stress.cpp lets each allocation fail; here the whole way to Python."""
+    program = """
+import resource, torch
+from clustr_hf.clustering_kernel_clustr import cluster
+torch.set_num_threads(3)
+cluster(torch.randn(3, 2000, 16), [9], 5, "density_parent")  # starts the threads, which need memory themselves
+tokens = torch.randn(9, 8000, 64)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**21
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    cluster(tokens, [9], 5, "density_parent")
+except MemoryError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.stdout == "Clustering tokens of shape (9, 8000, 64) ran out of memory.\n", ran.stderr
 
 
 def test_what_the_kernel_leaves_to_tensor_operations():

@@ -1,5 +1,6 @@
 """The examples and every code block of the README, run as a reader would."""
 
+import importlib
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
@@ -31,6 +33,29 @@ def test_readme_shows_the_space():
     command = code_blocks("bash")[6].split("#")[0].split()
     plan = subprocess.run([*command, "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert "examples/space/app.py" in plan.stdout
+
+
+def test_a_busy_machine_is_measured(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(REPOSITORY / "examples")
+    monkeypatch.setenv("CLUSTR_KERNEL", "on")  # restores what the script sets
+    monkeypatch.setattr(sys, "argv", ["busy_machine.py", "--threads", "1", "--busy_loops", "1", "--rounds", "2"])
+    script = importlib.import_module("busy_machine")
+    if not script.is_available():
+        pytest.skip("the compiled kernel was not built")
+    threads = torch.get_num_threads()
+    try:
+        script.main()
+    finally:
+        torch.set_num_threads(threads)
+    rows = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| nothing", "| 1 busy"))
+    ]
+    assert [(row[0], row[2]) for row in rows] == [
+        (f"| {situation}", clustering)
+        for situation in ("nothing", "1 busy loops")
+        for clustering in ("tensor operations", "compiled kernel")
+    ]
+    assert all(float(row[3]) > 0 for row in rows) and rows[0][5] == rows[2][5] == "1.00 |"
 
 
 def test_cards_are_of_checkpoints_that_exist(demo):

@@ -18,12 +18,11 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "clustering_kernel_threads.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define X86_VARIANTS 1
@@ -38,10 +37,17 @@ constexpr int LIST = 8;
 // Above this many bytes, the threads' own neighbour lists are not worth their memory: fewer threads work on an image.
 constexpr int64_t MAX_LIST_BYTES = int64_t(64) << 20;
 constexpr int MAX_WORKERS = 64;
+// A thread more for so many products of coordinates, which one thread takes under a millisecond for: with less to do,
+// two threads gain nothing over one, and lose much on a machine that is busy with something else.
+#ifndef CLUSTR_PRODUCTS_PER_THREAD
+#define CLUSTR_PRODUCTS_PER_THREAD 24e6
+#endif
 // From so many blocks on, the lists start from the neighbours within a token's own block, which spares them insertions.
 constexpr int SEEDED_FROM_BLOCKS = 8;
 // A column block in the cache meets so many row blocks, if there are enough to go round.
 constexpr int MAX_ROW_BLOCKS = 4;
+// Tokens that a thread takes at once where each needs little work.
+constexpr int TOKENS_AT_ONCE = 64;
 
 // Cache lines: vectors of packed tokens never straddle two.
 constexpr std::size_t ALIGNMENT = 64;
@@ -61,6 +67,9 @@ struct AlignedAllocator {
 };
 using AlignedFloats = std::vector<float, AlignedAllocator<float>>;
 using AlignedIntegers = std::vector<int32_t, AlignedAllocator<int32_t>>;
+
+// The most rows of any instruction set.
+constexpr int MAX_ROWS = 8;
 
 // Tokens packed for the sweeps; places beyond the last token have coordinates 0 and an infinite norm.
 struct Blocks {
@@ -202,20 +211,17 @@ bool find_sweeps(const char* name, Sweeps& sweeps) {
     return is_wanted("portable");
 }
 
-int this_thread() {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
+// How many of the threads are worth starting for so many pairs of tokens.
+int worthwhile_threads(double pairs, int64_t channels, int64_t allowed) {
+    return int(std::clamp(pairs * double(channels) / CLUSTR_PRODUCTS_PER_THREAD, 1.0, double(std::max<int64_t>(1, allowed))));
 }
 
 // The tokens of one image and everything found about them, step by step.
 class Image {
 public:
-    Image(const float* tokens, int num_tokens, int channels, int num_neighbors, const Sweeps& sweeps, int num_threads)
-        : sweeps(sweeps), n(num_tokens), channels(channels), k(std::min(num_neighbors, num_tokens)),
-          threads(num_threads), num_blocks((num_tokens + sweeps.block - 1) / sweeps.block) {
+    Image(const float* tokens, int num_tokens, int channels, int num_neighbors, const Sweeps& sweeps, Team& team)
+        : sweeps(sweeps), team(team), n(num_tokens), channels(channels), k(std::min(num_neighbors, num_tokens)),
+          num_blocks((num_tokens + sweeps.block - 1) / sweeps.block) {
         center(tokens);
         pack(identity());
         find_neighbors();
@@ -252,7 +258,8 @@ public:
 
 private:
     const Sweeps& sweeps;
-    const int n, channels, k, threads, num_blocks;
+    Team& team;
+    const int n, channels, k, num_blocks;
     std::vector<float> coordinates;          // (N, C), centred
     AlignedFloats packed, half_norm;         // blocks, in some order
     std::vector<int32_t> neighbor_index;     // (N, k), by rising (distance, index)
@@ -262,6 +269,14 @@ private:
     int padded() const { return num_blocks * sweeps.block; }
     Blocks blocks() const { return {packed.data(), half_norm.data(), channels}; }
     const float* row(int token) const { return coordinates.data() + int64_t(token) * channels; }
+
+    template <class Body>
+    void for_tokens(const Body& body) const {
+        team.run((n + TOKENS_AT_ONCE - 1) / TOKENS_AT_ONCE, [&](int64_t part, int) {
+            const int first = int(part) * TOKENS_AT_ONCE;
+            for (int token = first; token < std::min(n, first + TOKENS_AT_ONCE); ++token) body(token);
+        });
+    }
 
     std::vector<int32_t> identity() const {
         std::vector<int32_t> order(n);
@@ -296,13 +311,12 @@ private:
         const int block = sweeps.block;
         packed.assign(int64_t(padded()) * channels, 0.0f);
         half_norm.resize(padded());
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int b = 0; b < num_blocks; ++b) {
-            const int count = std::min(block, n - b * block);
-            pack_block(order.data() + b * block, count, packed.data() + int64_t(b) * block * channels,
+        team.run(num_blocks, [&](int64_t b, int) {
+            const int count = std::min(block, n - int(b) * block);
+            pack_block(order.data() + b * block, count, packed.data() + b * block * channels,
                        half_norm.data() + b * block);
             std::fill(half_norm.begin() + b * block + count, half_norm.begin() + (b + 1) * block, INFINITE);
-        }
+        });
     }
 
     void pack_block(const int32_t* order, int count, float* target, float* norms) const {
@@ -313,12 +327,12 @@ private:
         sweeps.half_norms(target, channels, norms);
     }
 
-    // Every pair of tokens once; each thread has lists of its own.
+    // Every pair of tokens once; each member of the team has lists of its own.
     void find_neighbors() {
         const Blocks tokens = blocks();
         const int64_t entries = int64_t(padded()) * LIST;
         const int64_t list_bytes = entries * (sizeof(float) + sizeof(int32_t));
-        const int workers = int(std::clamp<int64_t>(MAX_LIST_BYTES / list_bytes, 1, std::min(threads, MAX_WORKERS)));
+        const int workers = int(std::clamp<int64_t>(MAX_LIST_BYTES / list_bytes, 1, std::min(team.size(), MAX_WORKERS)));
         AlignedFloats distance(workers * entries, INFINITE);
         AlignedIntegers index(workers * entries, -1);
         AlignedFloats limit(int64_t(workers) * padded(), INFINITE);
@@ -328,22 +342,21 @@ private:
         };
         const bool seeded = num_blocks > SEEDED_FROM_BLOCKS;
         const int row_blocks = num_blocks > 8 * workers * MAX_ROW_BLOCKS ? MAX_ROW_BLOCKS : 1;
-#pragma omp parallel num_threads(workers) if (workers > 1)
-        {
-            NeighborLists seeds = lists_of(0), lists = lists_of(this_thread());
-            if (seeded) {
-#pragma omp for
-                for (int b = 0; b < num_blocks; ++b) sweeps.meet_blocks(tokens, b, b, seeds);
-#pragma omp single
-                take_limits(distance, index, limit, workers);
-            }
-            // Monotonic: a thread's row blocks rise, so its offers come by rising index.
-#pragma omp for schedule(monotonic : dynamic)
-            for (int first = 0; first < num_blocks; first += row_blocks)
-                for (int column_block = first; column_block < num_blocks; ++column_block)
-                    for (int row_block = first; row_block < first + row_blocks && row_block <= column_block; ++row_block)
-                        sweeps.meet_blocks(tokens, row_block, column_block, lists);
+        if (seeded) {
+            NeighborLists seeds = lists_of(0);
+            team.run(num_blocks, [&](int64_t b, int) { sweeps.meet_blocks(tokens, int(b), int(b), seeds); });
+            take_limits(distance, index, limit, workers);
         }
+        // A member's row blocks rise, so its offers come by rising index.
+        const int steps = (num_blocks + row_blocks - 1) / row_blocks;
+        const auto meet_rows = [&](int64_t step, int member) {
+            NeighborLists lists = lists_of(member);
+            const int first = int(step) * row_blocks;
+            for (int column_block = first; column_block < num_blocks; ++column_block)
+                for (int row_block = first; row_block < first + row_blocks && row_block <= column_block; ++row_block)
+                    sweeps.meet_blocks(tokens, row_block, column_block, lists);
+        };
+        team.run(steps, meet_rows, workers);
         merge_lists(distance, index, workers);
     }
 
@@ -362,8 +375,7 @@ private:
     // The k first of all threads' lists.
     void merge_lists(const AlignedFloats& distance, const AlignedIntegers& index, int workers) {
         neighbor_index.resize(int64_t(n) * k);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int token = 0; token < n; ++token) {
+        for_tokens([&](int token) {
             std::pair<float, int32_t> entries[MAX_WORKERS * LIST];
             int count = 0;
             for (int worker = 0; worker < workers; ++worker) {
@@ -375,14 +387,13 @@ private:
             // Only tokens that cannot be compared (NaN, overflow) have fewer than k: they are their own neighbours.
             for (int place = 0; place < k; ++place)
                 neighbor_index[int64_t(token) * k + place] = place < count ? entries[place].second : token;
-        }
+        });
     }
 
     // log rho of Eq. 1, from coordinate differences: no cancellation.
     void find_densities() {
         log_density.resize(n);
-#pragma omp parallel for num_threads(threads) if (threads > 1)
-        for (int token = 0; token < n; ++token) {
+        for_tokens([&](int token) {
             float squared[LIST];
             for (int place = 0; place < k; ++place)
                 squared[place] =
@@ -392,7 +403,7 @@ private:
             float sum = 0;
             for (int place = 0; place < k; ++place) sum += squared[place];
             log_density[token] = -sum / float(k * channels);
-        }
+        });
         by_density = descending(log_density);
         density_rank = ranks(by_density);
     }
@@ -424,23 +435,22 @@ private:
         const int width = sweeps.rows, block = sweeps.block;
         const int groups = (int(rows.size()) + width - 1) / width;
         const Blocks columns = blocks();
-#pragma omp parallel num_threads(threads) if (threads > 1)
-        {
-            AlignedFloats group(int64_t(block) * channels, 0.0f), norm(block, 0.0f);
-            std::vector<int32_t> limit(width), result(width);
-#pragma omp for schedule(dynamic)
-            for (int g = groups - 1; g >= 0; --g) {  // later rows have longer prefixes
-                const int count = std::min(width, int(rows.size()) - g * width);
-                const int32_t* tokens = rows.data() + g * width;
-                pack_block(tokens, count, group.data(), norm.data());
-                for (int r = 0; r < width; ++r) {
-                    limit[r] = r < count ? limits[tokens[r]] : 0;
-                    result[r] = r < count ? nearest[tokens[r]] : 0;
-                }
-                sweeps.find_nearest(group.data(), norm.data(), columns, labels.data(), limit.data(), result.data());
-                for (int r = 0; r < count; ++r) nearest[tokens[r]] = result[r];
+        AlignedFloats groups_packed(int64_t(team.size()) * block * channels, 0.0f);
+        AlignedFloats norms(int64_t(team.size()) * block, 0.0f);
+        team.run(groups, [&](int64_t step, int member) {
+            const int64_t first = (groups - 1 - step) * width;  // later rows have longer prefixes
+            const int count = int(std::min<int64_t>(width, int64_t(rows.size()) - first));
+            float* group = groups_packed.data() + int64_t(member) * block * channels;
+            float* norm = norms.data() + int64_t(member) * block;
+            int32_t limit[MAX_ROWS] = {}, result[MAX_ROWS] = {};
+            pack_block(rows.data() + first, count, group, norm);
+            for (int r = 0; r < count; ++r) {
+                limit[r] = limits[rows[first + r]];
+                result[r] = nearest[rows[first + r]];
             }
-        }
+            sweeps.find_nearest(group, norm, columns, labels.data(), limit, result);
+            for (int r = 0; r < count; ++r) nearest[rows[first + r]] = result[r];
+        });
     }
 
     // Tokens by falling decision value rho * delta, compared as logarithms; the densest is the first (Eq. 2).
@@ -449,7 +459,9 @@ private:
         std::vector<float> log_decision(n);
         for (int token = 0; token < n; ++token) {
             const float squared = sweeps.squared_distance(row(token), row(parent[token]), channels);
-            log_decision[token] = log_density[token] + std::log(std::sqrt(squared / float(channels)));
+            const float separation = std::sqrt(squared / float(channels));
+            // In float64, as in the tensor functions: float32's logarithms differ from library to library.
+            log_decision[token] = float(double(log_density[token]) + std::log(double(separation)));
         }
         std::vector<int32_t> order = descending(log_decision);
         const auto place = std::find(order.begin(), order.end(), densest);
@@ -481,18 +493,41 @@ private:
     }
 };
 
-void cluster_image(const float* tokens, int num_tokens, int channels, int num_neighbors, bool nearest_center,
-                   const int64_t* num_clusters, int num_scales, int64_t scale_stride, const Sweeps& sweeps, int threads,
-                   int64_t* labels) {
-    Image image(tokens, num_tokens, channels, num_neighbors, sweeps, threads);
-    if (nearest_center) image.pack_centers();
-    for (int scale = 0; scale < num_scales; ++scale) {
-        int64_t* label = labels + scale * scale_stride;
-        if (nearest_center)
-            image.join_nearest_center(num_clusters[scale], label);
+// What all images have in common.
+struct Request {
+    int64_t num_tokens, channels;
+    int num_neighbors;
+    bool nearest_center;
+    const int64_t* num_clusters;
+    int64_t num_scales, scale_stride;
+};
+
+void cluster_image(const float* tokens, const Request& request, const Sweeps& sweeps, Team& team, int64_t* labels) {
+    Image image(tokens, int(request.num_tokens), int(request.channels), request.num_neighbors, sweeps, team);
+    if (request.nearest_center) image.pack_centers();
+    for (int64_t scale = 0; scale < request.num_scales; ++scale) {
+        int64_t* label = labels + scale * request.scale_stride;
+        if (request.nearest_center)
+            image.join_nearest_center(request.num_clusters[scale], label);
         else
-            image.follow_parents(num_clusters[scale], label);
+            image.follow_parents(request.num_clusters[scale], label);
     }
+}
+
+void cluster_images(const float* tokens, int64_t batch_size, const Request& request, const Sweeps& sweeps,
+                    int64_t most_threads, int64_t* labels) {
+    const auto cluster = [&](int64_t image, Team& team) {
+        cluster_image(tokens + image * request.num_tokens * request.channels, request, sweeps, team,
+                      labels + image * request.num_tokens);
+    };
+    const double pairs = double(batch_size) * double(request.num_tokens) * double(request.num_tokens) / 2;
+    const int threads = worthwhile_threads(pairs, request.channels, most_threads);
+    // An image for each thread as long as there are enough images; all threads on each of the rest.
+    const int64_t shared = batch_size - batch_size % threads;
+    Team::gather(threads, [&](Team& team) {
+        team.run(shared, [&](int64_t image, int) { Team::gather(1, [&](Team& alone) { cluster(image, alone); }); });
+        for (int64_t image = shared; image < batch_size; ++image) cluster(image, team);
+    });
 }
 
 }  // namespace
@@ -514,23 +549,15 @@ int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num
                             int num_threads, const char* instruction_set, int64_t* labels) {
     Sweeps sweeps;
     if (!find_sweeps(instruction_set, sweeps)) return 1;
-    const int64_t scale_stride = batch_size * num_tokens;
-    int failed = 0;
-    const auto cluster = [&](int64_t image, int threads) {
-        try {
-            cluster_image(tokens + image * num_tokens * channels, int(num_tokens), int(channels), int(num_neighbors),
-                          nearest_center != 0, num_clusters, int(num_scales), scale_stride, sweeps, threads,
-                          labels + image * num_tokens);
-        } catch (const std::bad_alloc&) {
-#pragma omp atomic write
-            failed = 1;
-        }
-    };
-    // An image for each thread as long as there are enough images; all threads on each of the rest.
-    const int64_t shared = batch_size - batch_size % num_threads;
-#pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1 && shared > 0)
-    for (int64_t image = 0; image < shared; ++image) cluster(image, 1);
-    for (int64_t image = shared; image < batch_size; ++image) cluster(image, num_threads);
-    return failed ? 2 : 0;
+    const Request request{num_tokens,   channels,   int(num_neighbors),     nearest_center != 0,
+                          num_clusters, num_scales, batch_size * num_tokens};
+    try {
+        cluster_images(tokens, batch_size, request, sweeps, num_threads, labels);
+    } catch (const std::bad_alloc&) {
+        return 2;
+    } catch (const std::length_error&) {  // more than a vector can ever hold
+        return 2;
+    }
+    return 0;
 }
 }

@@ -1,0 +1,138 @@
+// Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+//
+// Calls the clustering kernel with thousands of random arguments, to be built with sanitizers (tests/kernel/sanitize.py):
+//
+//     stress NUMBER_OF_CASES
+//
+// Tokens are ordinary, equal, on a grid, not finite, or huge. Labels must be in range and not depend on the number of
+// threads; where an allocation fails, whichever it is, the kernel must say so and go on with the next call.
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <random>
+#include <vector>
+
+extern "C" {
+int clustr_max_neighbors_v1();
+int clustr_supports_v1(const char* instruction_set);
+int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
+                            const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
+                            int num_threads, const char* instruction_set, int64_t* labels);
+}
+
+namespace {
+
+// Allocations that still succeed; negative: all.
+std::atomic<int64_t> allocations_left{-1};
+
+void* allocate(std::size_t size, std::size_t alignment) {
+    int64_t left = allocations_left.load();
+    while (left >= 0) {
+        if (left == 0) throw std::bad_alloc();
+        if (allocations_left.compare_exchange_weak(left, left - 1)) break;
+    }
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignment, size ? size : 1) != 0) throw std::bad_alloc();
+    return memory;
+}
+
+struct Case {
+    int64_t batch_size, num_tokens, channels, num_neighbors;
+    std::vector<float> tokens;
+    std::vector<int64_t> num_clusters;
+    bool nearest_center;
+
+    int64_t labels() const { return int64_t(num_clusters.size()) * batch_size * num_tokens; }
+    int call(int threads, const char* instruction_set, std::vector<int64_t>& found) const {
+        return clustr_find_clusters_v1(tokens.data(), batch_size, num_tokens, channels, num_clusters.data(),
+                                       int64_t(num_clusters.size()), num_neighbors, nearest_center, threads,
+                                       instruction_set, found.data());
+    }
+};
+
+Case make_case(std::mt19937& random, int64_t most_tokens) {
+    const auto whole = [&](int64_t low, int64_t high) {
+        return std::uniform_int_distribution<int64_t>(low, high)(random);
+    };
+    Case made{whole(1, 4), whole(1, most_tokens), whole(1, 40), whole(1, clustr_max_neighbors_v1()), {}, {}, whole(0, 1) == 1};
+    const int64_t kind = whole(0, 5);
+    std::normal_distribution<float> normal;
+    made.tokens.resize(made.batch_size * made.num_tokens * made.channels);
+    for (float& value : made.tokens) {
+        value = normal(random);
+        if (kind == 1) value = float(whole(-2, 2));
+        if (kind == 2) value = 1.0f;
+        if (kind == 3 && whole(0, 20) == 0) value = std::numeric_limits<float>::quiet_NaN();
+        if (kind == 4 && whole(0, 20) == 0) value = std::numeric_limits<float>::infinity();
+        if (kind == 5) value *= 1e19f;
+    }
+    for (int64_t scale = whole(1, 3); scale > 0; --scale) made.num_clusters.push_back(whole(1, made.num_tokens + 2));
+    return made;
+}
+
+void fail(const char* what, const Case& at, const char* instruction_set) {
+    std::fprintf(stderr, "%s: batch %ld, tokens %ld, channels %ld, neighbours %ld, nearest centre %d, %s\n", what,
+                 long(at.batch_size), long(at.num_tokens), long(at.channels), long(at.num_neighbors), at.nearest_center,
+                 instruction_set);
+    std::exit(1);
+}
+
+void check_labels(const Case& at, const char* instruction_set, int threads) {
+    std::vector<int64_t> alone(at.labels(), -1), together(at.labels(), -1);
+    if (at.call(1, instruction_set, alone) != 0 || at.call(threads, instruction_set, together) != 0)
+        fail("the kernel returned an error", at, instruction_set);
+    const int64_t of_a_scale = at.batch_size * at.num_tokens;
+    for (int64_t i = 0; i < at.labels(); ++i) {
+        if (alone[i] < 0 || alone[i] >= at.num_clusters[i / of_a_scale]) fail("a label is out of range", at, instruction_set);
+        if (alone[i] != together[i]) fail("threads change a label", at, instruction_set);
+    }
+}
+
+// Each allocation of a call fails in turn.
+void check_allocations(const Case& at, const char* instruction_set, int threads) {
+    std::vector<int64_t> found(at.labels(), -1);
+    for (int64_t succeed = 0;; ++succeed) {
+        allocations_left = succeed;
+        const int status = at.call(threads, instruction_set, found);
+        const bool ran_out = allocations_left == 0;
+        allocations_left = -1;
+        if (status == 0 && !ran_out) return;
+        if (status != 0 && status != 2) fail("running out of memory is not said", at, instruction_set);
+    }
+}
+
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+int main(int argc, char** argv) {
+    const int cases = argc > 1 ? std::atoi(argv[1]) : 0;
+    if (cases < 1) {
+        std::fprintf(stderr, "usage: stress NUMBER_OF_CASES\n");
+        return 2;
+    }
+    std::mt19937 random(0);
+    for (const char* instruction_set : {"avx512", "avx2", "portable"}) {
+        if (!clustr_supports_v1(instruction_set)) {
+            std::printf("%s: not on this processor\n", instruction_set);
+            continue;
+        }
+        for (int i = 0; i < cases; ++i) {
+            const Case made = make_case(random, i % 10 == 0 ? 700 : 120);
+            check_labels(made, instruction_set, 2 + i % 3);
+            if (i % 5 == 1) check_allocations(make_case(random, 60), instruction_set, 1 + i % 3);
+        }
+        std::printf("%s: %d cases\n", instruction_set, cases);
+    }
+    return 0;
+}
