@@ -322,7 +322,7 @@ def names_of_run(model_args: ModelArguments, heads: Sequence[str], args: LoopArg
     """The classes of the weights that a run of the loop starts from, goes on from, or evaluates; as [`known_names`]."""
     checkpoint = None
     if args.resume_from_checkpoint is not None:
-        checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+        checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint, announce=False)
     names = None if checkpoint is None else TrainingState.load(checkpoint).class_names
     return known_names(
         model_args,

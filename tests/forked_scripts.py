@@ -1,0 +1,87 @@
+"""
+Example scripts as processes of their own, which can be killed. They are forked from a process that has imported what
+the scripts import, which takes longer than a short training, and have one thread, so that sums have one order.
+"""
+
+import multiprocessing
+import os
+import re
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+SCRIPTS = {
+    "classification": "run_image_classification_no_trainer",
+    "segmentation": "run_semantic_segmentation_no_trainer",
+    "detection": "run_object_detection_no_trainer",
+    "instances": "run_instance_segmentation_no_trainer",
+    "poses": "run_pose_estimation_no_trainer",
+}
+TIMEOUT = 300.0
+
+
+@pytest.fixture(scope="session")
+def forked_scripts(tmp_path_factory):
+    """Start the process that the others are forked from."""
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_DATASETS_CACHE": str(tmp_path_factory.mktemp("datasets")),
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(Path(__file__).parent)]),
+    }
+    with mock.patch.dict(os.environ, environment):
+        multiprocessing.get_context("forkserver").set_forkserver_preload(list(SCRIPTS.values()))
+        forkserver.ensure_running()
+    return ScriptRun
+
+
+class ScriptRun:
+    """A run of a task's script; its output goes to a file."""
+
+    def __init__(self, task: str, arguments: Sequence[object], log: Path):
+        self.log = log
+        log.write_text("")
+        context = multiprocessing.get_context("forkserver")
+        script = str(EXAMPLES / f"{SCRIPTS[task]}.py")
+        self.process = context.Process(target=_run, args=(script, [str(part) for part in arguments], str(log)))
+        self.process.start()
+
+    def wait_for(self, pattern: str):
+        """Wait until the output matches."""
+        until = time.monotonic() + TIMEOUT
+        while not re.search(pattern, self.log.read_text()):
+            assert self.process.is_alive(), f"the run ended before {pattern!r}:\n{self.log.read_text()[-4000:]}"
+            assert time.monotonic() < until, self.log.read_text()[-4000:]
+            time.sleep(0.005)
+
+    def send(self, number: signal.Signals):
+        os.kill(self.process.pid, number)
+
+    def end(self) -> int:
+        """Wait for the end; the exit code, negative for one by a signal."""
+        self.process.join(TIMEOUT)
+        assert self.process.exitcode is not None, self.log.read_text()[-4000:]
+        return self.process.exitcode
+
+    def succeed(self):
+        assert self.end() == 0, self.log.read_text()[-4000:]
+
+
+def _run(script: str, arguments: list[str], log: str):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # as in a terminal, wherever the tests run
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
