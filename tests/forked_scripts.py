@@ -10,12 +10,13 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -64,8 +65,8 @@ class ScriptRun:
             assert time.monotonic() < until, self.log.read_text()[-4000:]
             time.sleep(0.005)
 
-    def send(self, number: signal.Signals):
-        os.kill(self.process.pid, number)
+    def send(self, number: signal.Signals, to_workers: bool = False):
+        (os.killpg if to_workers else os.kill)(self.process.pid, number)
 
     def end(self) -> int:
         """Wait for the end; the exit code, negative for one by a signal."""
@@ -77,9 +78,38 @@ class ScriptRun:
         assert self.end() == 0, self.log.read_text()[-4000:]
 
 
-def _run(script: str, arguments: list[str], log: str):
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # as in a terminal, wherever the tests run
+def restore_signals():
+    """Signals do what they do in a terminal, wherever the tests run."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def run_processes(function: Callable[[int, Path], None], number: int, folder: Path) -> list[int | None]:
+    """Call `function(rank, folder)` in processes of one group (gloo); their exit codes. Needs `forked_scripts`."""
+    context = multiprocessing.get_context("forkserver")
+    store = folder / "store"
+    processes = [context.Process(target=_join, args=(function, rank, number, folder, store)) for rank in range(number)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT)
+    return [process.exitcode for process in processes]
+
+
+def _join(function: Callable[[int, Path], None], rank: int, number: int, folder: Path, store: Path):
+    restore_signals()
+    if number > 1:
+        place = {"init_method": f"file://{store}", "rank": rank, "world_size": number}
+        torch.distributed.init_process_group("gloo", **place)
+    function(rank, folder)
+    if number > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _run(script: str, arguments: list[str], log: str):
+    restore_signals()
+    os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
