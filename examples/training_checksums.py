@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def checked_files(folder: Path) -> set[str]:
         ValueError: if it cannot be read.
     """
     return set(_read(folder / CHECKSUMS))
+
+
+def warn_of_changed_weights(folder: Path):
+    """Say which weights of a folder that a run has saved are others now; somebody may have meant to replace them."""
+    if not (folder / CHECKSUMS).is_file() or int(os.environ.get("RANK", 0)) > 0:  # one process of many says it
+        return
+    for damage in find_damage(folder, (".safetensors", CHECKSUMS)):
+        logger.warning(f"{folder} is not as the training saved it: {damage}; if that is meant, remove its {CHECKSUMS}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -47,14 +48,15 @@ def forked_scripts(tmp_path_factory):
 
 
 class ScriptRun:
-    """A run of a task's script; its output goes to a file."""
+    """A run of a task's script in one process; its output goes to a file."""
 
-    def __init__(self, task: str, arguments: Sequence[object], log: Path):
+    def __init__(self, task: str, arguments: Sequence[object], log: Path, **environment: str):
         self.log = log
         log.write_text("")
         context = multiprocessing.get_context("forkserver")
         script = str(EXAMPLES / f"{SCRIPTS[task]}.py")
-        self.process = context.Process(target=_run, args=(script, [str(part) for part in arguments], str(log)))
+        command = [script, *map(str, arguments)]
+        self.process = context.Process(target=_run, args=(command, str(log), environment))
         self.process.start()
 
     def wait_for(self, pattern: str):
@@ -107,11 +109,25 @@ def _join(function: Callable[[int, Path], None], rank: int, number: int, folder:
         torch.distributed.destroy_process_group()
 
 
-def _run(script: str, arguments: list[str], log: str):
+def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **environment: str):
+    """As `accelerate launch --config_file ddp_cpu.yaml` does it; fails if one of them fails. Needs `forked_scripts`."""
+    with socket.create_server(("localhost", 0)) as server:
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    place |= {"ACCELERATE_USE_CPU": "true", **environment}
+    runs = [
+        ScriptRun(task, arguments, log.with_suffix(f".{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **place)
+        for rank in range(2)
+    ]
+    for run in runs:
+        run.succeed()
+
+
+def _run(command: list[str], log: str, environment: dict[str, str]):
     restore_signals()
     os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    os.environ.update(environment)
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")

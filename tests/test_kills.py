@@ -12,7 +12,6 @@ import time
 
 import pytest
 import torch
-from forked_scripts import forked_scripts  # noqa: F401 (a fixture)
 from safetensors.torch import load_file
 from test_run_detection_no_trainer import arguments_for as detection_arguments
 from test_run_detection_no_trainer import files_of as detection_files
@@ -69,7 +68,7 @@ def last_step(output_dir):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_kills_change_nothing(task, arguments, forked_scripts, tmp_path):  # noqa: F811
+def test_kills_change_nothing(task, arguments, forked_scripts, tmp_path):
     kills = int(os.environ.get("KILLS", KILLS.get(task, 0)))
     if kills == 0:
         pytest.skip("KILLS=10 kills this task's training, too")

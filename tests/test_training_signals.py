@@ -9,7 +9,7 @@ import time
 import pytest
 import run_image_classification_no_trainer as script
 import torch
-from forked_scripts import forked_scripts, run_processes  # noqa: F401 (the first is a fixture)
+from forked_scripts import run_processes
 from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 from training_checkpoints import decided_by_main_process
@@ -94,7 +94,7 @@ def test_never_saving_means_never(train, tmp_path, caplog):
     assert steps_of(tmp_path / "out") == []
 
 
-def test_all_processes_of_a_job_receive_a_signal(forked_scripts, image_folders, tmp_path):  # noqa: F811
+def test_all_processes_of_a_job_receive_a_signal(forked_scripts, image_folders, tmp_path):
     """The workers that read images, too; and Ctrl-C in an evaluation leaves no traceback."""
     out = tmp_path / "out"
     settings = [part for pair in arguments_for(image_folders, out).items() for part in pair]
@@ -140,7 +140,7 @@ def decide(rank, folder):
         (folder / f"error-{rank}").write_text(str(error))
 
 
-def test_processes_agree_on_the_step_and_on_the_checkpoint(forked_scripts, tmp_path):  # noqa: F811
+def test_processes_agree_on_the_step_and_on_the_checkpoint(forked_scripts, tmp_path):
     assert run_processes(stop_one_of_two, 2, tmp_path) == [0, 0]
     for is_delayed, step in ((False, 3), (True, 4)):
         assert {(tmp_path / f"{rank}-{is_delayed}").read_text() for rank in (0, 1)} == {f"15 {step}"}
@@ -157,7 +157,7 @@ def wait_for_a_second_signal(rank, folder):
         time.sleep(60)
 
 
-def test_a_second_signal_ends_the_process_at_once(forked_scripts, tmp_path):  # noqa: F811
+def test_a_second_signal_ends_the_process_at_once(forked_scripts, tmp_path):
     assert run_processes(wait_for_a_second_signal, 1, tmp_path) == [-signal.SIGTERM]
 
 
