@@ -7,6 +7,7 @@ Signals that stop a run: Ctrl-C, and SIGTERM or SIGUSR1 from a scheduler that ne
 its number: 130 for SIGINT, 143 for SIGTERM.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -120,6 +121,7 @@ def leave_stopping_to_main_process(_: int = 0):
 
 
 def _end_for_parent():
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

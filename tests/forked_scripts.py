@@ -124,6 +124,7 @@ def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **en
 
 def _run(command: list[str], log: str, environment: dict[str, str]):
     restore_signals()
+    multiprocessing.set_start_method("fork", force=True)  # of workers, which would otherwise import everything again
     os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
