@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 
@@ -13,6 +14,7 @@ from forked_scripts import run_processes
 from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 from training_checkpoints import decided_by_main_process
+from training_data import LoaderOptions, make_loader
 from training_signals import StopRequests, run_interruptibly
 
 from clustr_hf import ClusTRImageProcessor
@@ -147,6 +149,20 @@ def test_processes_agree_on_the_step_and_on_the_checkpoint(forked_scripts, tmp_p
     assert run_processes(decide, 2, tmp_path) == [0, 0]
     assert [(tmp_path / f"decided-{rank}").read_text() for rank in (0, 1)] == ["0", "0"]
     assert all("no number" in (tmp_path / f"error-{rank}").read_text() for rank in (0, 1))
+
+
+def test_workers_end_for_their_parent_only():
+    loader = make_loader(list(range(4)), LoaderOptions(num_workers=1), batch_size=1)
+    batches = iter(loader)
+    next(batches)
+    [worker] = batches._workers
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    time.sleep(0.2)
+    assert worker.is_alive() and len([next(batches) for _ in range(3)]) == 3
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def wait_for_a_second_signal(rank, folder):
