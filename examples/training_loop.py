@@ -68,7 +68,7 @@ from training_data import (
 )
 from training_plan import TrainingPlan, try_step
 from training_report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
-from training_signals import StopRequests, exit_status
+from training_signals import StopRequested, StopRequests, exit_status
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -211,14 +211,6 @@ def refuse_with_fsdp(args: LoopArguments):
     for name, is_given in (("ema_decay", args.ema_decay is not None), ("optimizer muon", args.optimizer == "muon")):
         if is_given:
             raise ValueError(f"--{name} does not work with FSDP, which shards the weights: use DDP")
-
-
-class StopRequested(Exception):
-    """Raised in all processes, between two steps or in an evaluation, after any of them has received a signal."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 class TrainingLoop(Loop):
@@ -376,6 +368,7 @@ class TrainingLoop(Loop):
                 self._save_checkpoint()
             advice = "resume with `--resume_from_checkpoint latest`"
         logger.warning(f"{signal.Signals(number).name}: stopped at step {step}, {advice}")
+        self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one leaves
         self.accelerator.end_training()
         raise SystemExit(exit_status(number))
 

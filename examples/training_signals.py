@@ -26,6 +26,14 @@ def exit_status(number: int) -> int:
     return 128 + number
 
 
+class StopRequested(Exception):
+    """Raised in all processes, between two steps or in an evaluation, after any of them has received a signal."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 class StopRequests:
     """
     A context in which the first signal is noted and the second one ends the process as if nobody had listened.

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import run_object_detection_no_trainer as object_detection
 import run_pose_estimation_no_trainer as pose_estimation
 import run_semantic_segmentation_no_trainer as semantic_segmentation
 import torch
-from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from forked_scripts import run_on_two_processes
@@ -175,7 +173,7 @@ def test_two_processes_log_the_scores_of_the_model_that_is_saved(
     """Each has its own statistics of batch norms; after a resume, the run is as it would have been."""
     options, environment = LAUNCHES[launch]
     settings = {**segmentation_arguments(segmentation_folders, tmp_path / "out"), "--eval_steps": 1}
-    settings |= {"--max_train_steps": 3, "--num_pictures": 0, "--per_device_eval_batch_size": 1}
+    settings |= {"--max_train_steps": 2, "--num_pictures": 0, "--per_device_eval_batch_size": 1}
     arguments = [part for pair in settings.items() for part in pair]
     arguments += [*options, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
     run_on_two_processes("segmentation", arguments, tmp_path / "whole", **environment)
@@ -189,10 +187,10 @@ def test_two_processes_log_the_scores_of_the_model_that_is_saved(
 
     history = read_json(tmp_path / "out" / "log_history.json")
     weights = load_file(tmp_path / "out" / "model.safetensors")
-    shutil.rmtree(tmp_path / "out" / "checkpoint-3")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
     run_on_two_processes(
         "segmentation",
-        [*arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2"],
+        [*arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-1"],
         tmp_path / "resumed",
         **environment,
     )
@@ -201,16 +199,13 @@ def test_two_processes_log_the_scores_of_the_model_that_is_saved(
     assert all(torch.equal(resumed[name], weights[name]) for name in weights)
 
 
-@pytest.mark.slow
-def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, tmp_path):
+def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, forked_scripts, tmp_path):
     """FSDP: whole weights are gathered for the pictures."""
     one = evaluate("segmentation")
-    config = REPOSITORY / "examples" / "accelerate" / "fsdp2_cpu.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
     settings = {"--output_dir": tmp_path / "two", "--model_name_or_path": checkpoints / "segmentation"}
     settings |= evaluation_data["segmentation"]
-    command = [*launch, semantic_segmentation.__file__, *(part for pair in settings.items() for part in pair)]
-    run_process([*command, "--eval_only"], tmp_path, OMP_NUM_THREADS="1")
+    arguments = [*(part for pair in settings.items() for part in pair), "--eval_only"]
+    run_on_two_processes("segmentation", arguments, tmp_path / "log", **FSDP)
     results, _ = check_outputs("segmentation", tmp_path / "two", num_samples=5)
     expected = read_json(one / "eval_results.json")
     assert results == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
