@@ -22,15 +22,13 @@ from torch.nn.functional import batch_norm
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from tqdm.auto import tqdm
 from training_arguments import LoopArguments
-from training_checkpoints import TrainingState, find_checkpoint, write_json
+from training_checkpoints import AVERAGE, LOADING_ERRORS, WEIGHTS, TrainingState, find_checkpoint, write_json
 from training_data import EvaluationSamples, LoaderOptions, TrainingData, evaluation_loader
 from training_report import EVALUATION, format_values
 from transformers import PreTrainedModel
 
 
 logger = get_logger(__name__)
-# Where Accelerate keeps the weights of a model, and the first of the other objects: the moving average.
-WEIGHTS, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
 
 
 @dataclass
@@ -117,14 +115,28 @@ class Loop:
         """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
+        self._share_buffers(model)
         records = []
         show_bar = self.accelerator.is_local_main_process
         for loaded in tqdm(self.eval_loader, desc="evaluation", leave=False, disable=not show_bar, mininterval=1):
+            self._check_for_stop()
             predicted = self.task.predict(model, self._receive(loaded))
             records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
         records = sorted(gather_object(records), key=lambda pair: pair[0])
         metrics = self.task.compute_metrics([record for _, record in records])
         return {**metrics, "eval_samples": len(records)}
+
+    def _check_for_stop(self):
+        """Where a loop that listens to signals may leave an evaluation."""
+
+    def _share_buffers(self, model: nn.Module):
+        """
+        Give all processes the main process's statistics of batch norms, which are those that are saved. Each process
+        has its own where they are not synchronised (CPUs), and averages its own.
+        """
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def _gather_model(self) -> PreTrainedModel | None:
         """What is saved, whole and on the CPU, in the main process; None in the others. All of them must call it."""
@@ -198,12 +210,15 @@ def load_weights(model: nn.Module, checkpoint: Path):
     Give a model the weights that a run would save at a checkpoint: those of the moving average, if there is one.
 
     Raises:
-        ValueError: if they are those of another model.
+        ValueError: if they cannot be read, or are those of another model.
     """
-    if (checkpoint / AVERAGE).is_file():
-        weights = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True)
-    else:
-        weights = load_file(checkpoint / WEIGHTS)
+    try:
+        if (checkpoint / AVERAGE).is_file():
+            weights = torch.load(checkpoint / AVERAGE, map_location="cpu", weights_only=True)
+        else:
+            weights = load_file(checkpoint / WEIGHTS)
+    except LOADING_ERRORS as error:
+        raise ValueError(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {error}") from error
     consume_prefix_in_state_dict_if_present(weights, "module.")  # of DDP, and of the moving average
     try:
         model.load_state_dict(weights)

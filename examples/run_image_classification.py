@@ -30,6 +30,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from training_arguments import command_line, settings_of
 from training_card import TrainingCard
 from training_data import decode_rgb
+from training_signals import run_interruptibly
 from training_sources import known_names
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import HubStrategy, get_last_checkpoint
@@ -194,4 +195,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_interruptibly(main)

@@ -39,6 +39,7 @@ from training_data import EvaluationSamples, TrainingData, TrainingSamples
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import warn_of_absent
+from training_signals import run_interruptibly
 from training_sources import RecipeArguments, names_of_run
 
 from clustr_hf.metrics import Accuracy
@@ -237,4 +238,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_interruptibly(main)

@@ -14,6 +14,7 @@ arguments: training_loop.py, training_arguments.py; commands with their results:
 """
 
 from detection_training import DetectionTask, run
+from training_signals import run_interruptibly
 from transformers import AutoModelForInstanceSegmentation
 
 from clustr_hf import ClusTRForInstanceSegmentation
@@ -32,4 +33,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_interruptibly(main)

@@ -41,6 +41,7 @@ from training_card import Report, TrainingCard
 from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_report import write_picture
+from training_signals import run_interruptibly
 from training_sources import ModelArguments, RecipeArguments, names_of_run
 
 from clustr_hf import ClusTRForPoseEstimation
@@ -148,4 +149,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_interruptibly(main)

@@ -50,6 +50,7 @@ from training_data import EvaluationSamples, TrainingData, TrainingSamples, spre
 from training_loop import Task, freeze_stages, make_accelerator, train
 from training_plan import divide_batch
 from training_report import write_picture
+from training_signals import run_interruptibly
 from training_sources import RecipeArguments, names_of_run
 
 from clustr_hf.visualization import plot_segmentation
@@ -183,4 +184,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_interruptibly(main)

@@ -112,7 +112,8 @@ class LoopArguments:
     )
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Keep only so many checkpoints."})
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "Checkpoint folder, or `latest`: the last in `output_dir`, if there is any."}
+        default=None,
+        metadata={"help": "Checkpoint folder, or `latest`: the last whole one in `output_dir`, if there is any."},
     )
 
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, per device."})

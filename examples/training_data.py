@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from training_signals import leave_stopping_to_main_process
 
 from clustr_hf.image_reading_clustr import find_transposition, load_image, open_image
 
@@ -394,6 +395,7 @@ def make_loader(dataset: Dataset, options: LoaderOptions, **kwargs) -> DataLoade
     """A `DataLoader` whose workers, if any, stay alive between epochs and read ahead."""
     if options.num_workers > 0:
         kwargs = {"persistent_workers": True, "prefetch_factor": options.prefetch_factor, **kwargs}
+        kwargs["worker_init_fn"] = leave_stopping_to_main_process
     else:
         kwargs.pop("persistent_workers", None)
     return DataLoader(dataset, num_workers=options.num_workers, pin_memory=torch.cuda.is_available(), **kwargs)

@@ -10,6 +10,8 @@ A script describes its task with [`Task`] and calls [`train`]. What the loop pro
   draw (drop path, mixup) does, and so do batch norms on CPUs; on several GPUs they are synchronised.
 - Evaluation counts every sample once, whatever the number of processes and the size of the batches.
 - A kill at any moment leaves whole checkpoints only. A loss that is not finite ends the run before it is saved.
+- SIGINT, SIGTERM and SIGUSR1 save a checkpoint after the step in progress, in all processes after the same one, and end
+  the run. A run does not resume from a checkpoint whose files have changed since.
 """
 
 import importlib.util
@@ -17,6 +19,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +30,13 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, gather_object, send_to_device
+from accelerate.utils import (
+    DistributedType,
+    convert_outputs_to_fp32,
+    gather_object,
+    get_mixed_precision_context_manager,
+    send_to_device,
+)
 from devices import is_accelerator
 from evaluation_loop import EvaluationLoop, Loop, Task, keep_batch_norms_of_fsdp
 from huggingface_hub import HfApi
@@ -38,9 +47,13 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from training_arguments import LoopArguments
 from training_checkpoints import (
+    AVERAGE,
     INCOMPLETE,
+    LOADING_ERRORS,
     TrainingState,
     find_checkpoint,
+    folder_step,
+    has_checksums,
     numbered_folders,
     prune,
     remove_folder,
@@ -55,6 +68,7 @@ from training_data import (
 )
 from training_plan import TrainingPlan, try_step
 from training_report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
+from training_signals import StopRequested, StopRequests, exit_status
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -121,7 +135,8 @@ def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str
         FloatingPointError: if the loss or a weight is not finite; names the step and the last good checkpoint.
         OSError: if a checkpoint cannot be written; the earlier ones remain.
         RuntimeError: if more samples than `max_skipped_samples` cannot be read.
-        ValueError: for arguments that do not fit together or to the checkpoint.
+        SystemExit: after a signal, when a checkpoint is saved; 128 plus the signal's number.
+        ValueError: for damaged checkpoints, and for arguments that do not fit together or to the checkpoint.
     """
     if args.eval_only:
         return EvaluationLoop(task, args, accelerator).run()
@@ -205,10 +220,12 @@ class TrainingLoop(Loop):
         super().__init__(task, args, accelerator)
         self.plan = plan
         self.losses: list[torch.Tensor] = []  # of steps that were not looked at yet
+        self.saved_step: int | None = None  # of the last checkpoint that this process has written
         self.started = time.perf_counter()
         checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
         self._prepare_folder()
         accelerator.gradient_accumulation_steps = plan.accumulation
+        self.requests = StopRequests(accelerator.device)
         self._prepare_model()
         self._prepare_data()
         self.state = TrainingState(fingerprint=self._fingerprint(), class_names=self._class_names())
@@ -242,12 +259,19 @@ class TrainingLoop(Loop):
         if args.ema_decay is not None:
             self.ema = ModelEmaV3(model.to(self.accelerator.device), decay=args.ema_decay, use_warmup=True)
             self.accelerator.register_for_checkpointing(self.ema)
+            self._autocast(self.ema.module)
         if self.accelerator.num_processes > 1 and self.accelerator.device.type != "cpu":
             # A device's few images are too few for statistics; on CPUs torch has no such layer.
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
         if self.accelerator.distributed_type == DistributedType.FSDP:
             keep_batch_norms_of_fsdp(self.model)
+
+    def _autocast(self, model: nn.Module):
+        """Evaluate in the precision of `--eval_only`, as Accelerate does with the models that it prepares."""
+        if self.accelerator.native_amp:
+            autocast = get_mixed_precision_context_manager(True, self.accelerator.autocast_handler)
+            model.forward = convert_outputs_to_fp32(autocast(model.forward))
 
     def _prepare_data(self):
         task, args, accelerator = self.task, self.args, self.accelerator
@@ -284,7 +308,19 @@ class TrainingLoop(Loop):
                 )
         if state.step > self.plan.num_steps:
             raise ValueError(f"{checkpoint} is at step {state.step}, but the run has only {self.plan.num_steps}")
-        self.accelerator.load_state(str(checkpoint))
+        if (checkpoint / AVERAGE).is_file() != (self.ema is not None):
+            raise ValueError(
+                f"--ema_decay must be given if and only if it was when {checkpoint} was saved, got "
+                f"{self.args.ema_decay}"
+            )
+        try:
+            self.accelerator.load_state(str(checkpoint))
+        except LOADING_ERRORS as error:
+            damaged = "" if has_checksums(checkpoint) else "damaged, or "
+            raise ValueError(
+                f"--resume_from_checkpoint {checkpoint} is {damaged}of another model, optimizer or launch: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         self.state = state
         logger.info(f"Resuming from {checkpoint}")
 
@@ -292,6 +328,14 @@ class TrainingLoop(Loop):
         if self.accelerator.is_main_process:
             for name, value in self.plan.describe().items():
                 logger.info(f"{name}: {value}")
+        with self.requests:
+            try:
+                self._train()
+            except StopRequested as request:
+                self._save_and_leave(request.number)
+        return self._finish()
+
+    def _train(self):
         bar = tqdm(
             total=self.plan.num_steps,
             initial=self.state.step,
@@ -300,12 +344,33 @@ class TrainingLoop(Loop):
             mininterval=1,
         )
         with bar, logging_redirect_tqdm():
+            if self.state.step > 0 and self._must_evaluate() and not self._has_evaluated():
+                self._evaluate_and_save()  # an evaluation that a signal has cut short
             while self.state.step < self.plan.num_steps:
                 for micro_batches in self._rest_of_epoch():
                     self._train_step(micro_batches)
                     self._after_step()
                     bar.update()
-        return self._finish()
+                    self._check_for_stop()
+
+    def _check_for_stop(self):
+        number = self.requests.agreed()
+        if number:
+            raise StopRequested(number)
+
+    def _save_and_leave(self, number: int):
+        """Save a checkpoint unless there is one of this step, and end the process with the status of the signal."""
+        step = self.state.step
+        if self.args.checkpointing_steps == "never":
+            advice = "nothing was saved, since --checkpointing_steps is never"
+        else:
+            if self.saved_step != step:
+                self._save_checkpoint()
+            advice = "resume with `--resume_from_checkpoint latest`"
+        logger.warning(f"{signal.Signals(number).name}: stopped at step {step}, {advice}")
+        self.accelerator.wait_for_everyone()  # a launcher may kill the others when the first one leaves
+        self.accelerator.end_training()
+        raise SystemExit(exit_status(number))
 
     def _rest_of_epoch(self) -> Iterator[Iterator[dict]]:
         """The micro-batches of each step that is left in this epoch; one at a time is on the device."""
@@ -338,13 +403,29 @@ class TrainingLoop(Loop):
             self.ema.update(self.accelerator.unwrap_model(self.model), step=self.state.step)
 
     def _after_step(self):
-        step, is_last = self.state.step, self.state.step == self.plan.num_steps
-        if step % self.args.logging_steps == 0 or is_last:
+        if self.state.step % self.args.logging_steps == 0 or self._is_last():
             self._log_losses()
-        if is_last or self._is_due(self.args.eval_steps):
+        self._evaluate_and_save()
+
+    def _evaluate_and_save(self):
+        if self._must_evaluate():
             self._evaluate()
-        if self._is_due(self.args.checkpointing_steps) or (is_last and self.args.checkpointing_steps != "never"):
+        if self._is_due(self.args.checkpointing_steps) or (
+            self._is_last() and self.args.checkpointing_steps != "never"
+        ):
             self._save_checkpoint()
+            if self.args.push_to_hub and self.args.hub_strategy == "checkpoint" and not self._is_last():
+                self._write_outputs()
+                self._push(f"Step {self.state.step}", must_succeed=False)
+
+    def _is_last(self) -> bool:
+        return self.state.step == self.plan.num_steps
+
+    def _must_evaluate(self) -> bool:
+        return self._is_last() or self._is_due(self.args.eval_steps)
+
+    def _has_evaluated(self) -> bool:
+        return any(entry["step"] == self.state.step and self.task.metric in entry for entry in self.state.log_history)
 
     def _is_due(self, interval: str) -> bool:
         if interval == "never":
@@ -364,7 +445,8 @@ class TrainingLoop(Loop):
         self.losses = []
 
     def _last_good(self) -> str:
-        checkpoints = numbered_folders(self.output_dir, "checkpoint")
+        folders = numbered_folders(self.output_dir, "checkpoint")
+        checkpoints = [folder for folder in folders if folder_step(folder) <= self.state.step]
         return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
 
     def _log_losses(self):
@@ -410,6 +492,8 @@ class TrainingLoop(Loop):
         self.state.skipped = sorted(set(gather_object(self.state.skipped)))
         self._count_seconds()
 
+        self._share_buffers(self.model)  # each shard of FSDP holds some of the statistics
+
         def write(folder: Path):
             self.accelerator.save_state(str(folder))
             if self.accelerator.is_main_process:
@@ -417,11 +501,9 @@ class TrainingLoop(Loop):
 
         write_folder(self.output_dir / f"checkpoint-{self.state.step}", write, self.accelerator)
         if self.accelerator.is_main_process:
-            prune(self.output_dir, "checkpoint", self.args.checkpoints_total_limit)
+            prune(self.output_dir, "checkpoint", self.args.checkpoints_total_limit, newest=self.state.step)
+        self.saved_step = self.state.step
         self._report()
-        if self.args.push_to_hub and self.args.hub_strategy == "checkpoint" and self.state.step < self.plan.num_steps:
-            self._write_outputs()
-            self._push(f"Step {self.state.step}", must_succeed=False)
 
     def _check_weights(self):
         shards = (getattr(parameter, "_local_tensor", parameter) for parameter in self.model.parameters())

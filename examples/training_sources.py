@@ -14,9 +14,11 @@ from datasets import Dataset, DatasetDict, Image
 from labelled_rows import Labels, load_parts, match_classes
 from training_arguments import LoopArguments
 from training_checkpoints import TrainingState, find_checkpoint
+from training_checksums import warn_of_changed_weights
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from clustr_hf import ClusTRConfig
+from clustr_hf.loading import naming_unreadable_weights
 
 
 # The arguments that say where images are, by the kind of the source.
@@ -322,7 +324,7 @@ def names_of_run(model_args: ModelArguments, heads: Sequence[str], args: LoopArg
     """The classes of the weights that a run of the loop starts from, goes on from, or evaluates; as [`known_names`]."""
     checkpoint = None
     if args.resume_from_checkpoint is not None:
-        checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
+        checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint, announce=False)
     names = None if checkpoint is None else TrainingState.load(checkpoint).class_names
     return known_names(
         model_args,
@@ -383,17 +385,19 @@ def load_weights(
         config, saved (`PreTrainedConfig`): The model's, and the checkpoint's.
     """
     source = f"the checkpoint {args.model_name_or_path}"
+    warn_of_changed_weights(Path(args.model_name_or_path))
     names = names_of(saved, source) if has_head(saved, heads) else []
     is_other = bool(names) and names != labels and not (are_placeholders(names) and len(names) == len(labels))
     if is_other and (not args.ignore_mismatched_sizes or set(names) == set(labels)):
         raise ValueError(KnownNames(names, source).refusal(labels))
     try:
-        model = auto_class.from_pretrained(
-            args.model_name_or_path,
-            config=config,
-            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
-            **args.hub_arguments,
-        )
+        with naming_unreadable_weights("--model_name_or_path", args.model_name_or_path):
+            model = auto_class.from_pretrained(
+                args.model_name_or_path,
+                config=config,
+                ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+                **args.hub_arguments,
+            )
     except RuntimeError as error:
         if FLAG.removeprefix("--") not in str(error):
             raise

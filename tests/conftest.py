@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from forked_scripts import forked_scripts  # noqa: F401 (a fixture)
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from sklearn.datasets import load_digits

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import sys
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ import run_object_detection_no_trainer as object_detection
 import run_pose_estimation_no_trainer as pose_estimation
 import run_semantic_segmentation_no_trainer as semantic_segmentation
 import torch
-from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
+from forked_scripts import run_on_two_processes
 from PIL import Image
+from safetensors.torch import load_file
+from test_run_semantic_segmentation_no_trainer import arguments_for as segmentation_arguments
 from tiny_models import tiny_config
 
 from clustr_hf import (
@@ -137,33 +139,73 @@ def test_three_images_and_a_model_are_enough(task, evaluate):
         assert 0 < results["eval_samples"] == table["body"]["persons"] <= 6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", SCRIPTS)
-def test_two_processes_write_the_same(task, evaluate, evaluation_data, checkpoints, tmp_path):
+def test_two_processes_write_the_same(task, evaluate, evaluation_data, checkpoints, forked_scripts, tmp_path):
     """Three images on two processes: one of them fills up its batch."""
     one = evaluate(task, "--max_eval_samples", 3)
-    config = REPOSITORY / "examples" / "accelerate" / "ddp_cpu.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
     settings = {"--output_dir": tmp_path / "two", "--model_name_or_path": checkpoints / task, "--max_eval_samples": 3}
     settings |= evaluation_data[task]
-    command = [*launch, SCRIPTS[task].__file__, *(part for pair in settings.items() for part in pair), "--eval_only"]
-    run_process(command, tmp_path, OMP_NUM_THREADS="1")
+    arguments = [*(part for pair in settings.items() for part in pair), "--eval_only"]
+    run_on_two_processes(task, arguments, tmp_path / "log")
     results, table = check_outputs(task, tmp_path / "two", num_samples=3)
     expected, expected_table = check_outputs(task, one, num_samples=3)
     assert results == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
     assert list(table) == list(expected_table)
 
 
-@pytest.mark.slow
-def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, tmp_path):
+# What `accelerate launch` makes of fsdp2_cpu.yaml.
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ClusTRBlock", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+LAUNCHES = {
+    "ddp, averaged, bf16": (["--ema_decay", 0.5, "--mixed_precision", "bf16"], {}),
+    "fsdp": ([], FSDP),
+}
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_two_processes_log_the_scores_of_the_model_that_is_saved(
+    launch,
+    forked_scripts,
+    segmentation_folders,
+    tmp_path,
+    run_script,
+):
+    """Each has its own statistics of batch norms; after a resume, the run is as it would have been."""
+    options, environment = LAUNCHES[launch]
+    settings = {**segmentation_arguments(segmentation_folders, tmp_path / "out"), "--eval_steps": 1}
+    settings |= {"--max_train_steps": 2, "--num_pictures": 0, "--per_device_eval_batch_size": 1}
+    arguments = [part for pair in settings.items() for part in pair]
+    arguments += [*options, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
+    run_on_two_processes("segmentation", arguments, tmp_path / "whole", **environment)
+    evaluated = settings | {"--output_dir": tmp_path / "evaluated", "--model_name_or_path": tmp_path / "out"}
+    run_script(semantic_segmentation, evaluated, *options, "--eval_only")
+    logged, found = (
+        read_json(tmp_path / "out" / "all_results.json"),
+        read_json(tmp_path / "evaluated" / "eval_results.json"),
+    )
+    assert found == pytest.approx({name: logged[name] for name in found}, rel=1e-6)
+
+    history = read_json(tmp_path / "out" / "log_history.json")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    run_on_two_processes(
+        "segmentation",
+        [*arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-1"],
+        tmp_path / "resumed",
+        **environment,
+    )
+    assert read_json(tmp_path / "out" / "log_history.json") == history
+    resumed = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(resumed[name], weights[name]) for name in weights)
+
+
+def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, forked_scripts, tmp_path):
     """FSDP: whole weights are gathered for the pictures."""
     one = evaluate("segmentation")
-    config = REPOSITORY / "examples" / "accelerate" / "fsdp2_cpu.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
     settings = {"--output_dir": tmp_path / "two", "--model_name_or_path": checkpoints / "segmentation"}
     settings |= evaluation_data["segmentation"]
-    command = [*launch, semantic_segmentation.__file__, *(part for pair in settings.items() for part in pair)]
-    run_process([*command, "--eval_only"], tmp_path, OMP_NUM_THREADS="1")
+    arguments = [*(part for pair in settings.items() for part in pair), "--eval_only"]
+    run_on_two_processes("segmentation", arguments, tmp_path / "log", **FSDP)
     results, _ = check_outputs("segmentation", tmp_path / "two", num_samples=5)
     expected = read_json(one / "eval_results.json")
     assert results == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}

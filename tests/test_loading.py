@@ -48,3 +48,13 @@ def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"architectures": ["SwinForImageClassification"], "model_type": "swin"}')
     with pytest.raises(ValueError, match=r"`architectures` must be one of .* got SwinForImageClassification"):
         load_trained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", 0.5, 0.999])
+def test_weights_that_cannot_be_read_are_named(tmp_path, content):
+    make_model("classification")[0].save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(content * len(whole))] if isinstance(content, float) else content)
+    with pytest.raises(ValueError, match=rf"`name_or_path` {tmp_path} has weights .*, in model\.safetensors: .*again"):
+        load_trained(tmp_path)

@@ -329,6 +329,62 @@ def test_resuming_with_other_batches_is_refused(train, tmp_path):
             train("--max_train_steps", 4, "--resume_from_checkpoint", folder / "checkpoint-2", argument, value)
 
 
+def spoil(path, change):
+    content = bytearray(path.read_bytes())
+    if change == "flip":
+        content[-9] ^= 1  # in the last weights, or in a moment of the optimizer
+    path.write_bytes(content if change == "flip" else content[:-1000])
+
+
+def test_a_damaged_checkpoint_is_left_out_and_the_run_ends_as_it_would_have(train, tmp_path, caplog):
+    arguments = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--checkpoints_total_limit", 3]
+    folder = train(*arguments)
+    weights = load_file(folder / "model.safetensors")
+    for step, name in ((3, "optimizer.bin"), (2, "model.safetensors")):
+        spoil(folder / f"checkpoint-{step}" / name, "flip")
+        resume = ["--resume_from_checkpoint", folder / f"checkpoint-{step}"]
+        for mode in ([], ["--eval_only"]):
+            with pytest.raises(ValueError, match=rf"checkpoint-{step} is damaged: {name} differs .* beside it: .*-1"):
+                train(*arguments, *resume, *mode)
+    resumed = train(*arguments, "--resume_from_checkpoint", "latest")
+    after = load_file(resumed / "model.safetensors")
+    assert all(torch.equal(after[name], weights[name]) for name in weights)
+    told = [record.getMessage() for record in caplog.records if "falling back to checkpoint-1" in record.getMessage()]
+    assert [re.search(r"checkpoint-\d", message)[0] for message in told] == ["checkpoint-3", "checkpoint-2"]
+
+
+def test_checkpoints_that_cannot_be_loaded_are_named(train, tmp_path):
+    folder = train("--max_train_steps", 1, "--checkpointing_steps", 1)
+    latest = ["--resume_from_checkpoint", "latest", "--max_train_steps", 2]
+    with pytest.raises(ValueError, match=r"--ema_decay must be given if and only if it was when .*checkpoint-1 was"):
+        train(*latest, "--ema_decay", 0.9)
+    with pytest.raises(ValueError, match="checkpoint-1 is of another model, optimizer or launch: "):
+        train(*latest, "--config_overrides", '{"depths": [2, 1, 1, 2]}')
+    state = read_json(folder / "checkpoint-1" / "training_state.json")
+    del state["checksums"]  # as it was before there were any
+    (folder / "checkpoint-1" / "training_state.json").write_text(json.dumps(state))
+    (folder / "checkpoint-1" / "checksums.json").unlink()
+    for name in ("optimizer.bin", "model.safetensors"):
+        spoil(folder / "checkpoint-1" / name, "cut")
+        with pytest.raises(ValueError, match="checkpoint-1 is damaged, or of another model, optimizer or launch: "):
+            train(*latest)
+    with pytest.raises(ValueError, match="checkpoint-1 cannot be loaded: "):
+        train(*latest, "--eval_only")
+
+
+def test_weights_of_a_run_that_have_changed_are_named(train, tmp_path, caplog):
+    folder = train("--max_train_steps", 1)
+    start = ["--model_name_or_path", folder, "--eval_only"]
+    train(*start, output_dir=tmp_path / "evaluated")
+    assert "is not as the training saved it" not in caplog.text
+    spoil(folder / "model.safetensors", "flip")
+    train(*start, output_dir=tmp_path / "evaluated")
+    assert "is not as the training saved it: model.safetensors differs" in caplog.text
+    spoil(folder / "model.safetensors", "cut")
+    with pytest.raises(ValueError, match=r"--model_name_or_path .* has weights .*, in model\.safetensors: .* again"):
+        train(*start, output_dir=tmp_path / "evaluated")
+
+
 def test_dry_run_says_what_would_be_done_and_trains_nothing(train, capsys):
     recipe = REPOSITORY / "examples" / "recipes" / "clustr_tiny_imagenet1k.json"
     arguments = ["--dry_run", "--recipe", recipe, "--train_batch_size", 16, "--per_device_train_batch_size", 4]

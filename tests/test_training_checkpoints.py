@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import REPOSITORY
+from safetensors.torch import save_file
 from training_checkpoints import (
     STATE_FILE,
     TrainingState,
+    damage_of_checkpoint,
     find_checkpoint,
     numbered_folders,
     prune,
@@ -22,6 +25,7 @@ from training_checkpoints import (
     write_atomically,
     write_folder,
 )
+from training_checksums import CHECKSUMS, find_damage, write_checksums
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,7 @@ def make_folders(output_dir, *names):
     for name in names:
         (output_dir / name).mkdir(parents=True)
         TrainingState(step=int(name.rpartition("-")[2])).save(output_dir / name)
+        write_checksums(output_dir / name)
 
 
 def test_state_comes_back_as_it_was(tmp_path):
@@ -61,6 +66,7 @@ def test_folder_appears_whole_and_replaces_an_older_one(tmp_path, accelerator):
     write_folder(folder, write, accelerator)
     assert (folder / "weights").read_text() == "2"
     assert seen[0] == ("checkpoint-1.incomplete", ["checkpoint-1.incomplete"])
+    assert {path.name for path in folder.iterdir()} == {"weights", CHECKSUMS} and find_damage(folder) == []
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
@@ -131,8 +137,14 @@ def test_pruning_keeps_the_last_by_number(tmp_path):
         "checkpoint-10",
         "checkpoint-100",
     ]
-    prune(tmp_path, "checkpoint", keep=2)
+    prune(tmp_path, "checkpoint", keep=2, newest=100)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-100", "best-2", "checkpoint-x-3"}
+
+
+def test_pruning_after_a_damaged_checkpoint_keeps_those_before(tmp_path):
+    make_folders(tmp_path, "checkpoint-6", "checkpoint-7", "checkpoint-8")
+    prune(tmp_path, "checkpoint", keep=1, newest=7)
+    assert [path.name for path in numbered_folders(tmp_path, "checkpoint")] == ["checkpoint-7", "checkpoint-8"]
 
 
 def test_what_a_killed_run_was_writing_is_never_taken_and_is_removed(tmp_path):
@@ -164,3 +176,132 @@ def test_saved_accelerate_state_needs_no_unpickling(tmp_path, accelerator):
     write_folder(tmp_path / "checkpoint-1", lambda folder: accelerator.save_state(str(folder)), accelerator)
     assert (tmp_path / "checkpoint-1" / "model.safetensors").is_file()
     assert "state" in torch.load(tmp_path / "checkpoint-1" / "optimizer.bin", weights_only=True)
+
+
+def save_checkpoint(output_dir, step, accelerator):
+    """Files as a run saves them, those of FSDP among them."""
+    folder = output_dir / f"checkpoint-{step}"
+
+    def write(folder):
+        weights = {"weight": torch.full((8, 8), float(step))}
+        save_file(weights, folder / "model.safetensors")
+        for name in ("optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl", "random_states_1.pkl"):
+            torch.save(weights, folder / name)
+        (folder / "pytorch_model_fsdp_0").mkdir()
+        torch.save(weights, folder / "pytorch_model_fsdp_0" / "__1_0.distcp")
+        TrainingState(step=step, log_history=[{"step": 1, "loss": 2.0}]).save(folder)
+
+    write_folder(folder, write, accelerator)
+    return folder
+
+
+def flip(name, place=0.5):
+    """One bit, `place` of the way through the file."""
+
+    def spoil(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[int(place * len(content))] ^= 4
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def cut(name, kept):
+    def spoil(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(kept * len(content))])
+
+    return spoil
+
+
+def replace(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def swap(folder):
+    """The weights of another step, whole by themselves and as long."""
+    save_file({"weight": torch.zeros(8, 8)}, folder / "model.safetensors")
+
+
+DAMAGES = {
+    "a bit of the weights": (flip("model.safetensors", 0.9), r"model\.safetensors differs from what was saved"),
+    "a bit of their header": (flip("model.safetensors", 0.01), r"model\.safetensors differs"),
+    "a bit of the optimizer": (flip("optimizer.bin"), r"optimizer\.bin differs"),
+    "a bit of the average": (flip("custom_checkpoint_0.pkl"), r"custom_checkpoint_0\.pkl differs"),
+    "a bit of a shard": (flip("pytorch_model_fsdp_0/__1_0.distcp"), r"pytorch_model_fsdp_0/__1_0\.distcp differs"),
+    "a bit of the state": (flip(STATE_FILE), r"training_state\.json differs"),
+    "weights of another step": (swap, r"model\.safetensors differs"),
+    "truncated weights": (cut("model.safetensors", 0.6), r"model\.safetensors is truncated: it has \d+ bytes, and had"),
+    "empty weights": (cut("model.safetensors", 0), r"model\.safetensors is truncated: it has 0 bytes"),
+    "truncated state": (cut(STATE_FILE, 0.5), r"training_state\.json is truncated"),
+    "no weights": (remove("model.safetensors"), r"model\.safetensors is missing"),
+    "no random states": (remove("random_states_1.pkl"), r"random_states_1\.pkl is missing"),
+    "no state": (remove(STATE_FILE), r"training_state\.json is missing"),
+    "longer": (replace("optimizer.bin", b"x" * 10**4), r"optimizer\.bin is too long: it has 10000 bytes"),
+    "no checksums": (remove(CHECKSUMS), r"checksums\.json is missing"),
+    "truncated checksums": (cut(CHECKSUMS, 0.5), r"checksums\.json is not valid JSON"),
+    "bytes for checksums": (replace(CHECKSUMS, b"\xff\x00"), r"checksums\.json is not valid JSON"),
+    "other JSON": (replace(CHECKSUMS, b'["model.safetensors"]'), r"checksums\.json does not hold a size and a SHA-256"),
+    "empty checksums": (replace(CHECKSUMS, b"{}"), r"training_state\.json has no checksum"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_checkpoint_before_is_whole(tmp_path, accelerator, caplog, damage):
+    spoil, message = DAMAGES[damage]
+    first, second = (save_checkpoint(tmp_path, step, accelerator) for step in (9, 10))
+    assert find_checkpoint(tmp_path, "latest") == second and caplog.records == []
+    spoil(second)
+    assert find_checkpoint(tmp_path, "latest") == first
+    [record] = caplog.records
+    assert record.levelname == "WARNING" and record.getMessage().endswith("; falling back to checkpoint-9")
+    assert re.search(message, record.getMessage())
+    with pytest.raises(ValueError, match=rf"checkpoint-10 is damaged: {message}.*Whole checkpoints beside it: .*-9$"):
+        find_checkpoint(tmp_path, str(second))
+    assert find_checkpoint(tmp_path, str(first)) == first
+    spoil(first)
+    with pytest.raises(ValueError, match=rf"finds no whole checkpoint: .*{message}.*begin again"):
+        find_checkpoint(tmp_path, "latest")
+
+
+def test_an_average_or_weights_that_were_added_are_not_read(tmp_path, accelerator):
+    folder = save_checkpoint(tmp_path, 9, accelerator)
+    (folder / "notes.txt").write_text("a good one")
+    assert damage_of_checkpoint(folder) == []
+    for name in ("model.safetensors", "custom_checkpoint_0.pkl"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        write_checksums(folder)
+        (folder / name).write_bytes(content)
+        assert damage_of_checkpoint(folder) == [f"{name} was added after it was saved"]
+        write_checksums(folder)
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_taken_with_a_warning(tmp_path, accelerator, caplog):
+    folder = save_checkpoint(tmp_path, 9, accelerator)
+    state = json.loads((folder / STATE_FILE).read_text())
+    del state["checksums"]
+    (folder / STATE_FILE).write_text(json.dumps(state))
+    (folder / CHECKSUMS).unlink()
+    assert find_checkpoint(tmp_path, "latest") == find_checkpoint(tmp_path, str(folder)) == folder
+    assert len(caplog.records) == 2 and "has no checksums.json" in caplog.text
+    find_checkpoint(tmp_path, "latest", announce=False)
+    assert len(caplog.records) == 2 and TrainingState.load(folder).step == 9
+    for content in (b"{", b"[1]", b'{"step": 1, "colour": "red"}', b"\xff"):
+        (folder / STATE_FILE).write_bytes(content)
+        with pytest.raises(ValueError, match=r"training_state\.json (is not valid JSON|does not hold the state)"):
+            find_checkpoint(tmp_path, str(folder))
+
+
+def test_checksums_are_those_of_other_programs(tmp_path):
+    (tmp_path / "part").mkdir()
+    for name in ("a.bin", "part/b.bin"):
+        (tmp_path / name).write_bytes(os.urandom(3 * 2**20 + 5))
+    write_checksums(tmp_path)
+    for name, entry in json.loads((tmp_path / CHECKSUMS).read_text()).items():
+        printed = subprocess.run(["sha256sum", tmp_path / name], capture_output=True, text=True, check=True).stdout
+        assert printed.split()[0] == entry["sha256"] and (tmp_path / name).stat().st_size == entry["size"]

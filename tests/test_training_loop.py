@@ -2,20 +2,21 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import REPOSITORY, run_process
 from PIL import Image
 from safetensors.torch import load_file
+from training_checkpoints import damage_of_checkpoint
+from training_checksums import checked_files
 
 from clustr_hf import ClusTRForImageClassification, ClusTRImageProcessor
 
@@ -45,9 +46,16 @@ def environment(folder):
     return {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
-def run(data, output_dir, *arguments):
-    run_process(train_command(data, output_dir, *arguments), output_dir.parent, **environment(output_dir.parent))
-    return load_file(output_dir / "model.safetensors")
+@pytest.fixture(scope="module")
+def run(forked_scripts, image_folders, tmp_path_factory):
+    """Train on the digits; returns the weights."""
+
+    def run(output_dir, *arguments):
+        log = tmp_path_factory.mktemp("logs") / "log"
+        forked_scripts("classification", train_command(image_folders, output_dir, *arguments)[2:], log).succeed()
+        return load_file(output_dir / "model.safetensors")
+
+    return run
 
 
 def read_json(path):
@@ -63,64 +71,20 @@ def assert_same_run(folder, other):
     assert {**results, "train_runtime": 0} == {**other_results, "train_runtime": 0}
 
 
-def assert_checkpoints_are_whole(output_dir):
-    for checkpoint in output_dir.glob("checkpoint-*"):
-        if checkpoint.suffix == ".incomplete":
-            continue
-        assert all(weight.isfinite().all() for weight in load_file(checkpoint / "model.safetensors").values())
-        torch.load(checkpoint / "optimizer.bin", weights_only=True)
-        assert read_json(checkpoint / "training_state.json")["step"] == int(checkpoint.name.split("-")[1])
-    for best in output_dir.glob("best-*"):
-        if best.suffix != ".incomplete":
-            assert load_file(best / "model.safetensors") and read_json(best / "config.json")
-
-
-def kill_during(command, step, delay, folder):
-    """Start a run, let it log the step, kill it `delay` seconds later; whether it was still running."""
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True, env={**os.environ, **environment(folder)}
-    )
-    logged = re.compile(rf"step {step}, .*loss")
-    if not any(logged.search(line) for line in process.stderr):
-        raise AssertionError(f"the run ended before step {step}")
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.stderr.close()
-    return process.wait() == -signal.SIGKILL
-
-
-@pytest.mark.slow
-def test_five_kills_change_nothing(image_folders, tmp_path):
-    schedule = [*EVERYTHING, "--max_train_steps", 32, "--checkpointing_steps", 2, "--eval_steps", 5]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(image_folders, whole, *schedule)
-    moments = random.Random(0)
-    command = train_command(image_folders, killed, *schedule, "--resume_from_checkpoint", "latest")
-    for _ in range(5):
-        saved = sorted(int(path.name.split("-")[1]) for path in killed.glob("checkpoint-*") if path.suffix == "")
-        step = (saved[-1] if saved else 0) + moments.randint(1, 5)
-        assert kill_during(command, step, moments.uniform(0, 0.3), tmp_path)
-        assert_checkpoints_are_whole(killed)
-    run(image_folders, killed, *schedule, "--resume_from_checkpoint", "latest")
-    assert_same_run(whole, killed)
-    assert not list(killed.glob("*.incomplete"))
-    assert len(list(killed.glob("checkpoint-*"))) == 2 and len(list(killed.glob("best-*"))) == 1
-
-
-def test_a_run_by_muon_resumes_exactly(image_folders, tmp_path):
+def test_a_run_by_muon_resumes_exactly(run, tmp_path):
     arguments = [*EIGHT_STEPS, "--optimizer", "muon", "--checkpointing_steps", 4]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(image_folders, whole, *arguments)
+    run(whole, *arguments)
     shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")
-    run(image_folders, resumed, *arguments, "--resume_from_checkpoint", "latest")
+    run(resumed, *arguments, "--resume_from_checkpoint", "latest")
     assert_same_run(whole, resumed)
 
 
 @pytest.fixture(scope="module")
-def one_process(image_folders, tmp_path_factory):
+def one_process(run, tmp_path_factory):
     """Eight steps on one process, and their weights; neither drop path nor mixup, which processes draw themselves."""
     output_dir = tmp_path_factory.mktemp("processes") / "one"
-    return output_dir, run(image_folders, output_dir, *EIGHT_STEPS)
+    return output_dir, run(output_dir, *EIGHT_STEPS)
 
 
 def assert_close(weights, expected):
@@ -131,28 +95,54 @@ def assert_close(weights, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
 def test_two_processes_give_the_weights_of_one(image_folders, one_process, tmp_path, kind):
+    """Stopped by a signal to one of them, and resumed from their parts of the state."""
     reference, expected = one_process
-    command = train_command(image_folders, tmp_path / "two", *EIGHT_STEPS, "--max_grad_norm", 100.0)
+    out = tmp_path / "two"
+    command = train_command(image_folders, out, *EIGHT_STEPS, "--max_grad_norm", 100.0)
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--main_process_port", 0]
-    halfway = [*command[1:], "--checkpointing_steps", 4]
-    run_process([*launch, *halfway], tmp_path, **environment(tmp_path))
-    assert_close(load_file(tmp_path / "two" / "model.safetensors"), expected)
-    results, expected_results = (read_json(path / "all_results.json") for path in (tmp_path / "two", reference))
+    command = [*map(str, [*launch, *command[1:], "--checkpointing_steps", 4])]
+    stop_second_process(command, tmp_path)
+    [checkpoint] = out.glob("checkpoint-*")
+    assert checkpoint.name in [f"checkpoint-{step}" for step in range(2, 8)] and not (out / "config.json").exists()
+    listed = checked_files(checkpoint)
+    assert {"random_states_0.pkl", "random_states_1.pkl", "training_state.json"} <= listed
+    assert ("model.safetensors" in listed) == (kind == "ddp_cpu") and damage_of_checkpoint(checkpoint) == []
+    largest = max(checkpoint.rglob("*"), key=lambda path: path.stat().st_size)
+    shutil.copytree(checkpoint, out / "checkpoint-100")
+    damaged = out / "checkpoint-100" / largest.relative_to(checkpoint)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+
+    run_process([*command, "--resume_from_checkpoint", "latest"], tmp_path, **environment(tmp_path))
+    assert_close(load_file(out / "model.safetensors"), expected)
+    results, expected_results = (read_json(path / "all_results.json") for path in (out, reference))
     assert results["eval_samples"] == 31 and results["eval_accuracy"] == expected_results["eval_accuracy"]
     assert results["eval_loss"] == pytest.approx(expected_results["eval_loss"], abs=1e-5)
-
-    # Resumed halfway, both processes go on from their part of the state.
-    shutil.rmtree(tmp_path / "two" / "checkpoint-8")
-    again = [*launch, *halfway, "--resume_from_checkpoint", "latest"]
-    run_process(again, tmp_path, **environment(tmp_path))
-    assert_close(load_file(tmp_path / "two" / "model.safetensors"), expected)
+    assert damage_of_checkpoint(out / "checkpoint-8") == []
 
 
-def test_accumulation_and_workers_do_not_change_the_result(image_folders, one_process, tmp_path):
+def stop_second_process(command, folder):
+    """Start a run on two processes and send SIGTERM to the second one after a step."""
+    launcher = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **environment(folder)}
+    )
+    log = []
+    for line in launcher.stderr:
+        log.append(line)
+        if re.search(r"step 1, .*loss", line):
+            [second] = [
+                process
+                for process in psutil.Process(launcher.pid).children(recursive=True)
+                if process.environ().get("RANK") == "1"
+            ]
+            second.send_signal(signal.SIGTERM)
+    assert launcher.wait() != 0 and "resume with `--resume_from_checkpoint latest`" in "".join(log), "".join(log)
+
+
+def test_accumulation_and_workers_do_not_change_the_result(run, one_process, tmp_path):
     reference, expected = one_process
     arguments = ["--per_device_train_batch_size", 2, "--dataloader_num_workers", 2, "--per_device_eval_batch_size", 7]
-    assert_close(run(image_folders, tmp_path / "accumulated", *EIGHT_STEPS, *arguments), expected)
+    assert_close(run(tmp_path / "accumulated", *EIGHT_STEPS, *arguments), expected)
     assert read_json(tmp_path / "accumulated" / "all_results.json")["eval_samples"] == 31
     best, final = (read_json(reference / name) for name in ("all_results.json", "log_history.json"))
     assert best["eval_accuracy"] == [entry for entry in final if "eval_accuracy" in entry][-1]["eval_accuracy"]

@@ -2,9 +2,13 @@
 """Load a trained model as a whole, while `from_pretrained` initialises what a checkpoint lacks and only warns."""
 
 import importlib
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .handler_clustr import pipeline_task
@@ -24,13 +28,14 @@ def load_trained(
         arguments: Further ones of `from_pretrained`, as `revision` or a field of the configuration.
 
     Raises:
-        ValueError: if the checkpoint is none of ClusTR, or lacks weights of the class.
+        ValueError: if the checkpoint is none of ClusTR, lacks weights of the class, or its weights cannot be read.
     """
     config, _ = PreTrainedConfig.get_config_dict(name_or_path, **arguments)
     pipeline_task(config)  # or an error, if it is no model of ours
     saved_class = getattr(importlib.import_module(__package__), config["architectures"][0])
     model_class = model_class or saved_class
-    model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **arguments)
+    with naming_unreadable_weights("`name_or_path`", name_or_path):
+        model, report = model_class.from_pretrained(name_or_path, output_loading_info=True, **arguments)
     missing = sorted(report["missing_keys"])
     if missing:
         raise ValueError(
@@ -38,6 +43,39 @@ def load_trained(
             f"of {saved_class.__name__} and lacks {len(missing)} of them: {', '.join(missing[:4])}."
         )
     return model.eval()
+
+
+@contextmanager
+def naming_unreadable_weights(argument: str, name_or_path: str | Path) -> Iterator[None]:
+    """
+    A context for `from_pretrained`, whose errors say what is wrong with a file of weights but not with which one.
+
+    Args:
+        argument (`str`): What the checkpoint was given as, for the message.
+        name_or_path (`str` or `Path`): Folder, or id on the Hub.
+
+    Raises:
+        ValueError: if a file of weights is truncated or no file of weights at all; names it, if it is in a folder.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        names = ", ".join(_unreadable_files(Path(name_or_path))) or "one of its files"
+        raise ValueError(
+            f"{argument} {name_or_path} has weights that cannot be read, in {names}: {error}. "
+            f"The file is truncated or is not what its name says: copy or download it again."
+        ) from error
+
+
+def _unreadable_files(folder: Path) -> Iterator[str]:
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError):
+            yield path.name
 
 
 __all__ = ["load_trained"]
