@@ -59,7 +59,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 # Those of the request that is being answered, for what its pipeline calls.
-_LIMITS: ContextVar["RequestLimits"] = ContextVar("limits")
+_LIMITS: ContextVar["RequestLimits | None"] = ContextVar("limits", default=None)
 _REPR = reprlib.Repr()  # of what came, however long it is
 _REPR.maxstring = _REPR.maxother = 80
 
@@ -143,10 +143,9 @@ class EndpointHandler:
     def __init__(self, path: str = "."):
         self.task = pipeline_task(json.loads((Path(path) / "config.json").read_text()))
         self.pipeline = pipeline(self.task, model=str(path), trust_remote_code=True)
-        if self.task == "image-segmentation":
-            _limit_masks(self.pipeline)
+        limit_masks(self.pipeline)
         if Path(__file__).name == "handler.py":  # an endpoint opens bodies of an image type before it calls this
-            self.pipeline.image_processor.guard_pil(IMAGE_FORMATS, self._most_pixels(), MAX_FILE_BYTES)
+            self.pipeline.image_processor.guard_pil(IMAGE_FORMATS, most_pixels(self.pipeline), MAX_FILE_BYTES)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """
@@ -166,7 +165,7 @@ class EndpointHandler:
         """
         if not isinstance(data, dict) or data.get("inputs") is None:
             raise RequestError("the request must be a JSON object with `inputs`, or an image.")
-        limits = RequestLimits(self._most_pixels())
+        limits = RequestLimits(most_pixels(self.pipeline))
         parameters = self._check_parameters(data.get("parameters"))
         inputs = data["inputs"]
         if not isinstance(inputs, (list, tuple)):
@@ -178,13 +177,6 @@ class EndpointHandler:
         opened = [self._open(item, limits) for item in inputs]  # all of them before the first is decoded
         opened.reverse()
         return [self._answer(opened, parameters, limits) for _ in inputs]
-
-    def _most_pixels(self) -> int:
-        """Of all images of a request together."""
-        if self.task != "image-segmentation":
-            return MAX_PIXELS
-        classes = 1 if _draws_objects(self.pipeline.image_processor) else self.pipeline.model.config.num_labels
-        return min(MAX_PIXELS_OF_MASKS, MAX_PIXELS_TIMES_CLASSES // classes)
 
     def _check_parameters(self, parameters: Any) -> dict[str, Any]:
         allowed = PARAMETERS[self.task]
@@ -369,20 +361,34 @@ def _decode(image: Image.Image, processor: Any) -> Image.Image:
         raise RequestError(f"`inputs` must be a whole image file: {error}") from error
 
 
-def _draws_objects(processor: Any) -> bool:
-    return hasattr(processor, "post_process_instance_segmentation")
+def most_pixels(run: Any) -> int:
+    """The limit of the pixels of all images of a request together, for a pipeline."""
+    if run.task != "image-segmentation":
+        return MAX_PIXELS
+    classes = 1 if _draws_objects(run.image_processor) else run.model.config.num_labels
+    return min(MAX_PIXELS_OF_MASKS, MAX_PIXELS_TIMES_CLASSES // classes)
 
 
-def _limit_masks(run: Any):
-    """Let a pipeline count the masks of an answer before it draws them."""
+def limit_masks(run: Any):
+    """
+    Let a pipeline of image segmentation count the masks of an answer before it draws them, and raise a
+    [`RequestError`] for too many pixels: of a request to [`EndpointHandler`], or of a call of its own.
+    """
+    if run.task != "image-segmentation":
+        return
     draw = run.postprocess
 
     def postprocess(outputs: Any, threshold: float = 0.9, **parameters) -> Any:
         height, width = map(int, outputs["target_size"][0])
-        _LIMITS.get().add_masks(_number_of_masks(run.image_processor, outputs, threshold), height, width)
+        limits = _LIMITS.get() or RequestLimits()
+        limits.add_masks(_number_of_masks(run.image_processor, outputs, threshold), height, width)
         return draw(outputs, threshold=threshold, **parameters)
 
     run.postprocess = postprocess
+
+
+def _draws_objects(processor: Any) -> bool:
+    return hasattr(processor, "post_process_instance_segmentation")
 
 
 def _number_of_masks(processor: Any, outputs: Any, threshold: float) -> int:
@@ -425,6 +431,8 @@ __all__ = [
     "RequestError",
     "RequestLimits",
     "check_parameter",
+    "limit_masks",
+    "most_pixels",
     "open_image",
     "pipeline_task",
     "read_image",

@@ -134,8 +134,8 @@ def _check_bomb(scanned: ScannedFile):
     """PIL's own limit of pixels, which it looks at when it has made room for those of a WebP image."""
     if Image.MAX_IMAGE_PIXELS is not None and scanned.width * scanned.height > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(
-            f"{scanned.width} x {scanned.height} pixels are more than twice PIL.Image.MAX_IMAGE_PIXELS, "
-            f"{Image.MAX_IMAGE_PIXELS:,}"
+            f"{scanned.width} x {scanned.height} pixels may be a decompression bomb: they are more than twice "
+            f"`PIL.Image.MAX_IMAGE_PIXELS`, {Image.MAX_IMAGE_PIXELS:,}"
         )
 
 
