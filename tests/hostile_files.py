@@ -162,12 +162,14 @@ FRAME = struct.pack(">IIIIIHHBB", 0, 64, 48, 0, 0, 1, 1, 0, 0)
 for place in ("before", "after"):
     for name in (b"aaAa", b"tEXt", b"gAMA"):
         data = {b"tEXt": b"a\0", b"gAMA": bytes(4)}.get(name, b"")
-        hostile(f"png, many {name.decode()} {place}", lambda p=place, c=chunk(name, data): png(**{p: repeat(c)}))
+        hostile(f"png, many {name.decode()} {place}", lambda p=place, n=name, d=data: png(**{p: repeat(chunk(n, d))}))
 hostile("png, many chunks, 19 MB", lambda: png(repeat(chunk(b"aaAa"), LARGEST)))
 for place in ("before", "after"):
     for name in (b"zTXt", b"iTXt"):
         text = {b"zTXt": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}[name] + zeros(10**6)
-        hostile(f"png, {name.decode()} that grows {place}", lambda p=place, c=chunk(name, text): png(**{p: repeat(c)}))
+        hostile(
+            f"png, {name.decode()} that grows {place}", lambda p=place, n=name, t=text: png(**{p: repeat(chunk(n, t))})
+        )
     hostile(f"png, profile that grows {place}", lambda p=place: png(**{p: chunk(b"iCCP", b"a\0\0" + zeros(GROWN))}))
     hostile(f"png, long text {place}", lambda p=place: png(**{p: chunk(b"tEXt", b"a\0".ljust(LARGE, b"a"))}))
     hostile(f"png, exif with shared values {place}", lambda p=place: png(**{p: chunk(b"eXIf", LONG_EXIF[6:])}))

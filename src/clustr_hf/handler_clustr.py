@@ -327,8 +327,8 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
     limits.add_image(scanned.width, scanned.height)
     if scanned.coding and scanned.width * scanned.height > MAX_PIXELS_OF_LOSSLESS_WEBP:
         raise RequestError(
-            f"`inputs` must be an image of at most {MAX_PIXELS_OF_LOSSLESS_WEBP:,} pixels, if it is a WebP image that is "
-            f"lossless, transparent or animated, got {scanned.width} x {scanned.height}."
+            f"`inputs` must be an image of at most {MAX_PIXELS_OF_LOSSLESS_WEBP:,} pixels, if it is WebP and lossless, "
+            f"transparent or animated, got {scanned.width} x {scanned.height}."
         )
     if scanned.scans * scanned.width * scanned.height > MAX_PIXELS_TIMES_SCANS:
         raise RequestError(

@@ -172,9 +172,9 @@ def _is_png_metadata(content: Buffer, position: int, length: int, seen: set[byte
 
 def _text_of(chunk: bytes) -> bytes | None:
     """The text of an iTXt chunk, or None if that is more than an image needs."""
-    head, _, rest = chunk[len(_PNG_XMP) + 2 :].partition(b"\0")
-    text = rest.partition(b"\0")[2]
-    return _decompress(text) if chunk[len(_PNG_XMP) : len(_PNG_XMP) + 1] == b"\x01" else text
+    start = len(_PNG_XMP)  # there are two flags, a language and a translated name, each ended by 0
+    text = [*chunk[start + 2 :].split(b"\0", 2), b"", b""][2]
+    return _decompress(text) if chunk[start : start + 1] == b"\x01" else text
 
 
 def _decompress(data: bytes) -> bytes | None:
@@ -285,7 +285,7 @@ def _webp_size(name: bytes, data: bytes) -> tuple[int, int] | None:
 
 
 def _is_webp_metadata(name: bytes, data: bytes) -> bool:
-    return name == b"EXIF" and _is_modest_exif(data) or name == b"XMP " and len(data) <= MAX_XMP_BYTES
+    return (name == b"XMP " and len(data) <= MAX_XMP_BYTES) or (name == b"EXIF" and _is_modest_exif(data))
 
 
 # GIF: blocks, of which some have sub-blocks of up to 255 bytes
