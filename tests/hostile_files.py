@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 
-LARGE = 3_000_000  # bytes
+LARGE = 2_000_000  # bytes
 LARGEST = 19_000_000  # a request may have 20 MiB
 GROWN = 100_000_000  # bytes that a stream becomes
 SIDE = 5000  # of the largest image that is answered

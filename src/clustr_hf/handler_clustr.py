@@ -308,7 +308,7 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
         RequestError: as in [`read_image`].
     """
     if isinstance(item, str):
-        item = _decode_base64(item, processor, limits)
+        item = _decode_base64(item, limits)
     if isinstance(item, Image.Image):
         limits.add_image(*item.size)
         return item
@@ -317,13 +317,15 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
     if not item:
         raise RequestError("`inputs` must be an image file, got none: it is empty.")
     limits.add_file(len(item))
+    name = processor.find_format(bytes(item[:16]))
+    if name not in IMAGE_FORMATS:
+        raise _wrong_format(name or "no such one")
     try:
         scanned = processor.scan_file(bytes(item))
     except ValueError as error:
         raise RequestError(f"`inputs` must be a whole image file of usual build, but {error}.") from error
-    if scanned.format not in IMAGE_FORMATS or (scanned.format == "JPEG" and scanned.coding):
-        came = f"{scanned.coding} {scanned.format}".strip() if scanned.format else "no such one"
-        raise RequestError(f"`inputs` must be an image file ({', '.join(IMAGE_FORMATS)}), got {came}.")
+    if name == "JPEG" and scanned.coding:
+        raise _wrong_format(f"{scanned.coding} JPEG")
     limits.add_image(scanned.width, scanned.height)
     if scanned.coding and scanned.width * scanned.height > MAX_PIXELS_OF_LOSSLESS_WEBP:
         raise RequestError(
@@ -341,15 +343,20 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
         raise RequestError(f"`inputs` must be a whole image file: {error}") from error
 
 
-def _decode_base64(text: str, processor: Any, limits: RequestLimits) -> bytes:
+def _wrong_format(name: str) -> RequestError:
+    return RequestError(f"`inputs` must be an image file ({', '.join(IMAGE_FORMATS)}), got {name}.")
+
+
+def _decode_base64(text: str, limits: RequestLimits) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     elif "://" in text[:20]:
         raise RequestError("`inputs` must be an image file in base64: URLs are not fetched.")
-    if len(text) > 2 * MAX_FILE_BYTES:  # a third more than the file, and line breaks
-        limits.add_file(3 * len(text) // 4)
+    content = text.encode("ascii", "replace").translate(None, b" \t\n\r\v\f")
+    if len(content) > 4 * MAX_FILE_BYTES // 3 + 4:
+        limits.add_file(3 * len(content) // 4)
     try:
-        return processor.decode_base64(text)
+        return base64.b64decode(content, validate=True)
     except ValueError as error:
         raise RequestError(f"`inputs` must be an image file in base64: {error}.") from error
 

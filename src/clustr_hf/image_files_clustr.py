@@ -14,6 +14,7 @@ import re
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 # What can be sliced, searched and unpacked.
@@ -24,8 +25,8 @@ MAX_PARTS, BYTES_OF_A_PART = 1000, 128
 # Encoders write about 10 scans of a progressive JPEG. Each costs a pass over all pixels, however small it is.
 MAX_SCANS = 64
 MAX_TAGS = 4096
-# Numbers of a TIFF tag that PIL unpacks; a palette of 16 bits has 196,608.
-MAX_TAG_VALUES = 2**18
+# Numbers and fractions of a TIFF tag that PIL unpacks; a palette of 16 bits has 196,608 numbers.
+MAX_NUMBERS, MAX_FRACTIONS = 2**18, 4096
 # A block of EXIF in JPEG is no larger; XMP with the history of an image may be.
 MAX_EXIF_BYTES = 2**16
 MAX_XMP_BYTES = 2**20
@@ -55,6 +56,7 @@ _TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 _WIDTH, _LENGTH, _SAMPLES = 256, 257, 277
 _MAX_SAMPLES = 6  # PIL refuses more
 _STRIPS_AND_TILES = (273, 279, 324, 325)
+_TEXTS = (1, 2, 6, 7)  # types of bytes, which are not unpacked
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability
 _LAST_TAG_OF_PIXELS = 699
 
@@ -333,52 +335,57 @@ def _scan_tiff(content: Buffer) -> ScannedFile:
     tags, shared = _read_directory(content)
     for name in _DIRECTORIES:
         if not shared and name in tags:
-            inner, shared = _read_directory(content, tags[name][1])
+            inner, shared = _read_directory(content, tags[name].value)
             tags = {**inner, **tags}
     if shared:
         raise ImageFileError("its tags share values: they have more bytes than the file")
-    width, height, samples = (max(1, tags.get(tag, (1, 1))[1]) for tag in (_WIDTH, _LENGTH, _SAMPLES))
-    samples = min(samples, _MAX_SAMPLES)
-    for tag, (count, _) in tags.items():
-        most = MAX_TAG_VALUES
-        if tag in _STRIPS_AND_TILES:
-            most = 16 + samples * max(height, width * height // 64)
-        if tag <= _LAST_TAG_OF_PIXELS and count > most:
-            raise ImageFileError(f"it has {count:,} values of tag {tag}, more than {most:,}")
+    width, height, samples = (max(1, tags[tag].value) if tag in tags else 1 for tag in (_WIDTH, _LENGTH, _SAMPLES))
+    most_places = 16 + min(samples, _MAX_SAMPLES) * max(height, width * height // 64)
+    for name, tag in tags.items():
+        most = most_places if name in _STRIPS_AND_TILES else MAX_FRACTIONS if tag.kind in (5, 10) else MAX_NUMBERS
+        if name <= _LAST_TAG_OF_PIXELS and tag.kind not in _TEXTS and tag.count > most:
+            raise ImageFileError(f"it has {tag.count:,} values of tag {name}, more than {most:,}")
     return ScannedFile("TIFF", width, height, content)
 
 
-def _read_directory(content: Buffer, position: int | None = None) -> tuple[dict[int, tuple[int, int]], bool]:
+class _Tag(NamedTuple):
+    """`value` is the first one, or where they are."""
+
+    kind: int
+    count: int
+    value: int
+
+
+def _read_directory(content: Buffer, position: int | None = None) -> tuple[dict[int, _Tag], bool]:
     """
-    The directory at a position, or the first one: tag -> number of values, and the first one or where they are; and
-    whether the values have more bytes than the file. It ends where PIL's reading ends: at a value beyond the file.
+    The tags of the directory at a position, or of the first one, and whether their values have more bytes than the
+    file. It ends where PIL's reading ends: at a value beyond the file.
     """
     order = "<" if content[:2] == b"II" else ">"
     is_big = content[2] == 43
-    head, entry, inline = ("Q", "HHQ8s", 8) if is_big else ("H", "HHI4s", 4)
-    word = "Q" if is_big else "I"
+    head, entry, word, inline = ("Q", "HHQ8s", "Q", 8) if is_big else ("H", "HHI4s", "I", 4)
+    head, entry = struct.Struct(order + head), struct.Struct(order + entry)
     tags, total = {}, 0
     if position is None:
         (position,) = struct.unpack_from(order + word, content, 8 if is_big else 4)
-    if not 0 <= position <= len(content) - struct.calcsize(order + head):
+    if not 0 <= position <= len(content) - head.size:
         return tags, False
-    (number,) = struct.unpack_from(order + head, content, position)
-    position += struct.calcsize(order + head)
+    (number,) = head.unpack_from(content, position)
     for index in range(number):
-        if position + struct.calcsize(order + entry) > len(content):
+        start = position + head.size + index * entry.size
+        if start + entry.size > len(content):
             break
         if index >= MAX_TAGS:
             raise ImageFileError(f"it has more than {MAX_TAGS:,} tags in a directory")
-        tag, kind, count, value = struct.unpack_from(order + entry, content, position)
-        position += struct.calcsize(order + entry)
+        name, kind, count, value = entry.unpack_from(content, start)
         size = count * _TAG_SIZES.get(kind, 0)
-        first = value if size > inline else value[: _TAG_SIZES.get(kind)]
-        place = int.from_bytes(first, "little" if order == "<" else "big")
+        value = value if size > inline else value[: _TAG_SIZES.get(kind, 0)]
+        place = int.from_bytes(value, "little" if order == "<" else "big")
         if size > inline:
             if place + size > len(content):
                 break
             total += size
-        tags[tag] = count, place
+        tags[name] = _Tag(kind, count, place)
     return tags, total > len(content)
 
 

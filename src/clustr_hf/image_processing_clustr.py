@@ -24,10 +24,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .image_files_clustr import scan_file
+from .image_files_clustr import find_format, scan_file
 from .image_reading_clustr import (
     as_rgb,
-    decode_base64,
     guard_pil,
     load_image,
     open_image,
@@ -67,7 +66,7 @@ class ReadsImagesMixin:
     """
 
     # For `handler.py`, which stands alone in a repository and reaches its code through the processor.
-    scan_file, guard_pil, decode_base64 = staticmethod(scan_file), staticmethod(guard_pil), staticmethod(decode_base64)
+    find_format, scan_file, guard_pil = staticmethod(find_format), staticmethod(scan_file), staticmethod(guard_pil)
 
     def read_image(self, image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
         """

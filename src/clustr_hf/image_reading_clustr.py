@@ -179,21 +179,11 @@ def _fetch(source: str, timeout: float | None) -> bytes:
         return bytes(content)
     text = source.partition(",")[2] if source.startswith("data:image/") else source
     try:
-        return decode_base64(text)
+        return base64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except ValueError as error:
         raise ValueError(
             f"`images` must be readable, but {source[:200]!r} is no file, no URL and no image file in base64."
         ) from error
-
-
-def decode_base64(text: str) -> bytes:
-    """
-    What a text in base64 says; white space is left out.
-
-    Raises:
-        ValueError: for other characters, and wrong padding.
-    """
-    return base64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
 
 
 def _open_avif_without_exif(name: str, content: bytes | None) -> Image.Image | None:
