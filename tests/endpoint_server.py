@@ -3,9 +3,11 @@ An Inference Endpoint on a local port, for tests: what Hugging Face's inference 
 
 `with EndpointServer(folder) as server:` imports `handler.py` from the folder by its path, as the toolkit does, and
 answers `POST /`: bodies of an image type become PIL images, JSON is given to the handler as it is; what the handler
-raises is answered with status 400 and the message.
+raises is answered with status 400 and the message. The handler guards PIL in the whole process; at the end PIL reads
+again what it has read before.
 """
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -18,12 +20,32 @@ from local_server import LocalServer
 from PIL import Image
 
 
+@contextlib.contextmanager
+def restored_pil():
+    """Undoes in the end what is done to the formats that PIL reads."""
+    Image.init()
+    formats, names, most = dict(Image.OPEN), list(Image.ID), Image.MAX_IMAGE_PIXELS
+    try:
+        yield
+    finally:
+        Image.OPEN.clear()
+        Image.OPEN.update(formats)
+        Image.ID[:] = names
+        Image.MAX_IMAGE_PIXELS = most
+
+
 class EndpointServer(LocalServer):
     def __init__(self, folder: Path):
+        self.pil = contextlib.ExitStack()
+        self.pil.enter_context(restored_pil())
         spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         super().__init__(RequestHandler, answer_with=staticmethod(module.EndpointHandler(str(folder))))
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self.pil.close()
 
     def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, object]:
         """Status and answer; raises what the connection raises if there is none."""

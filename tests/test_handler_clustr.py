@@ -3,13 +3,15 @@
 import base64
 import io
 import json
-import struct
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
 import pytest
 import torch
 from endpoint_server import EndpointServer
+from hostile_files import chunk, many_codes, png, repeat, shared_tags, with_frame
 from hub_repositories import PIPELINES, make_image, make_model
 from PIL import Image
 from pipeline_answers import as_arrays, assert_same, with_arrays
@@ -98,11 +100,7 @@ def test_poses_take_boxes_beside_each_image(endpoint):
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG file that says it is of this size, and has no pixels."""
-    content = b"\x89PNG\r\n\x1a\n"
-    fields = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    for kind, data in ((b"IHDR", fields), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return content
+    return png(size=(width, height), rows=zlib.compress(b""))
 
 
 def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
@@ -132,10 +130,10 @@ def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
         "words": ("hello, world!", "base64"),
         "wrong padding": ("abcde", "base64"),
         "no ASCII": ("ü" * 8, "base64"),
-        "no image": (in_base64(b"just some bytes"), "BMP, GIF"),
-        "a script": (in_base64(b"#!/bin/sh\necho"), "BMP, GIF"),
-        "PostScript": (in_base64(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "BMP, GIF"),
-        "SVG": (in_base64(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "BMP, GIF"),
+        "no image": (in_base64(b"just some bytes"), "JPEG, PNG, WEBP"),
+        "a script": (in_base64(b"#!/bin/sh\necho"), "JPEG, PNG, WEBP"),
+        "PostScript": (in_base64(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "JPEG, PNG, WEBP"),
+        "SVG": (in_base64(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "JPEG, PNG, WEBP"),
         "a URL": ("http://127.0.0.1/image.png", "URLs are not fetched"),
         "a file's URL": ("file:///etc/passwd", "URLs are not fetched"),
         "a path": ("/etc/passwd", "base64"),
@@ -143,9 +141,14 @@ def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
         "half of a JPEG": (in_base64(jpeg[: len(jpeg) // 2]), "whole image file"),
         "a header": (in_base64(whole[:40]), ""),
         "no pixels": (in_base64(png_header(64, 64)), "whole image file"),
-        "a bomb": (in_base64(png_header(60_000, 60_000)), "000,000 pixels, got"),
-        "too many pixels": (in_base64(png_header(8_000, 8_000)), "000,000 pixels, got"),
-        "NaN": (in_base64(encode(Image.fromarray(np.full((9, 9), np.nan, dtype=np.float32)), "TIFF")), "whole image"),
+        "a bomb": (in_base64(png_header(60_000, 60_000)), "00,000 pixels, got"),
+        "too many pixels": (in_base64(png_header(8_000, 8_000)), "00,000 pixels, got"),
+        "TIFF": (in_base64(encode(make_image(), "TIFF")), "(JPEG, PNG, WEBP), got TIFF"),
+        "GIF": (in_base64(encode(make_image(), "GIF")), "(JPEG, PNG, WEBP), got GIF"),
+        "BMP": (in_base64(encode(make_image(), "BMP")), "(JPEG, PNG, WEBP), got no such one"),
+        "shared tags": (in_base64(shared_tags(1500, 1_000_000)), "(JPEG, PNG, WEBP), got TIFF"),
+        "many chunks": (in_base64(png(repeat(chunk(b"aaAa"), 500_000))), "more than 4,9"),
+        "arithmetic": (in_base64(with_frame(0xC9)), "got arithmetic JPEG"),
         "too thin": (in_base64(encode(Image.new("RGB", (3_000, 2)))), "times as long as wide"),
         "too high": (in_base64(encode(Image.new("L", (1, 12)))), "times as long as wide"),
         "no images": ([], "1 to 16 images"),
@@ -174,6 +177,9 @@ def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
         (whole[:100], "image/png", ""),
         (png_header(60_000, 60_000), "image/png", "decompression bomb"),
         (encode(Image.new("RGB", (3_000, 2))), "image/png", "times as long as wide"),
+        (encode(make_image(), "TIFF"), "image/tiff", "cannot identify"),
+        (shared_tags(1500, 1_000_000), "image/tiff", "cannot identify"),
+        (png(repeat(chunk(b"aaAa"), 500_000)), "image/png", "more than 4,9"),
     ]
     assert len(bodies) >= 40, kind
     return bodies
@@ -240,10 +246,12 @@ def test_images_are_turned_upright(handler):
     np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
 
 
-def test_of_several_frames_the_first_counts(handler):
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "MPO"])
+def test_of_several_frames_the_first_counts(format, handler):
     frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
-    content = encode(frames[0], "TIFF", save_all=True, append_images=frames[1:])
-    assert read_image(content, handler.pipeline.image_processor).getpixel((5, 5)) == (255, 0, 0)
+    content = encode(frames[0], format, save_all=True, append_images=frames[1:])
+    red, green, blue = read_image(content, handler.pipeline.image_processor).getpixel((5, 5))
+    assert red > 250 and max(green, blue) < 5
 
 
 def test_wrapped_base64_is_read(handler):
@@ -253,10 +261,114 @@ def test_wrapped_base64_is_read(handler):
 
 def test_images_of_masks_may_be_half_as_large(handler):
     large = png_header(5_000, 4_000)
-    with pytest.raises(RequestError, match="1 to 16,000,000 pixels, got 5000 x 4000"):
+    with pytest.raises(RequestError, match="1 to 12,500,000 pixels, got 5000 x 4000"):
         read_image(large, handler.pipeline.image_processor, handler_clustr.MAX_PIXELS_OF_MASKS)
     with pytest.raises(RequestError, match="must be a whole image file"):
         read_image(large, handler.pipeline.image_processor)
+
+
+@pytest.fixture
+def undecoded(monkeypatch):
+    """Fails a test in which an image is decoded."""
+    monkeypatch.setattr(handler_clustr, "_decode", lambda *_: pytest.fail("an image was decoded"))
+
+
+def test_limits_are_those_of_a_request_whatever_the_number_of_images(handler, undecoded):
+    """Sixteen pictures of sixteen megapixels were decoded one after the other, for more than a minute."""
+    large = encode(Image.new("L", (4_000, 4_000)), "JPEG")
+    start = time.monotonic()
+    for inputs in ([large] * 16, [in_base64(large)] * 2, [Image.new("1", (4_000, 4_000)), large]):
+        with pytest.raises(RequestError, match="at most 25,000,000 pixels together, got 32,000,000 or more"):
+            handler({"inputs": inputs})
+    heavy = png(end=bytes(11 * 2**20))
+    for inputs in ([heavy] * 2, [in_base64(heavy), heavy]):
+        with pytest.raises(RequestError, match="at most 20,971,520 bytes together, got 23,"):
+            handler({"inputs": inputs})
+    assert time.monotonic() - start < 5
+
+
+def test_the_limit_of_pixels_counts_the_classes_of_a_map():
+    model, processor = make_model("semantic_fpn")
+    run = pipeline("image-segmentation", model=model, image_processor=processor)
+    assert handler_clustr.most_pixels(run) == handler_clustr.MAX_PIXELS_OF_MASKS
+    run.model.config.id2label = {index: f"{index}" for index in range(150)}
+    assert handler_clustr.most_pixels(run) == 2_133_333
+    run = pipeline("image-classification", model=make_model("classification")[0], image_processor=processor)
+    assert handler_clustr.most_pixels(run) == handler_clustr.MAX_PIXELS
+
+
+def test_a_lossless_webp_image_and_many_scans_have_lower_limits(handler, undecoded):
+    with pytest.raises(RequestError, match=r"at most 10,000,000 pixels, if it is WebP .*, got 3200 x 3200"):
+        handler({"inputs": many_codes((3200, 3200), 9)})
+    transparent = Image.new("RGBA", (3200, 3200), (1, 2, 3, 4))
+    with pytest.raises(RequestError, match=r"at most 10,000,000 pixels, if it is WebP"):
+        handler({"inputs": encode(transparent, "WEBP", method=0)})
+    progressive = encode(Image.new("L", (2_800, 2_800)), "JPEG", progressive=True)
+    progressive = with_scans(progressive, 64 - progressive.count(b"\xff\xda"))
+    with pytest.raises(RequestError, match=r"450,000,000 pixels in all scans of a JPEG .*, got 64 of 2800 x 2800"):
+        handler_clustr.open_image(progressive, handler.pipeline.image_processor, handler_clustr.RequestLimits())
+    with pytest.raises(RequestError, match="more than 64 scans"):
+        handler({"inputs": with_scans(progressive, 1)})
+
+
+def with_scans(content: bytes, more: int) -> bytes:
+    """A progressive file whose scans are `more` than they were."""
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + last * more + content[-2:]
+
+
+@pytest.mark.parametrize("kind", ["instances", "semantic_fpn"])
+def test_masks_are_counted_for_the_whole_request_before_they_are_drawn(kind, tmp_path, monkeypatch):
+    handler = EndpointHandler(str(build_repository(*make_model(kind), tmp_path / kind)))
+    image, parameters = encode(make_image((60, 60))), {"threshold": 0.0}
+    number = len(handler({"inputs": image, "parameters": parameters}))
+    assert number >= 1
+    most = 3 * number * 60 * 60  # of one to three images: objects that are hidden by others count, too
+    monkeypatch.setattr(handler_clustr, "MAX_PIXELS_OF_ANSWER", most)
+    for _ in range(2):  # the limit is a request's
+        handler({"inputs": image, "parameters": parameters})
+    with pytest.raises(RequestError, match=f"masks of an answer must have at most {most:,} pixels together, got"):
+        handler({"inputs": [image] * 4, "parameters": parameters})
+    monkeypatch.setattr(handler_clustr, "MAX_PIXELS_OF_ANSWER", 60 * 60 - 1)
+    monkeypatch.setattr(Image, "fromarray", lambda *_: pytest.fail("a mask was drawn"))
+    with pytest.raises(RequestError, match=r"send smaller images, or, for objects, a higher `threshold`"):
+        handler({"inputs": image, "parameters": parameters})
+
+
+class Slow:
+    """A pipeline whose answers take a while."""
+
+    def __init__(self, run):
+        self.run, self.number = run, 0
+
+    def __getattr__(self, name):
+        return getattr(self.run, name)
+
+    def __call__(self, *_, **__):
+        self.number += 1
+        time.sleep(0.2)
+        return []
+
+
+def test_a_request_ends_when_its_time_is_up(handler, monkeypatch):
+    """Between the images: the first are answered."""
+    monkeypatch.setattr(handler, "pipeline", Slow(handler.pipeline))
+    monkeypatch.setattr(handler_clustr, "MAX_SECONDS", 0.5)
+    with pytest.raises(RequestError, match=r"within 0\.5 s, but is not: send fewer or smaller images"):
+        handler({"inputs": [encode(make_image())] * 16})
+    assert 1 <= handler.pipeline.number <= 3
+
+
+def test_base64_with_much_white_space_takes_no_more_than_its_length(handler):
+    """As a list of its words it would take ten times as much."""
+    text = in_base64(encode(make_image()))
+    spread = "\n".join(text)
+    processor = handler.pipeline.image_processor
+    tracemalloc.start()
+    assert read_image(spread + " \n" * 1_000_000, processor).size == (120, 90)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
 
 
 def test_what_the_pipeline_refuses_is_a_request_error(tmp_path):

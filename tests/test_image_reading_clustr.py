@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import itertools
 import re
 import struct
 import zlib
@@ -260,17 +261,40 @@ def test_what_people_give_is_read(tmp_path):
         read_image(3)
 
 
+class Answer:
+    """What httpx's streams are, of any number of parts."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def iter_bytes(self):
+        return iter(self.parts)
+
+
 def test_urls_are_read(monkeypatch):
     from clustr_hf import image_reading_clustr
 
+    content, parts = with_exif("PNG", BROKEN_BLOCK), []
+
     class Client:
         @staticmethod
-        def get(url, timeout, follow_redirects):
-            assert (url, timeout, follow_redirects) == ("https://example.com/image", 2.0, True)
-            return type("Answer", (), {"content": with_exif("PNG", BROKEN_BLOCK)})
+        def stream(method, url, timeout, follow_redirects):
+            assert (method, url, timeout, follow_redirects) == ("GET", "https://example.com/image", 2.0, True)
+            return Answer(parts)
 
     monkeypatch.setattr(image_reading_clustr, "httpx", Client)
+    parts += [content[:50], content[50:]]
     np.testing.assert_array_equal(read_image("https://example.com/image", timeout=2.0), PIXELS)
+    parts = itertools.repeat(content)  # a server that never ends
+    monkeypatch.setattr(image_reading_clustr, "MAX_FETCHED_BYTES", 100_000)
+    with pytest.raises(ValueError, match=r"files of at most 100,000 bytes, got https://example\.com/image"):
+        read_image("https://example.com/image", timeout=2.0)
 
 
 # Arrays

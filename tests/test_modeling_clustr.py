@@ -1,9 +1,12 @@
 """The model: parity with the authors' release, invariances, gradients, precisions, sizes, errors."""
 
 import json
+import math
+import time
 
 import pytest
 import torch
+from hub_repositories import make_model
 from tiny_models import tiny_classifier, tiny_config
 from torch import nn
 
@@ -16,7 +19,7 @@ from clustr_hf import (
     find_clusters,
 )
 from clustr_hf.convert_checkpoint import convert_checkpoint
-from clustr_hf.modeling_clustr import ClusTRMLP
+from clustr_hf.modeling_clustr import ClusTRMLP, check_finite
 from clustr_hf.modeling_clustr_attention import (
     ClusTRAttention,
 )
@@ -453,3 +456,56 @@ def test_initialisation_is_the_authors():
         elif isinstance(module, nn.Conv2d) and module.weight.numel() > 1000:
             fan_out = module.out_channels * 9 // module.groups
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+
+
+HEADS = {
+    "classification": ClusTRForImageClassification,
+    "model": ClusTRModel,
+    "backbone": ClusTRBackbone,
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("head", HEADS)
+def test_pixels_that_are_not_finite_are_refused(head, value):
+    model = HEADS[head](ClusTRConfig.from_variant("nano")).eval()
+    pixel_values = torch.randn(3, 3, 64, 64)
+    model(pixel_values)
+    pixel_values[1, 2, 40, 7] = value
+    for images in (pixel_values, pixel_values.double(), pixel_values.to(torch.bfloat16)):
+        with pytest.raises(ValueError, match=r"`pixel_values` must be finite .* in the images \[1\] of 3"):
+            model(images)
+    with pytest.raises(ValueError, match=r"finite as torch.float16, got NaN or infinity in the images \[0\] of 1"):
+        model.half()(torch.full((1, 3, 64, 64), 1e6))
+
+
+def test_every_task_refuses_pixels_that_are_not_finite():
+    for kind in ("semantic_fpn", "upernet", "detection", "instances", "poses"):
+        model, _ = make_model(kind)
+        pixel_values = torch.zeros(2, 3, 64, 64)
+        pixel_values[0, 0, 0, 0] = math.nan
+        with pytest.raises(ValueError, match="`pixel_values` must be finite"):
+            model(pixel_values)
+
+
+def test_graphs_do_not_look_at_values_and_the_check_costs_little():
+    """A traced model gives NaN for NaN; as it was, but for the other images."""
+    model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", attention_type="spatial_reduction"))
+    model.eval().requires_grad_(False)
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda images: model(images).logits, pixel_values, check_trace=False)
+        expected, wrong = model(pixel_values).logits, pixel_values.clone()
+        wrong[1, 0, 3, 4] = math.nan
+        found = traced(wrong)
+        seconds = {"model": [], "check": []}
+        for _ in range(5):
+            for name, call in (("model", model), ("check", check_finite)):
+                start = time.perf_counter()
+                call(pixel_values)
+                seconds[name].append(time.perf_counter() - start)
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1].isnan().all()
+    mapped = torch.func.vmap(lambda image: model(image[None]).logits[0])(wrong)
+    assert mapped[1].isnan().all() and mapped[0].isfinite().all()
+    assert min(seconds["check"]) < 0.03 * min(seconds["model"])

@@ -1,6 +1,5 @@
 """The Space: what its tabs do, and the page itself in a real browser."""
 
-import io
 import json
 import os
 import re
@@ -16,6 +15,8 @@ import gradio as gr
 import numpy as np
 import pytest
 from conftest import REPOSITORY, run_process
+from endpoint_server import restored_pil
+from hostile_files import chunk, encode, png, repeat, shared_tags
 from hub_repositories import PIPELINES, make_image, make_model
 from huggingface_hub import constants
 from local_hub import LocalHub
@@ -183,13 +184,71 @@ def test_nothing_that_people_do_is_a_crash():
     assert max(image.size) == 896 and len(maps) == 4
 
 
-def test_large_images_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-    space_inputs.refuse_large_images()
-    buffer = io.BytesIO()
-    Image.new("1", (4_001, 4_000)).save(buffer, "PNG")
-    with pytest.raises(Image.DecompressionBombError):
-        Image.open(io.BytesIO(buffer.getvalue()))
+def test_costly_files_are_refused_before_they_are_decoded(tmp_path):
+    """By the page, which opens files itself, and by what it calls."""
+    run, path = run_of("classification"), tmp_path / "image.png"
+    component = space_inputs.add_image("Poses")
+    with restored_pil():
+        space_inputs.refuse_costly_files()
+        for content, message in [
+            (encode("PNG", (4_001, 4_000), "1"), "decompression bomb"),
+            (png(repeat(chunk(b"aaAa"), 500_000)), "more than 4,9.. parts"),
+            (shared_tags(1500, 1_000_000), "cannot identify image file"),
+            (encode("TIFF"), "cannot identify image file"),
+        ]:
+            path.write_bytes(content)
+            with pytest.raises((Image.DecompressionBombError, Image.UnidentifiedImageError, ValueError), match=message):
+                component.preprocess(gr.data_classes.ImageData(path=str(path)))
+            with pytest.raises(gr.Error):
+                space_inputs.ask(run, str(path))
+        path.write_bytes(encode("PNG"))
+        assert component.preprocess(gr.data_classes.ImageData(path=str(path))) == str(path)
+        assert len(space_inputs.ask(run, str(path))[1]) == 3
+
+
+def test_masks_of_a_page_are_limited(monkeypatch, tmp_path):
+    from clustr_hf import handler_clustr
+
+    run = space_models.load_pipeline(str(build_repository(*make_model("instances"), tmp_path / "instances")))
+    predict = app.make_predict("Instance segmentation", run)
+    predict(make_image(), 0.5)
+    monkeypatch.setattr(handler_clustr, "MAX_PIXELS_OF_ANSWER", 120 * 90)
+    with pytest.raises(gr.Error, match="masks of an answer must have at most 10,800 pixels"):
+        predict(make_image(), 0.0)
+
+
+@pytest.mark.parametrize("data", [None, {}, {"index": None, "value": 1}, {"index": [1], "value": 1}, {"index": "ab"}])
+def test_calls_of_programs_without_a_click_are_answered(data):
+    """`/click` as gradio calls it: before anything was found, and with something found."""
+    view = space_clusters.ClusterView(run_of("classification"))
+    found = view.find(make_image((96, 64)), 64, "as trained")
+    shown = space_clusters.show_clusters(found, 1, 1, 1)
+    for state, picture, expected in (
+        (None, None, "Choose an image."),
+        (found, shown[0], shown[1]),
+        (found, None, shown[1]),
+    ):
+        inputs = [state, 1, 1, 1, picture]
+        inputs, *_ = gr.helpers.special_args(space_clusters.click, inputs, event_data=gr.EventData(None, data))
+        assert space_clusters.click(*inputs)[1] == expected
+
+
+@pytest.mark.parametrize("index", [[-5, -7], [10**5, 10**5], ["3", "4"]])
+def test_clicks_beside_the_picture_are_on_its_edge(index):
+    view = space_clusters.ClusterView(run_of("classification"))
+    found = view.find(make_image((96, 64)), 64, "as trained")
+    picture, _ = space_clusters.show_clusters(found, 1, 1, 1)
+    event = gr.EventData(None, {"index": index, "value": None})
+    assert "are one of them" in space_clusters.click(found, 1, 1, 1, picture, event)[1]
+
+
+def test_what_programs_leave_out_is_named():
+    views = {"Classification": space_clusters.ClusterView(run_of("classification"))}
+    assert space_clusters.chosen_one(views, "Classification", 1) is views["Classification"]
+    for chosen in ((None,), ("Classification", None), (None, 224, "16 times")):
+        with pytest.raises(gr.Error, match="Choose a model and all settings first"):
+            space_clusters.chosen_one(views, *chosen)
+    assert space_inputs.parse_boxes(None) is None
 
 
 def test_cluster_pictures_are_of_the_place_that_is_picked():

@@ -22,10 +22,10 @@ from space_inputs import (
     CSS,
     add_examples,
     add_image,
-    checked,
+    ask,
     example_paths,
     parse_boxes,
-    refuse_large_images,
+    refuse_costly_files,
     slug_of,
 )
 from space_models import HERE, TASKS, SpaceModels, load_models
@@ -148,14 +148,13 @@ def make_predict(title: str, run: Pipeline):
     """What the button of a tab does."""
 
     def classify(image):
-        return {answer["label"]: answer["score"] for answer in run(checked(image, run.image_processor), top_k=5)}
+        return {found["label"]: found["score"] for found in ask(run, image, top_k=5)[1]}
 
     def predict(image, threshold=None, boxes=""):
-        image = checked(image, run.image_processor)
         parameters = {} if threshold is None else {"threshold": threshold}
         if title == "Poses":
             parameters["boxes"] = parse_boxes(boxes)
-        answers = run(image, **parameters)
+        image, answers = ask(run, image, **parameters)
         config = run.model.config
         return draw_answers(image, answers, config), describe(answers, list(config.id2label.values()))
 
@@ -179,7 +178,7 @@ def main():
     parser.add_argument("models", nargs="*", help="folders, or ids on the Hub (id@revision); default: models.json")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     args = parser.parse_args()
-    refuse_large_images()
+    refuse_costly_files()
     page = build_space(load_models(args.models))
     limits = {"max_file_size": MAX_FILE_BYTES, "allowed_paths": [str(HERE / "images")]}
     page.launch(server_port=args.port, theme=THEME, css=CSS, ssr_mode=False, **limits)

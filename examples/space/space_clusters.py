@@ -8,6 +8,7 @@ from PIL import Image
 from space_inputs import add_examples, add_image, checked, example_paths
 from transformers import Pipeline
 
+from clustr_hf.handler_clustr import MAX_NUMBER
 from clustr_hf.visualization import (
     ClusterMap,
     coarsen_clusters,
@@ -73,18 +74,37 @@ def show_clusters(found: tuple | None, stage: int, block: int, scale: int, clust
     return draw_clusters(picture, chosen.cluster_index, chosen.grid_size, cluster), caption
 
 
-def click(found: tuple | None, stage: int, block: int, scale: int, picture, event: gr.SelectData):
-    """The cluster of the patch that was clicked on."""
-    chosen = pick(found, stage, block, scale)
-    if chosen is None or picture is None:
+def click(found: tuple | None, stage: int, block: int, scale: int, picture, event: gr.EventData):
+    """
+    The cluster of the patch that was clicked on; all clusters where there is no click, as in calls by programs. (A
+    `gr.SelectData` cannot be made without one.)
+    """
+    chosen, place = pick(found, stage, block, scale), place_of(event)
+    if chosen is None or picture is None or place is None:
         return show_clusters(found, stage, block, scale)
-    column, row = event.index
+    column, row = place
     height, width = chosen.grid_size
     row, column = (
-        min(extent - 1, int(at * extent / size))
+        min(extent - 1, max(0, int(at * extent / size)))
         for at, extent, size in ((row, height, picture.height), (column, width, picture.width))
     )
     return show_clusters(found, stage, block, scale, int(chosen.cluster_index[row * width + column]))
+
+
+def place_of(event: gr.EventData) -> tuple[float, float] | None:
+    """Column and row of the pixel that was clicked on."""
+    try:
+        column, row = map(float, event.index)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+    return (column, row) if abs(column) < MAX_NUMBER and abs(row) < MAX_NUMBER else None  # false for NaN
+
+
+def chosen_one(views: dict[str, ClusterView], title: str | None, *settings) -> ClusterView:
+    """The view of a title, or a message on the page if nothing is chosen: programs may leave out what people cannot."""
+    if title is None or None in settings:
+        raise gr.Error("Choose a model and all settings first.")
+    return views[title]
 
 
 def find_first(view: ClusterView) -> tuple[Image.Image, list[ClusterMap]] | None:
@@ -131,14 +151,15 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         place, shown = [found, stage, block, scale], [picture, caption]
 
         def find(title, image, *settings):
-            return None if image is None else views[title].find(image, *settings)
+            return None if image is None else chosen_one(views, title, *settings).find(image, *settings)
 
         def choose_model(title):
-            stages = views[title].stages
+            stages = chosen_one(views, title).stages
             return gr.Radio(stages, value=stages[0]), *choose_stage(title, stages[0])
 
         def choose_stage(title, stage):
-            return gr.Radio(views[title].blocks(stage), value=1), gr.Radio(views[title].scales(stage), value=1)
+            view = chosen_one(views, title, stage)
+            return gr.Radio(view.blocks(stage), value=1), gr.Radio(view.scales(stage), value=1)
 
         settings = [title, image, side, coarseness]
         gr.on([button.click, image.change], find, settings, found).then(show_clusters, place, shown)

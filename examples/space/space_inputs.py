@@ -6,8 +6,19 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from transformers import Pipeline
 
-from clustr_hf.handler_clustr import BOXES, MAX_PIXELS_OF_MASKS, RequestError, check_parameter, read_image
+from clustr_hf.handler_clustr import (
+    BOXES,
+    IMAGE_FORMATS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS_OF_MASKS,
+    RequestError,
+    check_parameter,
+    most_pixels,
+    read_image,
+)
+from clustr_hf.image_reading_clustr import guard_pil
 
 
 IMAGES = Path(__file__).resolve().parent / "images"
@@ -51,25 +62,37 @@ def slug_of(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-def refuse_large_images():
-    """Let PIL refuse, in this whole process, images that are too large before the page decodes them."""
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS_OF_MASKS // 2  # it refuses those of more than twice this
+def refuse_costly_files():
+    """Let PIL refuse, in this whole process, files that cost much to read before the page opens them."""
+    guard_pil(IMAGE_FORMATS, MAX_PIXELS_OF_MASKS, MAX_FILE_BYTES)
 
 
-def checked(image: Image.Image | str | None, processor: Any) -> Image.Image:
-    """The file as the model's processor reads it, or a message on the page if there is none or it is too large."""
+def checked(image: Image.Image | str | None, processor: Any, most: int = MAX_PIXELS_OF_MASKS) -> Image.Image:
+    """
+    The file as the model's processor reads it, or a message on the page if there is none, or it is too large or of a
+    format that the page does not take.
+    """
     if image is None:
         raise gr.Error("Choose an image first.")
     try:
-        return read_image(Path(image).read_bytes() if isinstance(image, str) else image, processor, MAX_PIXELS_OF_MASKS)
+        return read_image(Path(image).read_bytes() if isinstance(image, str) else image, processor, most)
     except RequestError as error:
         raise gr.Error(str(error)) from error
 
 
-def parse_boxes(text: str) -> list[list[float]] | None:
+def ask(run: Pipeline, image: Image.Image | str | None, **parameters) -> tuple[Image.Image, list]:
+    """The image as the pipeline's processor reads it and what the pipeline says of it, or a message on the page."""
+    image = checked(image, run.image_processor, min(MAX_PIXELS_OF_MASKS, most_pixels(run)))
+    try:
+        return image, run(image, **parameters)
+    except RequestError as error:
+        raise gr.Error(str(error)) from error
+
+
+def parse_boxes(text: str | None) -> list[list[float]] | None:
     """Boxes (x, y, width, height) from lines of four numbers; `None` for no text."""
     try:
-        boxes = [[float(number) for number in line.split(",")] for line in text.splitlines() if line.strip()]
+        boxes = [[float(number) for number in line.split(",")] for line in (text or "").splitlines() if line.strip()]
         check_parameter("Boxes", BOXES, boxes)
     except ValueError as error:
         raise gr.Error(f"Boxes must be lines of four numbers with commas between them: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import Pipeline, PreTrainedConfig, pipeline
 
 from clustr_hf import ClusTRKeypointDetectionPipeline, shipped_checkpoint
-from clustr_hf.handler_clustr import pipeline_task
+from clustr_hf.handler_clustr import limit_masks, pipeline_task
 
 
 HERE = Path(__file__).resolve().parent
@@ -58,7 +58,9 @@ def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
     task = pipeline_task(config)
     # A pipeline that transformers does not know would be taken from the repository.
     own = {"pipeline_class": ClusTRKeypointDetectionPipeline} if task == "keypoint-detection" else {}
-    return pipeline(task, model=model, revision=revision, trust_remote_code=False, **own)  # False: it would ask
+    run = pipeline(task, model=model, revision=revision, trust_remote_code=False, **own)  # False: it would ask
+    limit_masks(run)
+    return run
 
 
 def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:

@@ -24,7 +24,17 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .image_reading_clustr import load_image, open_image, read_array, read_image, read_label_map, to_rgb
+from .image_files_clustr import find_format, scan_file
+from .image_reading_clustr import (
+    as_rgb,
+    guard_pil,
+    load_image,
+    open_image,
+    read_array,
+    read_image,
+    read_label_map,
+    rgb_to_tensor,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -54,6 +64,9 @@ class ReadsImagesMixin:
     metadata, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
     Arrays of values that no image has are refused.
     """
+
+    # For `handler.py`, which stands alone in a repository and reaches its code through the processor.
+    find_format, scan_file, guard_pil = staticmethod(find_format), staticmethod(scan_file), staticmethod(guard_pil)
 
     def read_image(self, image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
         """
@@ -98,9 +111,11 @@ class ReadsImagesMixin:
         is_picture, scale = bool(do_convert_rgb), 1.0
         highest = _highest_value(do_rescale, rescale_factor, do_normalize, image_mean)
         if isinstance(image, Image.Image):
-            image = to_rgb(image) if is_picture else load_image(image)
+            image = as_rgb(image) if is_picture else load_image(image)
             if highest == 1.0:
                 read_array(np.asarray(image), highest)  # refuses what has 8 bits
+            if is_picture:
+                image, input_data_format = rgb_to_tensor(image), ChannelDimension.FIRST
         elif isinstance(image, (np.ndarray, torch.Tensor)):
             image = read_array(image, highest)
             _warn_of_shares(image, do_rescale)

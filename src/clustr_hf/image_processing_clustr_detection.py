@@ -340,7 +340,7 @@ def _lay_over(
     for mask, segment in zip(masks, segments):
         mask = mask.cpu()
         free = mask & (segmentation < 0)
-        if free.sum() > least_visible * mask.sum():
+        if free.count_nonzero() > least_visible * mask.count_nonzero():  # `sum` takes ten times as long
             segmentation[free] = len(visible)
             visible.append({**segment, "id": len(visible)})
     return segmentation, visible

@@ -35,6 +35,8 @@ LEAST_SHARE = 1e-4
 LEAST_CURVATURE = 1e-3
 # Keypoints of lower scores do not count in the score of a person, as in mmpose.
 LEAST_KEYPOINT_SCORE = 0.2
+# Values of an image above which its channels are cropped one by one.
+VALUES_AT_ONCE = 2**24
 
 
 class ClusTRPoseImageProcessorKwargs(ImagesKwargs, total=False):
@@ -358,9 +360,8 @@ def crop_persons(
     Regions of an image `(C, H', W')` as crops `(n, C, *size)`, float32: bilinear, 0 beyond the image. `centers`,
     `extents`, `rotations` are those of [`crop_matrices`].
     """
-    image = image.to(torch.float32)
     if len(centers) == 0:
-        return image.new_zeros((0, len(image), *size))
+        return image.new_zeros((0, len(image), *size), dtype=torch.float32)
     places = [torch.arange(extent, dtype=torch.float32, device=centers.device) for extent in size]
     rows, columns = torch.meshgrid(*places, indexing="ij")
     pixels = torch.stack([columns, rows], dim=-1).reshape(1, -1, 2).expand(len(centers), -1, -1)
@@ -368,7 +369,10 @@ def crop_persons(
     # Between the centres of the outermost pixels -1 is the first one and 1 the last one; a single one is at -1.
     last = points.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
     grid = (2 * points / last.clamp(min=1) - 1).reshape(len(centers), *size, 2).to(image.device)
-    return grid_sample(image.expand(len(centers), -1, -1, -1), grid, mode="bilinear", align_corners=True)
+    # As floats a photograph is four times as large: of large images one channel is so at a time.
+    parts = image.split(1) if image.numel() > VALUES_AT_ONCE else [image]
+    batches = (part.to(torch.float32).expand(len(centers), -1, -1, -1) for part in parts)
+    return torch.cat([grid_sample(batch, grid, mode="bilinear", align_corners=True) for batch in batches], dim=1)
 
 
 def heatmap_targets(

@@ -13,7 +13,7 @@ from transformers import Pipeline, pipeline
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .image_reading_clustr import read_image
+from .image_reading_clustr import as_rgb, read_image
 
 
 # Persons that go through the model at once.
@@ -120,7 +120,8 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
         if not {"image"} <= set(inputs) <= {"image", "boxes"}:
             raise ValueError(f"`inputs` must have the keys 'image' and perhaps 'boxes', got {sorted(inputs)}.")
-        image = read_image(inputs["image"], timeout)
+        image = inputs["image"]
+        image = as_rgb(image) if isinstance(image, Image.Image) else read_image(image, timeout)
         boxes, scores = inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
             # Pipelines drop what scores below 0.5 if they are not told otherwise.
