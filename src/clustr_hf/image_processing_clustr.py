@@ -197,9 +197,9 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     `rescale_factor` too. With `do_rescale=False` values are in [0, 1]; with `do_normalize=False`, too, floats may have
     any finite value.
 
-    Images whose sides differ extremely keep one pixel of the shorter side at least. Before a centre crop, those more than
-    64 times as long as wide are cut to what the crop may show, which takes gigabytes when it is resized whole; without
-    `longest_edge` and crop, an image that would have more than 2**27 pixels is refused.
+    Sides of less than a pixel after resizing become one. An image more than 64 times as long as wide is cut to what the
+    centre crop may show before it is resized, since the whole would take gigabytes. Without crop and `longest_edge`,
+    one that would have more than 2**27 pixels is refused.
 
     Segmentation maps go along with the images as `segmentation_maps` and become `labels`, `(height, width)` int64:
     resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
