@@ -726,8 +726,8 @@ def _curve(axis, log_history: Sequence[Mapping[str, float]], name: str, label: s
 
 def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list]:
     """
-    A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes. Sides of cells differ
-    at most by a factor, or the picture of a slim image would be gigabytes.
+    A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes. The sides of a cell
+    differ at most by a factor, or the picture of a slim image would be gigabytes.
     """
     if number == 0:
         raise ValueError("`images` must hold at least one image, got none.")
