@@ -2,6 +2,7 @@
 """COCO's annotation files as rows of a data set, for detection and for poses."""
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ class CocoFile:
             content = json.loads(Path(path).read_text())
             categories = sorted(content["categories"], key=lambda row: row["id"])
             images = [(row["id"], row["file_name"]) for row in content["images"]]
+            _check_types("categories", "name", [row["name"] for row in categories], str)
+            _check_types("images", "file_name", [name for _, name in images], str)
+            _check_types("images", "id", [image_id for image_id, _ in images], int, str)
+            for index, row in enumerate(content["annotations"]):
+                if not isinstance(row, dict):
+                    raise ValueError(f"annotation {index} must be a dictionary, got {reprlib.repr(row)}")
             _refuse_doubles("categories", [row["id"] for row in categories])
             _refuse_doubles("images", [image_id for image_id, _ in images])
             _refuse_doubles("annotations", [row["id"] for row in content["annotations"] if row.get("id") is not None])
@@ -55,7 +62,7 @@ class CocoFile:
                 file._check_references(row)
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             reason = error if isinstance(error, ValueError) else repr(error)
             raise ValueError(f"{path} must hold COCO annotations: {reason}") from error
         names = file.names
@@ -75,6 +82,14 @@ class CocoFile:
                     f"an annotation of an image or a category that it does not list: annotation {row.get('id')} has "
                     f"the {key} {row[key]!r}"
                 )
+
+
+def _check_types(kind: str, key: str, values: Sequence[Any], *types: type):
+    """Raise unless all values are of one of the types, the same one."""
+    for value in values:
+        if type(value) not in types or type(value) is not type(values[0]):
+            wanted = " or ".join(f"all of type {wanted.__name__}" for wanted in types)
+            raise ValueError(f"the {key} of the {kind} must be {wanted}, got {value!r}")
 
 
 def _refuse_doubles(kind: str, ids: Sequence[Any]):

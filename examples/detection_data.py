@@ -5,12 +5,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
-from class_names import KnownNames, find_place, find_places
+from class_names import KnownNames, find_place, find_places, shorten
 from coco_files import ANNOTATIONS, IMAGE, flatten_polygons, read_coco, renumber
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from labelled_rows import Labels, check_columns, class_labels, replace_column
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from labelled_rows import Labels, cast_images, check_columns, class_labels, replace_column
 from training_sources import (
     ModelArguments,
     SourceArguments,
@@ -28,7 +29,8 @@ from clustr_hf import ClusTRDetectionImageProcessor
 SHORT_SIDE, LONG_SIDE = 800, 1333
 BOX_FORMATS = ("xywh", "xyxy")
 # What is kept of COCO's annotations beside the category.
-OBJECT_KEYS = ("bbox", "area", "iscrowd", "segmentation")
+OPTIONAL_KEYS = ("area", "iscrowd", "segmentation")
+OBJECT_KEYS = ("bbox", *OPTIONAL_KEYS)
 
 
 @dataclass
@@ -100,7 +102,7 @@ def load_data(
     given.holds_back = args.holds_back
     columns = [args.image_column_name, args.objects_column_name]
     data = choose_samples(data, args, seed).select_columns(columns)
-    return data.cast_column(args.image_column_name, Image(decode=False)), objects.chosen
+    return cast_images(data, image_column_name=args.image_column_name), objects.chosen
 
 
 class Objects(Labels):
@@ -127,14 +129,14 @@ class Objects(Labels):
 
     def names(self, rows: Dataset, split: str) -> list[str]:
         column = self.args.objects_column_name
-        check_columns(rows, image_column_name=self.args.image_column_name, objects_column_name=column)
-        return self.of_file[split] if split in self.of_file else class_names(rows, self.args)
+        check_columns(rows, split, image_column_name=self.args.image_column_name, objects_column_name=column)
+        return self.of_file[split] if split in self.of_file else class_names(rows, self.args, split)
 
     def renumber(self, rows: Dataset, names: list[str], split: str) -> Dataset:
         if split in self.of_file:
             return renumber(rows, self.of_file[split], names, split)
         column, key = self.args.objects_column_name, self.args.category_key
-        path, own = (column, key), class_names(rows, self.args)
+        path, own = (column, key), class_names(rows, self.args, split)
         if path not in dict(class_labels(rows.features)):
             return rows  # names, not ids
         function = partial(
@@ -154,7 +156,7 @@ def _renumber_objects(row: dict, index: int, column: str, key: str, split: str, 
 
     if isinstance(objects, dict):
         return {column: {**objects, key: [change(label) for label in objects[key] or ()]}}
-    return {column: [{**found, key: change(found[key])} for found in objects or ()]}
+    return {column: [found and {**found, key: change(found[key])} for found in objects or ()]}
 
 
 def replace_names(feature: Any, key: str, names: list[str]) -> Any:
@@ -166,7 +168,7 @@ def replace_names(feature: Any, key: str, names: list[str]) -> Any:
     return replace(feature, feature=replace_names(feature.feature, key, names))
 
 
-def class_names(rows: Dataset, args: DataArguments) -> list[str]:
+def class_names(rows: Dataset, args: DataArguments, split: str = "training") -> list[str]:
     """The names of the classes of a column of objects: those of its ClassLabel, or else the strings in it, sorted."""
     feature = rows.features[args.objects_column_name]
     feature = getattr(feature, "feature", feature)  # a list of dictionaries, or a dictionary of lists
@@ -179,16 +181,25 @@ def class_names(rows: Dataset, args: DataArguments) -> list[str]:
     if isinstance(category, ClassLabel):
         return category.names
     if category.dtype == "string":
-        objects = (as_lists(value) for value in rows[args.objects_column_name])
-        names = {name for value in objects for name in value.get(args.category_key) or ()}
+        names = set()
+        for index, value in enumerate(rows[args.objects_column_name]):
+            try:
+                names.update(as_lists(value).get(args.category_key) or ())
+            except ValueError as error:
+                raise ValueError(f"{split} sample {index}: {error}") from error
         return sorted(names - {None})
     raise ValueError(f"the classes in {args.objects_column_name!r} must be a ClassLabel or strings, got {category}")
 
 
 def as_lists(objects: dict | list[dict] | None) -> dict[str, list]:
-    """A row's objects as a dictionary of lists."""
+    """
+    A row's objects as a dictionary of lists; raises a `ValueError` for an object that is none.
+    """
     if isinstance(objects, dict):
         return objects
+    for place, found in enumerate(objects or ()):
+        if not isinstance(found, dict):
+            raise ValueError(f"object {place} must be a dictionary, got {found!r}")
     return {key: [row[key] for row in objects] for key in (objects[0] if objects else ())}
 
 
@@ -214,21 +225,40 @@ class ParseObjects:
         args = self.args
         if args.uses_folders:
             return json.loads(row[ANNOTATIONS])
-        columns = {name: values for name, values in as_lists(row[args.objects_column_name]).items() if values}
-        annotations = []
-        for place, box in enumerate(columns.get("bbox", ())):
-            category = columns[args.category_key][place]
-            annotation = {"category_id": self.index[category] if isinstance(category, str) else category}
-            if args.box_format == "xyxy" and box is not None and len(box) == 4:
-                box = [*box[:2], box[2] - box[0], box[3] - box[1]]
-            annotation["bbox"] = box
-            for name in ("area", "iscrowd", "segmentation"):
-                if name in columns:
-                    annotation[name] = columns[name][place]
-            if self.with_masks and "segmentation" in annotation:
-                annotation["segmentation"] = flatten_polygons(annotation["segmentation"], f"object {place}")
-            annotations.append(annotation)
-        return annotations
+        return [self._parse_object(place, found) for place, found in enumerate(self._read_objects(row))]
+
+    def _read_objects(self, row: dict) -> list[dict[str, Any]]:
+        """The objects of a row, each as a dictionary by its keys in the data."""
+        args, lists = self.args, as_lists(row[self.args.objects_column_name])
+        names = ("bbox", args.category_key, *OPTIONAL_KEYS)
+        # Optional keys may have empty lists, where a data set has them for all of its rows.
+        columns = {name: lists.get(name) or [] for name in names if name not in OPTIONAL_KEYS or lists.get(name)}
+        for name, values in columns.items():
+            if len(values) != len(columns["bbox"]):
+                raise ValueError(
+                    f"{args.objects_column_name!r} must have as many values of {name!r} as boxes, "
+                    f"{len(columns['bbox'])}, got {len(values)}"
+                )
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+
+    def _parse_object(self, place: int, found: dict[str, Any]) -> dict[str, Any]:
+        args, category, box = self.args, found.pop(self.args.category_key), found["bbox"]
+        if isinstance(category, str) and category not in self.index:
+            raise ValueError(f"object {place} must have one of the classes {shorten(self.index)}, got {category!r}")
+        if args.box_format == "xyxy":
+            box = _to_size(box, place)
+        annotation = {**found, "category_id": self.index.get(category, category), "bbox": box}
+        if self.with_masks and "segmentation" in annotation:
+            annotation["segmentation"] = flatten_polygons(annotation["segmentation"], f"object {place}")
+        return annotation
+
+
+def _to_size(corners: Any, place: int) -> list[float]:
+    """(x0, y0, x1, y1) as (x, y, width, height)."""
+    are_numbers = isinstance(corners, (list, tuple)) and all(isinstance(value, Real) for value in corners)
+    if not are_numbers or len(corners) != 4 or corners[2] < corners[0] or corners[3] < corners[1]:
+        raise ValueError(f"object {place} must have a box (x0, y0, x1, y1), x0 <= x1, y0 <= y1, got {corners!r}")
+    return [*corners[:2], corners[2] - corners[0], corners[3] - corners[1]]
 
 
 def detection_processor(processor: ClusTRDetectionImageProcessor, short_side: int | None):

@@ -98,7 +98,7 @@ class ReadSample:
         self.with_masks, self.split = with_masks, split
 
     def __call__(self, index: int) -> Sample:
-        row, name = self.rows[index], f"{self.split} sample {index}"
+        row, name = self.rows[index], self.name(index)
         image = decode_rgb(row[self.parse.image_column], name, self.processor)
         try:
             return self._make_sample(image, self.parse(row))
@@ -106,6 +106,10 @@ class ReadSample:
             reason = repr(error) if isinstance(error, LookupError) else error  # whose message is only the key
             kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
             raise kind(f"{name}: {reason}") from error
+
+    def name(self, index: int) -> str:
+        """What to call a sample in errors."""
+        return f"{self.split} sample {index}"
 
     def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
         annotations = [clean_annotation(annotation, index) for index, annotation in enumerate(annotations)]
@@ -116,7 +120,7 @@ class ReadSample:
             raise ValueError(f"classes must be in [0, {self.num_labels}), got {labels.tolist()}")
         masks, size = None, (image.height, image.width)
         if self.with_masks:
-            masks = [_decode_mask(annotation, size) for annotation in annotations]
+            masks = [_decode_mask(annotation, size, index) for index, annotation in enumerate(annotations)]
             masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
         areas = boxes[:, 2] * boxes[:, 3] if masks is None else masks.sum(dim=(1, 2))
         areas = [row.get("area", area) for row, area in zip(annotations, areas.tolist())]
@@ -130,13 +134,13 @@ class ReadSample:
         )
 
 
-def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int]) -> torch.Tensor:
-    if not annotation.get("segmentation"):
-        return decode_segmentation(None, size)  # says what is missing, which is no matter of a broken sample
+def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int], index: int) -> torch.Tensor:
+    # One that is missing is no matter of a broken sample.
+    kind = MalformedSegmentation if annotation.get("segmentation") else ValueError
     try:
-        return decode_segmentation(annotation["segmentation"], size)
+        return decode_segmentation(annotation.get("segmentation"), size)
     except ValueError as error:
-        raise MalformedSegmentation(error) from error
+        raise kind(f"annotation {index}: {error}") from error
 
 
 class TrainingTransform:
@@ -190,7 +194,7 @@ class TrainingTransform:
         """
         args, scale = self.args, uniform(self.args.min_scale, self.args.max_scale)
         edges = [self.processor.size[name] and round(scale * self.processor.size[name]) for name in EDGES]
-        size = get_size_with_aspect_ratio(parts[0].shape[-2:], *edges)
+        size = [max(1, extent) for extent in get_size_with_aspect_ratio(parts[0].shape[-2:], *edges)]
         parts = [_resize(part, size) for part in parts]
         scaled_boxes = parts[1]
         if args.crop_size is not None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from class_names import KnownNames, shorten
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, load_dataset_builder
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from labelled_rows import LabelColumn, check_columns, load_parts, match_classes
+from labelled_rows import LabelColumn, cast_images, check_columns, load_parts, match_classes, naming_files
 from peer_models import PeerArguments, load_peer
 from training_sources import (
     ModelArguments,
@@ -67,12 +68,12 @@ def load_data(
     check_nesting(args, model_args)
     labels = LabelColumn(args.label_column_name)
     data = load_splits(args, model_args, seed, read_class_folders, labels, known)
-    for rows in data.values():
-        check_columns(rows, image_column_name=args.image_column_name)
+    for split, rows in data.items():
+        check_columns(rows, split, image_column_name=args.image_column_name)
     data = choose_samples(data, args, seed)
     for split, rows in data.items():
         check_labels(rows, args.label_column_name, split)
-    return data.cast_column(args.image_column_name, Image(decode=False))
+    return cast_images(data, image_column_name=args.image_column_name)
 
 
 def load_stream(
@@ -107,21 +108,30 @@ def load_stream(
         num_samples = sizes["train"].num_examples if "train" in sizes else None
     labels = LabelColumn(args.label_column_name)
     for split in {"train", "validation"} & parts.keys():
-        check_columns(parts[split][0], image_column_name=args.image_column_name)
+        check_columns(parts[split][0], split, image_column_name=args.image_column_name)
         parts[split] = [rows.cast_column(args.image_column_name, Image(decode=False)) for rows in parts[split]]
     streams = match_classes(parts, labels, known or known_names(model_args, HEADS))
     validation = streams["validation"]
     if args.max_eval_samples is not None:
         validation = validation.take(args.max_eval_samples)
     # A generator that datasets can pickle gives its cache a name that stays the same from run to run.
-    kept = Dataset.from_generator(_rows, gen_kwargs={"stream": validation}, cache_dir=model_args.cache_dir)
+    source = {"stream": validation, "column": args.label_column_name}
+    with naming_files(validation):
+        try:
+            kept = Dataset.from_generator(_rows, gen_kwargs=source, cache_dir=model_args.cache_dir)
+        except DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
     kept = kept.cast(validation.features)
     check_labels(kept, args.label_column_name, "validation")
     return streams.get("train"), num_samples, kept
 
 
-def _rows(stream: IterableDataset) -> Iterator[dict]:
-    yield from stream
+def _rows(stream: IterableDataset, column: str) -> Iterator[dict]:
+    """Rows whose labels are checked: `datasets` does not say which one is none."""
+    number = len(stream.features[column].names)
+    for index, row in enumerate(stream):
+        _check_label(row[column], number, f"validation sample {index}")
+        yield row
 
 
 def read_class_folders(folders: dict[str, str]) -> DatasetDict:
@@ -228,11 +238,15 @@ def _has_metadata(builder) -> bool:
 
 def check_labels(data: Dataset, column: str, split: str):
     """Raise a `ValueError` that names the first sample whose label is no index of a class."""
-    names = label_names(data, column)
+    number = len(label_names(data, column))
     labels = data.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     for index, label in enumerate(labels):
-        if label is None or not 0 <= label < len(names):
-            raise ValueError(f"the label of {split} sample {index} must be in [0, {len(names)}), got {label}")
+        _check_label(label, number, f"{split} sample {index}")
+
+
+def _check_label(label: int | None, number: int, sample: str):
+    if label is None or not 0 <= label < number:
+        raise ValueError(f"the label of {sample} must be in [0, {number}), got {label}")
 
 
 def label_names(data: Dataset | IterableDataset, column: str) -> list[str]:

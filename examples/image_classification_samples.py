@@ -3,7 +3,8 @@
 
 import functools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from image_classification_data import training_crop
@@ -19,25 +20,35 @@ class ReadRow:
     Args:
         processor: Converts images that are not RGB.
         columns (`tuple[str, str]`): Names of the image and the label column.
+        num_labels (`int`): Number of classes.
         split (`str`): What to call the split in errors.
         rows (`Dataset`, *optional*): Rows by index, for a data set with random access.
     """
 
-    def __init__(self, processor, columns: tuple[str, str], split: str, rows=None):
-        self.processor, self.columns, self.split, self.rows = processor, columns, split, rows
+    def __init__(self, processor, columns: tuple[str, str], num_labels: int, split: str, rows=None):
+        self.processor, self.columns, self.num_labels, self.split = processor, columns, num_labels, split
+        self.rows = rows
 
     def __call__(self, row_or_index: dict | int) -> tuple[Image.Image, int]:
-        is_index = isinstance(row_or_index, int)
-        row = self.rows[row_or_index] if is_index else row_or_index
+        row = self.rows[row_or_index] if isinstance(row_or_index, int) else row_or_index
         image, label = (row[column] for column in self.columns)
-        name = f"{self.split} sample {row_or_index if is_index else self._fingerprint(image)}"
+        name = self.name(row_or_index)
+        if not isinstance(label, int) or not 0 <= label < self.num_labels:
+            raise ValueError(f"the label of {name} must be in [0, {self.num_labels}), got {label!r}")
         return decode_rgb(image, name, self.processor), label
 
-    @staticmethod
-    def _fingerprint(image: dict) -> str:
-        """What to call a row of a stream, which has no index."""
-        encoded = image["bytes"] or b""
-        return f"of {len(encoded)} bytes with CRC-32 {zlib.crc32(encoded):08x}"
+    def name(self, row_or_index: dict | int) -> str:
+        """What to call a row, or its index, in errors."""
+        if isinstance(row_or_index, int):
+            return f"{self.split} sample {row_or_index}"
+        return f"{self.split} sample {fingerprint(row_or_index[self.columns[0]])}"
+
+
+def fingerprint(image: Mapping[str, Any] | None) -> str:
+    """What to call an image, as bytes or path, whose index is not known."""
+    image = image or {}
+    encoded = image.get("bytes") or b""
+    return f"of {len(encoded)} bytes with CRC-32 {zlib.crc32(encoded):08x}"
 
 
 def training_transform(processor, min_crop_scale: float, rand_augment: str | None, random_erasing: float) -> Callable:

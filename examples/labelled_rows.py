@@ -7,6 +7,7 @@ Rows whose class ids count in one list of names, from files of which each may co
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -17,13 +18,16 @@ from class_names import KnownNames, choose_names, find_place, find_places
 from datasets import (
     ClassLabel,
     Dataset,
+    DatasetDict,
     DownloadConfig,
     Features,
+    Image,
     IterableDataset,
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
 )
+from datasets.exceptions import DatasetGenerationError
 from datasets.utils.file_utils import is_remote_url, xopen
 
 
@@ -58,14 +62,14 @@ class LabelColumn(Labels):
         self.column = column
 
     def names(self, rows: Rows, split: str = "training") -> list[str]:
-        check_columns(rows, label_column_name=self.column)
+        check_columns(rows, split, label_column_name=self.column)
         feature = rows.features[self.column]
         if not isinstance(feature, ClassLabel):
             raise ValueError(f"--label_column_name {self.column!r} must be a column of type ClassLabel, got {feature}")
         return feature.names
 
     def renumber(self, rows: Rows, names: list[str], split: str) -> Rows:
-        places = find_places(self.names(rows), names, split)
+        places = find_places(self.names(rows, split), names, split)
         features = Features({self.column: ClassLabel(names=names)})
         if isinstance(rows, IterableDataset):
             function = partial(_renumber_row, column=self.column, places=places, sample=f"a {split} sample")
@@ -132,28 +136,47 @@ def _union(lists: Sequence[list[str]]) -> list[str]:
 def load_parts(path: str, name: str | None = None, **source: Any) -> dict[str, list[Rows]]:
     """
     The splits of `datasets.load_dataset`, each as one piece, or as several where its files differ in the names of
-    classes.
+    classes. Splits may differ in their columns.
 
     Args:
         path, name, source: As `load_dataset` takes them.
+
+    Raises:
+        ValueError: if a file cannot be read, or those of a split differ in their columns; it names the file.
     """
     hub = {key: source[key] for key in ("cache_dir", "token", "streaming") if key in source}
     builder = load_dataset_builder(path, name, **{key: value for key, value in source.items() if key != "streaming"})
     files = builder.config.data_files or {}
-    if builder.name in READ_SCHEMA:
-        pieces = {split: _group_by_names(files[split], builder.name, hub.get("token")) for split in files}
-        found = [builder.info.features, *(features for groups in pieces.values() for features, _ in groups)]
-        named = [features for features in found if list(class_labels(features))]
-        if any(list(class_labels(features)) != list(class_labels(named[0])) for features in named):
+    if builder.name not in READ_SCHEMA:
+        return {split: [rows] for split, rows in load_dataset(path, name, **source).items()}
+    pieces = {split: _group_by_names(split, files[split], builder.name, hub.get("token")) for split in files}
+    found = [features for groups in pieces.values() for _, features, _ in groups]
+    named = [features for features in (builder.info.features, *found) if features and list(class_labels(features))]
+    names_differ = any(list(class_labels(features)) != list(class_labels(named[0])) for features in named)
+    columns_differ = len({tuple(columns.items()) for groups in pieces.values() for columns, _, _ in groups}) > 1
+    with _naming_file(files, builder.name):
+        if not names_differ and not columns_differ:
+            parts = {split: [rows] for split, rows in load_dataset(path, name, **source).items()}
+        else:
             load = partial(load_dataset, builder.name, **hub)
-            return {
+            parts = {
                 split: [
-                    load(data_files={split: group}, split=split, features=features or named[0])
-                    for features, group in groups
+                    load(data_files={split: group}, split=split, features=features or _same_columns(named, columns))
+                    for columns, features, group in groups
                 ]
                 for split, groups in pieces.items()
             }
-    return {split: [rows] for split, rows in load_dataset(path, name, **source).items()}
+    if source.get("streaming"):
+        for split, of_split in parts.items():
+            for stream in of_split:
+                # Where `datasets` notes what it has downloaded, if it does: kept by all that is made of the stream.
+                stream.info.download_checksums = {str(file): {} for file in files[split]}
+    return parts
+
+
+def _same_columns(named: Sequence[Features], columns: Mapping[str, str]) -> Features | None:
+    """What a file that names no classes is read as: like the first one with names, if it has the same columns."""
+    return next((features for features in named if sorted(features) == list(columns)), None)
 
 
 def class_labels(feature: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[str]]]:
@@ -167,21 +190,88 @@ def class_labels(feature: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tup
         yield from class_labels(feature[0] if isinstance(feature, list) else feature.feature, path)
 
 
-def _group_by_names(files: Sequence[str], kind: str, token: str | None) -> list[tuple[Features | None, list[str]]]:
-    """Files in their order, those together that follow one another and have the same names of classes."""
+def _group_by_names(
+    split: str, files: Sequence[str], kind: str, token: str | None
+) -> list[tuple[dict[str, str], Features | None, list[str]]]:
+    """
+    Columns, features and names of files in their order, those together that follow one another and have the same names
+    of classes.
+
+    Raises:
+        ValueError: if the files have no rows, or differ in their columns.
+    """
     files = list(map(str, files))
     if is_remote_url(files[0]):  # one look for a split: there may be hundreds, which were written together
-        return [(_read_features(files[0], kind, token), files)]
-    found = [(_read_features(file, kind, token), file) for file in files]
-    groups = [list(group) for _, group in groupby(found, key=lambda pair: list(class_labels(pair[0])))]
-    return [(group[0][0], [file for _, file in group]) for group in groups]
+        return [(*_read_features(files[0], kind, token), files)]
+    found = [(*_read_features(file, kind, token), file) for file in files]
+    if kind == "parquet" and not any(pq.read_metadata(file).num_rows for file in files):
+        raise ValueError(f"the {split} split must have rows, got none in {files}")
+    for columns, _, file in found:
+        if columns.keys() != found[0][0].keys():
+            raise ValueError(
+                f"all files of the {split} split must have the same columns, but {found[0][2]} has "
+                f"{list(found[0][0])} and {file} has {list(columns)}"
+            )
+    groups = [list(group) for _, group in groupby(found, key=lambda row: list(class_labels(row[1])))]
+    return [(*group[0][:2], [file for _, _, file in group]) for group in groups]
 
 
-def _read_features(file: str, kind: str, token: str | None) -> Features | None:
-    """The features of a file; None where `datasets` did not write it, so that it names no classes."""
-    with xopen(file, "rb", download_config=DownloadConfig(token=token)) as opened:
-        schema = READ_SCHEMA[kind](opened)
-    return Features.from_arrow_schema(schema) if b"huggingface" in (schema.metadata or {}) else None
+def _read_features(file: str, kind: str, token: str | None) -> tuple[dict[str, str], Features | None]:
+    """
+    The columns of a file in the order of their names, with their types, and its features; None where `datasets` did not
+    write it, so that it names no classes.
+    """
+    try:
+        with xopen(file, "rb", download_config=DownloadConfig(token=token)) as opened:
+            schema = READ_SCHEMA[kind](opened)
+    except pa.ArrowException as error:
+        raise ValueError(f"{file} cannot be read as a file of kind {kind}: {error}") from error
+    is_own = b"huggingface" in (schema.metadata or {})
+    columns = {name: str(schema.field(name).type) for name in sorted(schema.names)}
+    return columns, Features.from_arrow_schema(schema) if is_own else None
+
+
+@contextmanager
+def naming_files(stream: IterableDataset) -> Iterator[None]:
+    """Errors of reading a stream of [`load_parts`] say which of its files is broken, where it is of this machine."""
+    try:
+        yield
+    except (DatasetGenerationError, OSError, pa.ArrowException) as error:
+        for file in (stream.info.download_checksums or {}) if hasattr(stream, "info") else {}:
+            kind = next((kind for kind in READ_SCHEMA if file.endswith(f".{kind}")), None)
+            reason = None if kind is None or is_remote_url(file) else _find_fault(file, kind)
+            if reason is not None:
+                raise ValueError(f"{file} cannot be read as a file of kind {kind}: {reason}") from error
+        raise
+
+
+@contextmanager
+def _naming_file(files: Mapping[str, Sequence[str]], kind: str) -> Iterator[None]:
+    """Errors of `datasets` in this block say which of the files cannot be read, where it is one of this machine."""
+    try:
+        yield
+    except DatasetGenerationError as error:
+        for file in (str(file) for of_split in files.values() for file in of_split):
+            reason = None if is_remote_url(file) else _find_fault(file, kind)
+            if reason is not None:
+                raise ValueError(f"{file} cannot be read as a file of kind {kind}: {reason}") from error
+        raise ValueError(
+            f"the data cannot be read, { ({split: list(map(str, names)) for split, names in files.items()}) }: "
+            f"{error.__cause__ or error}"
+        ) from error
+
+
+def _find_fault(file: str, kind: str) -> Exception | None:
+    """What is wrong with the content of a file whose schema can be read; None if it is whole."""
+    try:
+        if kind == "parquet":
+            for _ in pq.ParquetFile(file).iter_batches(batch_size=100):
+                pass
+        else:
+            Dataset.from_file(file)[:]
+    except (OSError, pa.ArrowException) as error:
+        return error
+    return None
 
 
 def _read_arrow_schema(file) -> pa.Schema:
@@ -195,8 +285,35 @@ def _read_arrow_schema(file) -> pa.Schema:
 READ_SCHEMA = {"parquet": pq.read_schema, "arrow": _read_arrow_schema}
 
 
-def check_columns(data: Rows, **columns: str):
-    """Raise a `ValueError` unless the data has the columns that the arguments name."""
+def check_columns(data: Rows, split: str, **columns: str):
+    """Raise a `ValueError` unless a split has the columns that the arguments name."""
     for argument, column in columns.items():
         if column not in data.column_names:
-            raise ValueError(f"--{argument} {column!r} is not in the data set, which has {data.column_names}")
+            raise ValueError(
+                f"--{argument} {column!r} is not in the data set, which has {data.column_names} in its {split} split"
+            )
+
+
+def cast_images(data: DatasetDict, **columns: str) -> DatasetDict:
+    """
+    The data with columns of images as bytes or path, not decoded.
+
+    Args:
+        data (`DatasetDict`): The splits.
+        columns (`str`): By the argument that names it.
+
+    Raises:
+        ValueError: if a column is not one of images.
+    """
+    cast = {}
+    for split, rows in data.items():
+        for argument, column in columns.items():
+            feature = rows.features[column]
+            try:
+                rows = rows.cast_column(column, Image(decode=False))
+            except (TypeError, ValueError, pa.ArrowException) as error:
+                raise ValueError(
+                    f"--{argument} {column!r} must be a column of images, got {feature} in the {split} split"
+                ) from error
+        cast[split] = rows
+    return DatasetDict(cast)

@@ -2,9 +2,11 @@
 """Data, model and image processor of the pose estimation script."""
 
 import json
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from training_sources import (
 from transformers import AutoModelForPoseEstimation
 
 from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
+from clustr_hf.annotations_clustr import MOST_PIXELS, clean_annotation
 from clustr_hf.keypoints import COCO, CONVENTIONS, KeypointConvention
 
 
@@ -143,16 +146,57 @@ def read_persons(folder: str, annotation_file: str, convention: KeypointConventi
     person_id = find_persons(file)
     order = find_keypoints(file, file.categories[person_id].get("keypoints"), convention)
     annotations = []
-    for row in file.annotations:
+    for index, row in enumerate(file.annotations):
         if row["category_id"] != person_id:
             continue
-        kept = {name: row[name] for name in PERSON_KEYS if name in row}
+        try:
+            kept = check_person({name: row[name] for name in PERSON_KEYS if name in row}, index, convention)
+        except ValueError as error:
+            name = f"{annotation_file}: annotation {row.get('id')} of image {row['image_id']}"
+            raise ValueError(f"{name}: {error}") from error
         values = kept.get("keypoints")
         if order is not None and isinstance(values, list) and len(values) == 3 * len(order):
             kept["keypoints"] = [value for place in order for value in values[3 * place : 3 * place + 3]]
         annotations.append((row["image_id"], kept))
     rows = make_rows(folder, file, annotations)
     return rows.add_column(PERSON_ID, [person_id] * len(rows))
+
+
+def check_person(annotation: dict[str, Any], index: int, convention: KeypointConvention) -> dict[str, Any]:
+    """
+    An annotation of a person whose numbers are checked, without what is None.
+
+    Args:
+        annotation (`dict`): What is kept of COCO's.
+        index (`int`): Its place in the file, for errors.
+        convention ([`KeypointConvention`]): What is annotated.
+
+    Raises:
+        ValueError: if its box, its area or `iscrowd` is malformed, or its keypoints are not those of the convention:
+            three numbers each, (x, y, visibility), finite where the visibility is positive.
+    """
+    annotation = {name: value for name, value in annotation.items() if value is not None}
+    keys = KEYPOINT_KEYS[:1] if convention is COCO else KEYPOINT_KEYS
+    missing = [key for key in ("bbox", *keys) if key not in annotation]
+    if missing:
+        raise ValueError(f"an annotation must have {missing}, got {sorted(annotation)}")
+    cleaned = clean_annotation({**annotation, "category_id": 0}, index)
+    for key in keys:
+        if not isinstance(annotation[key], (list, tuple)):
+            raise ValueError(f"`annotations[{index}]['{key}']` must be a list, got {reprlib.repr(annotation[key])}")
+    values = list(chain.from_iterable(annotation[key] for key in keys))
+    if len(values) != 3 * convention.num_keypoints:
+        raise ValueError(
+            f"an annotation must have {convention.num_keypoints} keypoints (x, y, visibility), got {len(values)} values"
+        )
+    if not all(isinstance(value, Real) for value in values):
+        wrong = next(value for value in values if not isinstance(value, Real))
+        raise ValueError(f"`annotations[{index}]['keypoints']` must be numbers, got {reprlib.repr(wrong)}")
+    points = np.asarray(values, dtype=np.float64).reshape(-1, 3)
+    visible = points[points[:, 2] > 0]
+    if not ((abs(visible[:, :2]) <= MOST_PIXELS).all() and np.isfinite(points[:, 2]).all()):
+        raise ValueError(f"`annotations[{index}]['keypoints']` must be finite, at most {MOST_PIXELS}, got others")
+    return {name: cleaned[name] for name in annotation}
 
 
 def find_persons(file: CocoFile) -> Any:
@@ -191,27 +235,11 @@ def _plain(name: str) -> str:
 
 
 def parse_persons(row: dict[str, Any], convention: KeypointConvention) -> Persons:
-    """
-    The persons of a row of [`load_data`].
-
-    Raises:
-        ValueError: if an annotation has no box, or other keypoints than those of the convention.
-    """
+    """The persons of a row of [`load_data`], which has checked them."""
     annotations = json.loads(row[ANNOTATIONS])
     keys = KEYPOINT_KEYS[:1] if convention is COCO else KEYPOINT_KEYS
-    keypoints, boxes = [], []
-    for annotation in annotations:
-        missing = [key for key in ("bbox", *keys) if key not in annotation]
-        if missing:
-            raise ValueError(f"image {row[IMAGE_ID]}: an annotation must have {missing}, got {sorted(annotation)}")
-        values = list(chain.from_iterable(annotation[key] for key in keys))
-        if len(values) != 3 * convention.num_keypoints or len(annotation["bbox"]) != 4:
-            raise ValueError(
-                f"image {row[IMAGE_ID]}: an annotation must have {convention.num_keypoints} keypoints (x, y, "
-                f"visibility) and a box of 4 numbers, got {len(values)} values and {annotation['bbox']}"
-            )
-        keypoints.append(values)
-        boxes.append(annotation["bbox"])
+    keypoints = [list(chain.from_iterable(annotation[key] for key in keys)) for annotation in annotations]
+    boxes = [annotation["bbox"] for annotation in annotations]
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     areas = [row.get("area", width * height) for row, (_, _, width, height) in zip(annotations, boxes)]
     return Persons(
@@ -244,7 +272,8 @@ def annotated_places(rows: Dataset, convention: KeypointConvention) -> list[Plac
 
 def detected_places(rows: Dataset, boxes_file: str) -> list[Place]:
     """
-    The boxes of a detector in the images of the rows: those of persons, by the category's id in the annotations.
+    The boxes of a detector in the images of the rows: those of persons, by the category's id in the annotations. Boxes
+    without area are left out.
 
     Raises:
         ValueError: if the file cannot be read, or is no list of detections.
@@ -253,16 +282,24 @@ def detected_places(rows: Dataset, boxes_file: str) -> list[Place]:
     person_id = rows[0][PERSON_ID]
     try:
         content = json.loads(Path(boxes_file).read_text())
-        places = [
-            Place(index[found["image_id"]], None, tuple(map(float, found["bbox"])), float(found["score"]))
-            for found in content
+        kept = [
+            (index[found["image_id"]], _clean_detection(found, place))
+            for place, found in enumerate(content)
             if found["image_id"] in index and found.get("category_id", person_id) == person_id
         ]
+        places = [Place(row, None, tuple(found["bbox"]), float(found["score"])) for row, found in kept]
     except OSError as error:
         raise ValueError(f"{boxes_file} cannot be read: {error.strerror}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{boxes_file} must hold COCO's detections (image_id, bbox, score): {error!r}") from error
-    return [place for place in places if len(place.box) == 4 and min(place.box[2:]) > 0]
+    return [place for place in places if min(place.box[2:]) > 0]
+
+
+def _clean_detection(found: dict[str, Any], place: int) -> dict[str, Any]:
+    score = found["score"]
+    if not isinstance(score, Real) or not np.isfinite(score):
+        raise ValueError(f"detection {place} of image {found['image_id']} must have a finite score, got {score!r}")
+    return {**clean_annotation({"bbox": found["bbox"], "category_id": 0}, place), "score": score}
 
 
 def load_pose_estimator(

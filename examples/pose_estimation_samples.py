@@ -98,6 +98,11 @@ class ReadPerson:
     def __len__(self) -> int:
         return len(self.places)
 
+    def name(self, index: int) -> str:
+        """What to call a sample in errors."""
+        place = self.places[index]
+        return f"{self.split} image {place.row}, " + (f"person {place.person}" if place.person is not None else "a box")
+
     def __call__(self, index: int) -> Sample:
         place = self.places[index]
         row = self.rows[place.row]

@@ -24,6 +24,7 @@ from image_classification_data import (
     load_data,
     training_crop,
 )
+from image_classification_samples import fingerprint
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -62,15 +63,16 @@ def add_transforms(data: DatasetDict, processor, args: DataArguments):
         ]
     )
 
-    def read(batch: dict) -> list[Image.Image]:
-        return [decode_rgb(image, "an image of the data", processor) for image in batch[args.image_column_name]]
+    def read(batch: dict, split: str) -> list[Image.Image]:
+        images = batch[args.image_column_name]
+        return [decode_rgb(image, f"{split} sample {fingerprint(image)}", processor) for image in images]
 
     def train_transform(batch: dict) -> dict:
-        pixel_values = [augment(pil_to_tensor(image)) for image in read(batch)]
+        pixel_values = [augment(pil_to_tensor(image)) for image in read(batch, "training")]
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     def evaluation_transform(batch: dict) -> dict:
-        pixel_values = list(processor(read(batch), return_tensors="pt").pixel_values)
+        pixel_values = list(processor(read(batch, "validation"), return_tensors="pt").pixel_values)
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     if "train" in data:

@@ -163,13 +163,14 @@ def make_train_data(
     recipe: ClassificationRecipe,
     processor,
     columns: tuple[str, str],
+    num_labels: int,
     rows: Dataset | None = None,
     stream: IterableDataset | None = None,
     num_samples: int | None = None,
 ) -> TrainingData:
     """The training images of rows, or of a stream of so many samples, with the recipe's augmentation."""
     transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
-    read = ReadRow(processor, columns, "training", rows)
+    read = ReadRow(processor, columns, num_labels, "training", rows)
     if stream is not None:
         data = TrainingData(stream=stream, read=read, transform=transform, num_samples=num_samples)
     else:
@@ -201,10 +202,10 @@ def make_task(
         train_data = None
     elif recipe.streaming:
         share = split_dataset_by_node(train_rows, accelerator.process_index, accelerator.num_processes)
-        train_data = make_train_data(recipe, processor, columns, stream=share, num_samples=num_samples)
+        train_data = make_train_data(recipe, processor, columns, len(labels), stream=share, num_samples=num_samples)
     else:
-        train_data = make_train_data(recipe, processor, columns, rows=train_rows)
-    read = ReadRow(processor, columns, "validation", eval_rows)
+        train_data = make_train_data(recipe, processor, columns, len(labels), rows=train_rows)
+    read = ReadRow(processor, columns, len(labels), "validation", eval_rows)
     scores = Scores(labels)
     report = Report(
         scores=scores,

@@ -11,7 +11,7 @@ import torch
 from class_names import shorten
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import hf_hub_download
-from labelled_rows import check_columns
+from labelled_rows import cast_images, check_columns
 from peer_models import PeerArguments, load_peer
 from semantic_segmentation_samples import ReadLabelMap
 from tqdm.auto import tqdm
@@ -76,12 +76,10 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int) -> Dat
         args, model_args, seed, lambda folders: DatasetDict({s: read_folder(f) for s, f in folders.items()})
     )
     columns = args.image_column_name, args.label_column_name
-    for rows in data.values():
-        check_columns(rows, image_column_name=columns[0], label_column_name=columns[1])
+    for split, rows in data.items():
+        check_columns(rows, split, image_column_name=columns[0], label_column_name=columns[1])
     data = choose_samples(data, args, seed).select_columns(list(columns))
-    for column in columns:
-        data = data.cast_column(column, Image(decode=False))
-    return data
+    return cast_images(data, image_column_name=columns[0], label_column_name=columns[1])
 
 
 def read_folder(folder: str) -> Dataset:

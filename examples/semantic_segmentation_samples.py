@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as F
 from training_data import decode_image, decode_rgb
 
 from clustr_hf.image_processing_clustr import IGNORE_INDEX
+from clustr_hf.image_reading_clustr import read_label_map
 
 
 # How often a crop is drawn anew where one class fills too much of it.
@@ -82,12 +83,19 @@ class ReadLabelMap:
     def __getitem__(self, index: int) -> torch.Tensor:
         return self.read(self.map_rows[index], index)
 
+    def name(self, index: int) -> str:
+        """What to call a sample in errors."""
+        return f"{self.split} sample {index}"
+
     def read(self, row: dict, index: int) -> torch.Tensor:
-        name = f"{self.split} sample {index}"
+        name = self.name(index)
         values = np.asarray(decode_image(row[self.column], f"label map of {name}"))
         if values.ndim != 2:
             raise ValueError(f"the label map of {name} must hold one label a pixel, got shape {values.shape}")
-        labels = torch.from_numpy(values.astype(np.int64))
+        try:
+            labels = read_label_map(values)
+        except ValueError as error:
+            raise ValueError(f"the label map of {name}: {error}") from error
         if self.do_reduce_labels:
             labels = torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
         counts, number = labels != IGNORE_INDEX, len(self.places)
@@ -113,8 +121,12 @@ class ReadPair:
     def __init__(self, labels: ReadLabelMap, image_column: str, processor):
         self.labels, self.image_column, self.processor = labels, image_column, processor
 
+    def name(self, index: int) -> str:
+        """What to call a sample in errors."""
+        return self.labels.name(index)
+
     def __call__(self, index: int) -> tuple[Image.Image, torch.Tensor]:
-        row, name = self.labels.rows[index], f"{self.labels.split} sample {index}"
+        row, name = self.labels.rows[index], self.name(index)
         image = decode_rgb(row[self.image_column], name, self.processor)
         labels = self.labels.read(row, index)
         if labels.shape != (image.height, image.width):

@@ -8,7 +8,8 @@ data loading workers changes what is trained on. Samples that cannot be read are
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice, repeat
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from labelled_rows import naming_files
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from training_signals import leave_stopping_to_main_process
@@ -47,8 +49,10 @@ def decode_image(image: Any, name: str) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return image
+    if not isinstance(image, Mapping) or (image.get("bytes") is None and image.get("path") is None):
+        raise UnreadableSample(f"{name}: must be an image, with its bytes or its path, got {reprlib.repr(image)}")
     try:
-        return load_image(open_image(Path(image["path"]) if image["bytes"] is None else image["bytes"]))
+        return load_image(open_image(Path(image["path"]) if image.get("bytes") is None else image["bytes"]))
     except Exception as error:  # PIL's plugins raise almost anything for broken files
         raise _unreadable(image, name, error) from error
 
@@ -79,6 +83,26 @@ def _unreadable(image: Any, name: str, error: Exception) -> UnreadableSample:
     error = error.__cause__ or error  # what PIL says, where there is such
     reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # the same sample has the same message
     return UnreadableSample(f"{name}{path}: {reason}")
+
+
+def transform_named(transform: Callable[[Any], dict], sample: Any, read: Callable[[Any], Any], key: Any) -> dict:
+    """
+    The transformed sample; an error of the transform says of which sample it is.
+
+    Args:
+        transform, sample: What to call, and on what.
+        read, key: What the sample was read by; `read.name(key)` is what it is called in errors, if there is such.
+    """
+    try:
+        return transform(sample)
+    except Exception as error:
+        name = read.name(key) if hasattr(read, "name") else f"sample {key}"
+        message = f"{name}: {error}"
+        try:
+            named = type(error)(message)
+        except Exception:  # of arguments of its own
+            named = RuntimeError(f"{name}: {error!r}")
+        raise named from error
 
 
 def mix_seeds(*numbers: int) -> int:
@@ -132,7 +156,8 @@ class TrainingSamples(Dataset):
         index, seed = key
         sample, index, skipped = read_first(self.read, self._candidates(index, seed))
         with seeded(seed):
-            return {"sample": self.transform(sample), "index": index, "skipped": skipped}
+            transformed = transform_named(self.transform, sample, self.read, index)
+        return {"sample": transformed, "index": index, "skipped": skipped}
 
     def _candidates(self, index: int, seed: int) -> Iterator[int]:
         others = np.random.default_rng(seed)
@@ -152,7 +177,7 @@ class EvaluationSamples(TrainingSamples):
         sample, index, skipped = read_first(self.read, candidates)
         counts = key < self.num_samples
         return {
-            "sample": self.transform(sample),
+            "sample": transform_named(self.transform, sample, self.read, index),
             "index": index if counts and index == place else -1,
             "skipped": skipped if counts else [],
         }
@@ -281,18 +306,20 @@ class StreamedBatches(IterableDataset):
         for turn in count():
             shuffled.set_epoch(self.epoch + 1_000_003 * turn)
             read_any = False
-            for row in shuffled:
-                read_any = True
-                yield from repeat(row, self.repeats)
+            with naming_files(self.stream):
+                for row in shuffled:
+                    read_any = True
+                    yield from repeat(row, self.repeats)
             if not read_any:
                 raise RuntimeError(
                     "the stream has no samples for a worker: --dataloader_num_workers must not exceed its shards"
                 )
 
     def _sample(self, candidates: list[dict], *place: int) -> dict:
-        sample, _, skipped = read_first(self.read, candidates)
+        sample, row, skipped = read_first(self.read, candidates)
         with seeded(*place):
-            return {"sample": self.transform(sample), "index": -1, "skipped": skipped}
+            transformed = transform_named(self.transform, sample, self.read, row)
+        return {"sample": transformed, "index": -1, "skipped": skipped}
 
 
 class CollateSamples:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification
 from clustr_hf.convert_checkpoint import convert_checkpoint, convert_state_dict, infer_config
@@ -122,6 +123,58 @@ def test_bad_files_fail_clearly_and_write_nothing(content, message, tmp_path):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         convert_checkpoint(path, tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+SPOILED = {
+    "integer beside": ({5: torch.zeros(1)}, "must have names of tensors as keys, got 5"),
+    "none as key": ({None: torch.zeros(1)}, "must have names of tensors as keys, got None"),
+    "bytes as key": ({b"x": torch.zeros(1)}, "must have names of tensors as keys, got b'x'"),
+    "number": ({"head.bias": 3}, "must hold tensors, got int 3 as 'head.bias'"),
+    "list": ({"head.bias": [1.0, 2.0, 3.0]}, r"must hold tensors, got list \[1.0, 2.0, 3.0\]"),
+    "dictionary": ({"head.bias": {"a": torch.zeros(1)}}, "must hold tensors, got dict"),
+    "integers": ({"head.bias": torch.zeros(3, dtype=torch.int64)}, "dense tensors of floats, got torch.int64"),
+    "complex": ({"head.bias": torch.zeros(3, dtype=torch.complex64)}, "dense tensors of floats, got torch.complex64"),
+    "sparse": ({"head.bias": torch.zeros(3).to_sparse()}, "dense tensors of floats, got .* layout torch.sparse_coo"),
+    "vector": ({"patch_embed1.proj.weight": torch.zeros(5)}, r"must have 4 dimensions .* got shape \(5,\)"),
+    "scalar": ({"head.weight": torch.tensor(1.0)}, r"'classifier.weight' must have 2 dimensions .* got shape \(\)"),
+    "no values": ({"block1.0.mlp.fc1.weight": torch.zeros(4, 0)}, r"must have 2 dimensions .* got shape \(4, 0\)"),
+    "a block far away": ({"block1.999999999.norm1.weight": torch.zeros(4)}, "number 1 of .* is missing, and 999999999"),
+    "a stage far away": ({"norm999999999.weight": torch.zeros(4)}, "number 4 of .* is missing, and 999999998"),
+}
+
+
+@pytest.mark.parametrize("change, message", SPOILED.values(), ids=SPOILED)
+def test_spoiled_weights_are_named_with_their_file_and_write_nothing(model, tmp_path, change, message):
+    torch.save({**authors_state_dict(model), **change}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=rf"file.pth: .*{message}"):
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize("content", [{0: torch.zeros(1), 1: torch.zeros(2)}, {}, {"state_dict": {}}])
+def test_files_without_names_of_weights_are_refused(tmp_path, content):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"names of tensors as keys, got 0|a state dict, got an empty one in"):
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "ours")
+
+
+def test_wrappers_may_be_nested(model, tmp_path):
+    weights = authors_state_dict(model)
+    torch.save({"state_dict": {"model": weights}, "epoch": 3}, tmp_path / "file.pth")
+    assert convert_checkpoint(tmp_path / "file.pth", tmp_path / "ours").config.num_labels == 3
+    endless = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(ValueError, match="must hold tensors, got dict"):
+        convert_checkpoint(tmp_path / "endless.pth", tmp_path / "no")
+
+
+@pytest.mark.parametrize("heads, message", [("1, 2", "must be JSON, got '1, 2'"), ('{"a": 1}', "must be a list, got")])
+def test_metadata_that_are_no_lists_are_named(model, tmp_path, heads, message):
+    weights = {name: tensor.contiguous() for name, tensor in authors_state_dict(model).items()}
+    save_file(weights, tmp_path / "file.safetensors", metadata={"num_attention_heads": heads})
+    with pytest.raises(ValueError, match=rf"file.safetensors: the metadata 'num_attention_heads' {message}"):
+        convert_checkpoint(tmp_path / "file.safetensors", tmp_path / "ours")
 
 
 def test_a_broken_safetensors_file_fails_clearly(tmp_path):

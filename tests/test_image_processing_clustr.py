@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
+from transformers import TorchvisionBackend
+from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from clustr_hf import ClusTRImageProcessor
+from clustr_hf import ClusTRDetectionImageProcessor, ClusTRImageProcessor, ClusTRPoseImageProcessor
 
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -310,3 +312,87 @@ def test_maps_of_many_classes_are_those_of_all_logits_at_once(num_labels):
     as_tensor = torch.tensor(sizes)
     again = ClusTRImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), as_tensor)
     assert all(torch.equal(*pair) for pair in zip(maps, again))
+
+
+SLIM = [(2000, 3), (3, 2000), (5000, 1), (1, 5000), (1, 1)]
+
+
+@pytest.mark.parametrize("size", SLIM)
+def test_images_of_extreme_aspect_ratio_have_pixels(size):
+    """In the processor of every task; a side of less than a pixel becomes one, and labels follow their image."""
+    image = photograph(size[1], size[0])
+    dense = ClusTRImageProcessor(do_center_crop=False, size={"shortest_edge": 64, "longest_edge": 256})
+    batch = dense(image, segmentation_maps=np.full(size, 3), return_tensors="pt")
+    assert batch["labels"].shape[1:] == batch.pixel_values.shape[2:] and (batch["labels"] == 3).all()
+    height, width = batch.pixel_values.shape[2:]
+    assert max(height, width) <= 256 and min(height, width) >= 1
+    boxes = [{"bbox": [0, 0, size[1], size[0]], "category_id": 0}]
+    detection = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 256})
+    found = detection(image, annotations={"image_id": 1, "annotations": boxes}, return_tensors="pt")
+    assert min(found.pixel_values.shape) == 1
+    torch.testing.assert_close(found["labels"][0]["boxes"], torch.tensor([[0.5, 0.5, 1, 1]]))
+    limited = ClusTRDetectionImageProcessor(size={"max_height": 64, "max_width": 64})(image, return_tensors="pt")
+    assert min(limited.pixel_values.shape[2:]) >= 1
+    assert ClusTRPoseImageProcessor()(image, return_tensors="pt").pixel_values.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [(2000, 3), (1, 700), (9000, 50), (6000, 40)])
+def test_only_what_the_crop_shows_of_a_long_image_is_resized(size, monkeypatch):
+    """Which would take gigabytes; against torchvision's transforms of the whole image, to within a pixel's shift."""
+    image = photograph(size[1], size[0])
+    resized = []
+    upstream = TorchvisionBackend.resize
+    monkeypatch.setattr(
+        TorchvisionBackend, "resize", lambda *args, **kw: resized.append(upstream(*args, **kw)) or resized[-1]
+    )
+    [found] = pixels(ClusTRImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}), image)
+    assert resized[0].numel() <= 3 * 32 * 400
+    reference = v2.Compose([v2.ToImage(), v2.Resize(32, v2.InterpolationMode.BICUBIC), v2.CenterCrop(30)])(image) / 255
+    reference = v2.functional.normalize(reference, MEAN.tolist(), STD.tolist())
+    shifts = [reference[:, y : y + 28, x : x + 28] for y in range(3) for x in range(3)]
+    assert min((shift - found).abs().mean() for shift in shifts) < 0.05
+
+
+def test_images_that_would_become_gigabytes_are_refused():
+    processor = ClusTRImageProcessor(do_center_crop=False, size={"shortest_edge": 256})
+    with pytest.raises(ValueError, match=r"`images` must not be enlarged .* \(height, width\) = \(9000, 1\) would"):
+        processor(Image.new("RGB", (1, 9000)))
+
+
+@pytest.mark.parametrize("target", [{"shortest_edge": 61}, {"shortest_edge": 61, "longest_edge": 90}])
+def test_ordinary_images_are_resized_as_upstream_does_it(target):
+    generator = np.random.default_rng(0)
+    for height, width in generator.integers(20, 200, (20, 2)).tolist():
+        image = torch.zeros(3, height, width)
+        expected = TorchvisionBackend.resize(ClusTRImageProcessor(), image, SizeDict(**target))
+        assert ClusTRImageProcessor().resize(image, SizeDict(**target)).shape == expected.shape
+
+
+ARRAYS = {
+    "no rows": (np.zeros((0, 50, 3), np.uint8), r"must have pixels, got one of .* \(0, 50\)"),
+    "no columns": (np.zeros((3, 40, 0), np.uint8), r"must have pixels, got one of .* \(40, 0\)"),
+    "no pixels": (Image.new("RGB", (0, 5)), r"must have pixels, got one of .* \(5, 0\)"),
+    "two channels": (np.zeros((40, 50, 2), np.uint8), r"1, 3 or 4 channels, got \(40, 50, 2\)"),
+    "one dimension": (np.zeros(5, np.uint8), r"must be images of 3 dimensions, got \[\(5,\)\]"),
+}
+
+
+@pytest.mark.parametrize("image, message", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize(
+    "processor_class", [ClusTRImageProcessor, ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor]
+)
+def test_arrays_that_are_no_images_are_named(processor_class, image, message):
+    with pytest.raises(ValueError, match=f"`images` .*{message}"):
+        processor_class()(image)
+
+
+@pytest.mark.parametrize("value", [5, 1.5, {"a": 1}, object(), b"x"], ids=lambda value: type(value).__name__)
+def test_what_is_no_image_is_named_with_its_place(processor, value):
+    with pytest.raises(TypeError, match="`images` must be a PIL image, an array, a tensor, a path or a URL, got"):
+        processor(value)
+    with pytest.raises(TypeError, match=r"`images\[1\]` must be a PIL image"):
+        processor([photograph(), value])
+    with pytest.raises(TypeError, match=r"`segmentation_maps\[1\]` must be a PIL image"):
+        processor([photograph(), photograph()], segmentation_maps=[np.zeros((200, 300)), value])
+    with pytest.raises(ValueError, match="`images` must hold at least one image, got none"):
+        processor([])

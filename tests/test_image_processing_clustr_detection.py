@@ -1,5 +1,7 @@
 """The detectors' image processor: annotations in, boxes and masks out."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -277,6 +279,53 @@ def test_annotations_that_do_not_fit_are_named():
             format="coco_panoptic",
             masks_path=".",
         )
+
+
+NOTHING = [None, "3", "", {}, NAN, INFINITY, 2**70, object(), 1 + 2j, b"x", np.array(None), [None], {"a": 1}]
+
+
+@pytest.mark.parametrize("value", NOTHING, ids=lambda value: repr(value)[:20])
+def test_annotations_of_another_form_are_named(value):
+    processor, image = ClusTRDetectionImageProcessor(), make_image(40, 50)
+    whole = annotate(([0, 0, 5, 5], 0))
+    with pytest.raises(ValueError, match=r"`annotations(\[1\])?` must be a dictionary"):
+        processor([image, image], annotations=[whole, value] if value is None else value)
+    for wrong in (value, {"image_id": 1, "annotations": value}, {"annotations": []}, {"image_id": 1}):
+        if wrong == value or value != [None]:
+            with pytest.raises(ValueError, match=r"`annotations\[1\]` must be a dictionary with 'image_id' and"):
+                processor([image, image], annotations=[whole, wrong])
+    with pytest.raises(ValueError, match=r"image 7: `annotations\[1\]` must be a dictionary, got"):
+        processor(image, annotations={"image_id": 7, "annotations": [*whole["annotations"], [value]]})
+
+
+def test_the_image_and_the_annotation_are_named():
+    processor, images = ClusTRDetectionImageProcessor(do_resize=False), [make_image(40, 50)] * 2
+    annotations = [annotate(([0, 0, 5, 5], 0), image_id=7), annotate(([0, 0, 5, 5], 0), ([0, 0, -5, 5], 0), image_id=9)]
+    with pytest.raises(ValueError, match=r"image 9: `annotations\[1\]\['bbox'\]` must be"):
+        processor(images, annotations=annotations)
+    annotations[1] = annotate(([60, 0, 5, 5], 0), ([0, 0, 5, 5], 0), image_id=9)  # the first one is left out
+    annotations[1]["annotations"][1]["segmentation"] = {"size": [40, 50], "counts": "0" * 100_000}
+    with pytest.raises(ValueError, match=r"image 9: annotation 1: `annotations` must .* of 100000 characters"):
+        processor(images, annotations=[annotate(image_id=7), annotations[1]], return_segmentation_masks=True)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1e300, 1], [0, 0, 1e20, 1e20], [-1e30, 0, 1e30, 5], [2**25, 0, 1, 1]])
+def test_boxes_larger_than_any_image_are_refused(box):
+    """Their area would be infinite in float32, or their corners not where they are."""
+    with pytest.raises(ValueError, match=r"`annotations\[0\]\['bbox'\]` must be .*numbers of at most 16777216"):
+        ClusTRDetectionImageProcessor()(make_image(40, 50), annotations=annotate((box, 0)))
+
+
+def test_overlong_run_lengths_are_refused_before_they_are_decoded():
+    """COCO's own functions take them, however many runs are of no pixel."""
+    mask = torch.zeros(40, 50, dtype=torch.bool)
+    counts = coco_mask.frPyObjects(encode_mask(mask), 40, 50)["counts"].decode()
+    assert not decode_segmentation({"size": [40, 50], "counts": counts + "0" * 100}, (40, 50)).any()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"run lengths of 2000 pixels in all, got .* of 20000003 characters"):
+        decode_segmentation({"size": [40, 50], "counts": counts + "0" * 20_000_000}, (40, 50))
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def to_float32(value):

@@ -377,7 +377,7 @@ def test_malformed_metadata_neither_end_a_training_nor_skip_a_sample(image_forma
     assert np.array_equal(read, PIXELS)
     columns = ("image", "label")
     rows = [{"image": {"bytes": content, "path": None}, "label": 1}]
-    image, label = ReadRow(processor, columns, "training", rows)(0)
+    image, label = ReadRow(processor, columns, 2, "training", rows)(0)
     assert np.array_equal(image, PIXELS) and label == 1
 
 

@@ -11,6 +11,7 @@ IN is a `.safetensors` file, or a PyTorch file that is read with `weights_only=T
 import argparse
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,6 +44,8 @@ _RENAMINGS = [
 # What training scripts and recordings put around or before the weights.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _PREFIXES = ("module.", "model.", "weights.")
+# Wrappers around one another that are looked into.
+MOST_WRAPPERS = 4
 
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -60,9 +63,11 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torc
         `dict[str, torch.Tensor]`: The same tensors under our names.
 
     Raises:
-        ValueError: if a name is none of the authors', or the classifier is missing.
+        ValueError: if a name is none of the authors', its value is no tensor of floats, or the classifier is missing.
     """
-    converted = {_convert_name(name): tensor for name, tensor in _strip_prefix(state_dict).items()}
+    weights = _strip_prefix(state_dict)
+    _check_tensors(weights)
+    converted = {_convert_name(name): tensor for name, tensor in weights.items()}
     if "classifier.weight" not in converted:
         raise ValueError("`state_dict` must hold a ClusTR classifier, but has no tensor named 'head.weight'.")
     return converted
@@ -85,12 +90,15 @@ def infer_config(
 
     Returns:
         [`ClusTRConfig`] with `cluster_assignment="nearest_center"`.
+
+    Raises:
+        ValueError: if a weight is missing, or has a shape that is not one of the architecture's.
     """
     stages = range(_count(state_dict, r"clustr\.stages\.(\d+)\."))
     prefix = "clustr.stages.{}."
-    kernels = [_find(state_dict, prefix.format(i) + "embeddings.projection.weight") for i in stages]
+    kernels = [_find(state_dict, prefix.format(i) + "embeddings.projection.weight", 4) for i in stages]
     hidden_sizes = [kernel.shape[0] for kernel in kernels]
-    fc1 = [_find(state_dict, prefix.format(i) + "blocks.0.mlp.fc1.weight") for i in stages]
+    fc1 = [_find(state_dict, prefix.format(i) + "blocks.0.mlp.fc1.weight", 2) for i in stages]
     scales = [
         _count(state_dict, re.escape(prefix.format(i)) + r"blocks\.0\.attention\.kv_projs\.(\d+)\.") for i in stages
     ]
@@ -104,7 +112,7 @@ def infer_config(
         patch_sizes=[kernel.shape[-1] for kernel in kernels],
         reduction_ratios=reduction_ratios or [paper_ratios[i][: scales[i]] for i in stages],
         cluster_assignment="nearest_center",
-        num_labels=state_dict["classifier.weight"].shape[0],
+        num_labels=_find(state_dict, "classifier.weight", 2).shape[0],
     )
 
 
@@ -130,11 +138,13 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
         checkpoint, metadata = _read_file(path)
     except Exception as error:  # whatever the readers make of a file that is none of theirs
         raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error!r}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(wrapper), Mapping):
-            checkpoint = checkpoint[wrapper]
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"`IN` must hold a state dict, got {type(checkpoint).__name__} in {path}.")
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(checkpoint, Mapping):
+            inside = (checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping))
+            checkpoint = next(inside, checkpoint)
+    if not isinstance(checkpoint, Mapping) or not checkpoint:
+        got = type(checkpoint).__name__ if checkpoint or not isinstance(checkpoint, Mapping) else "an empty one"
+        raise ValueError(f"`IN` must hold a state dict, got {got} in {path}.")
     return dict(checkpoint), metadata
 
 
@@ -167,17 +177,35 @@ def convert_checkpoint(
             weights that do not fit the architecture.
     """
     weights, metadata = load_authors_checkpoint(source)
-    state_dict = convert_state_dict(weights)
-    config = infer_config(
-        state_dict,
-        num_attention_heads or _from_metadata(metadata, "num_attention_heads"),
-        reduction_ratios or _from_metadata(metadata, "reduction_ratios"),
-    )
+    try:
+        state_dict = convert_state_dict(weights)
+        config = infer_config(
+            state_dict,
+            num_attention_heads or _from_metadata(metadata, "num_attention_heads"),
+            reduction_ratios or _from_metadata(metadata, "reduction_ratios"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     model = ClusTRForImageClassification(config)
     model.load_state_dict(state_dict, strict=True)
     model.save_pretrained(folder)
     ClusTRImageProcessor().save_pretrained(folder)
     return model
+
+
+def _check_tensors(state_dict: Mapping[str, torch.Tensor]):
+    """Raise unless all names are strings, and all that they name tensors of floats, which hold values."""
+    for name, tensor in state_dict.items():
+        if not isinstance(name, str):
+            raise ValueError(f"`state_dict` must have names of tensors as keys, got {reprlib.repr(name)}.")
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(f"`state_dict` must hold tensors, got {kind} {reprlib.repr(tensor)} as {name!r}.")
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(
+                f"`state_dict` must hold dense tensors of floats, got {tensor.dtype} of layout {tensor.layout} on "
+                f"{tensor.device} as {name!r}."
+            )
 
 
 def _convert_name(name: str) -> str:
@@ -199,27 +227,46 @@ def _convert_name(name: str) -> str:
 def _strip_prefix(checkpoint: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under a known prefix, without it, as long as one occurs; all of them if none does."""
     for prefix in _PREFIXES:
-        inside = {name.removeprefix(prefix): value for name, value in checkpoint.items() if name.startswith(prefix)}
+        inside = {
+            str(name).removeprefix(prefix): value for name, value in checkpoint.items() if str(name).startswith(prefix)
+        }
         if inside:
             return _strip_prefix(inside)
     return dict(checkpoint)
 
 
-def _find(state_dict: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+def _find(state_dict: Mapping[str, torch.Tensor], name: str, ndim: int) -> torch.Tensor:
     if name not in state_dict:
         raise ValueError(f"`state_dict` must hold a whole ClusTR classifier, but {name!r} is missing.")
-    return state_dict[name]
+    tensor = state_dict[name]
+    if tensor.ndim != ndim or tensor.numel() == 0:
+        raise ValueError(f"{name!r} must have {ndim} dimensions and hold values, got shape {tuple(tensor.shape)}.")
+    return tensor
 
 
 def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:
     indices = {int(match.group(1)) for match in (re.match(pattern, name) for name in state_dict) if match}
     if not indices:
         raise ValueError(f"`state_dict` must hold a ClusTR classifier, but no name matches {pattern!r}.")
-    return max(indices) + 1
+    if len(indices) <= max(indices):
+        least = min(set(range(len(indices) + 1)) - indices)
+        raise ValueError(
+            f"`state_dict` must hold a whole ClusTR classifier, but number {least} of {pattern!r} is missing, and "
+            f"{max(indices)} is there."
+        )
+    return len(indices)
 
 
 def _from_metadata(metadata: Mapping[str, str], name: str) -> list | None:
-    return json.loads(metadata[name]) if name in metadata else None
+    if name not in metadata:
+        return None
+    try:
+        values = json.loads(metadata[name])
+    except ValueError as error:
+        raise ValueError(f"the metadata {name!r} must be JSON, got {metadata[name]!r}: {error}") from error
+    if not isinstance(values, list):
+        raise ValueError(f"the metadata {name!r} must be a list, got {reprlib.repr(values)}.")
+    return values
 
 
 def main(arguments: list[str] | None = None):

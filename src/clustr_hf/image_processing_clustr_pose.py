@@ -10,6 +10,7 @@ and so for heat maps ("unbiased data processing", Huang et al. 2020): mirroring 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import BatchFeature, TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from .annotations_clustr import MOST_PIXELS
 from .image_processing_clustr import SCALE_SETTINGS, ReadsImagesMixin
 
 
@@ -125,8 +127,6 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **scale
         )
-        if not images:
-            raise ValueError("`images` must hold at least one image, got none.")
         crop_size = _crop_size(size)
         if boxes is None:
             boxes = [[[0, 0, image.shape[-1], image.shape[-2]]] for image in images]
@@ -236,15 +236,21 @@ def _check_positive(name: str, value: float):
         raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
+def _is_list(values: Any) -> bool:
+    """Whether these are as many values as `len` says, for several images."""
+    return isinstance(values, (list, tuple)) or (isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim > 0)
+
+
 def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[torch.Tensor]:
     """
     The boxes of each image as a tensor `(n, 4)`, float32, on the CPU.
 
     Raises:
-        ValueError: unless there is one entry for each image, and a box is four finite numbers, its sides positive.
+        ValueError: unless there is one entry for each image, and a box is four numbers of at most 2**24, its sides
+            positive.
     """
-    if not isinstance(boxes, (Sequence, np.ndarray, torch.Tensor)):
-        raise ValueError(f"`boxes` must have one list for each image, got {boxes!r:.200}.")
+    if not _is_list(boxes):
+        raise ValueError(f"`boxes` must have one list for each image, got {reprlib.repr(boxes)}.")
     if num_images is not None and len(boxes) != num_images:
         raise ValueError(f"`boxes` must have one list for each of the {num_images} images, got {len(boxes)}.")
     checked = []
@@ -255,10 +261,12 @@ def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[tor
             raise ValueError(
                 f"`boxes[{index}]` must have shape (n, 4), (x, y, width, height), got {tuple(of_image.shape)}."
             )
-        wrong = ~(of_image.isfinite().all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
+        wrong = ~((of_image.abs() <= MOST_PIXELS).all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
         if wrong.any():
+            place = int(wrong.nonzero()[0])
             raise ValueError(
-                f"`boxes[{index}]` must be finite, with a positive width and height, got {of_image[wrong][0].tolist()}."
+                f"`boxes[{index}]` must be finite, with a positive width and height, and numbers of at most "
+                f"{MOST_PIXELS}, got {of_image[place].tolist()} in place {place}."
             )
         checked.append(of_image)
     return checked
@@ -270,14 +278,14 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
 
     Raises:
         ValueError: unless there are those of as many persons in each image as `numbers` says, equally many of each, and
-            all that are visible are finite.
+            all that are visible are numbers of at most 2**24.
     """
-    if not isinstance(keypoints, (Sequence, np.ndarray, torch.Tensor)) or len(keypoints) != len(numbers):
-        got = len(keypoints) if hasattr(keypoints, "__len__") else repr(keypoints)
+    if not _is_list(keypoints) or len(keypoints) != len(numbers):
+        got = len(keypoints) if _is_list(keypoints) else reprlib.repr(keypoints)
         raise ValueError(f"`keypoints` must have one list for each of the {len(numbers)} images, got {got}.")
     checked = []
     for index, (of_image, number) in enumerate(zip(keypoints, numbers)):
-        of_image = _as_tensor(f"keypoints[{index}]", of_image)
+        of_image = _as_tensor(f"keypoints[{index}]", () if of_image is None else of_image)
         if number == 0 and len(of_image) == 0:
             continue
         if of_image.ndim != 3 or len(of_image) != number or of_image.shape[2] not in (2, 3):
@@ -288,8 +296,10 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
         if of_image.shape[2] == 2:
             of_image = torch.cat([of_image, torch.ones_like(of_image[..., :1])], dim=-1)
         visible = of_image[of_image[..., 2] > 0]
-        if not (visible.isfinite().all() and of_image[..., 2].isfinite().all()):
-            raise ValueError(f"`keypoints[{index}]` must be finite, got NaN or infinity.")
+        if not ((visible.abs() <= MOST_PIXELS).all() and of_image[..., 2].isfinite().all()):
+            raise ValueError(
+                f"`keypoints[{index}]` must be finite, and numbers of at most {MOST_PIXELS}, got NaN, infinity or more."
+            )
         checked.append(of_image)
     if len({of_image.shape[1] for of_image in checked}) > 1:
         raise ValueError(f"`keypoints` must be equally many of all persons, got {[x.shape[1] for x in checked]}.")
@@ -297,11 +307,17 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
 
 
 def _as_tensor(name: str, values: Any) -> torch.Tensor:
+    """An array of numbers as float32 on the CPU; numpy would take strings for numbers, and None for NaN."""
     try:
-        values = values if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float32)
+        if not isinstance(values, torch.Tensor):
+            numbers = np.asarray(values)
+            if numbers.size and numbers.dtype.kind not in "biuf":
+                raise TypeError(f"of dtype {numbers.dtype}")
+            with np.errstate(over="ignore"):  # infinite, which is refused
+                values = numbers.astype(np.float32)
         return torch.atleast_1d(torch.as_tensor(values, dtype=torch.float32, device="cpu"))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` must be an array of numbers, got {values!r:.200}.") from error
+    except (OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be an array of numbers, got {reprlib.repr(values)}: {error}.") from error
 
 
 def box_regions(boxes: torch.Tensor, size: tuple[int, int], padding_factor: float) -> tuple[torch.Tensor, torch.Tensor]:

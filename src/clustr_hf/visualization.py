@@ -28,6 +28,9 @@ from .image_reading_clustr import to_rgb
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
+# Of cells of pictures, either way.
+GREATEST_ASPECT = 4
+
 # Objects of an image that draw_detections names.
 MOST_TEXTS = 30
 
@@ -722,12 +725,16 @@ def _curve(axis, log_history: Sequence[Mapping[str, float]], name: str, label: s
 
 
 def _grid(number: int, columns: int, cell: tuple[float, float]) -> tuple[Figure, list]:
-    """A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes."""
+    """
+    A figure with room for `number` pictures of a cell's (width, height) in inches, and their axes. The sides of a cell
+    differ at most by a factor, or the picture of a slim image would be gigabytes.
+    """
     if number == 0:
         raise ValueError("`images` must hold at least one image, got none.")
     columns = min(columns, number)
-    rows = math.ceil(number / columns)
-    figure = Figure(figsize=(columns * cell[0], rows * cell[1]), layout="constrained")
+    rows, width = math.ceil(number / columns), cell[0]
+    height = min(max(cell[1], width / GREATEST_ASPECT), width * GREATEST_ASPECT)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
