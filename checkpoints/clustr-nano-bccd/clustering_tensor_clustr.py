@@ -105,7 +105,7 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     separation, parent = separation_and_parent(tokens, density_rank, nearest if wait_for_counts else None)
     # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
     parent = twin.gather(1, parent)
-    log_decision_value = log_density + separation.log()
+    log_decision_value = _log_decision_value(log_density, separation)
     # Eq. 2 makes the densest token the first centre; said outright, no rounding or overflow can take its place away.
     log_decision_value = log_decision_value.clamp(max=torch.finfo(tokens.dtype).max)
     decision_rank = _rank_descending(log_decision_value.masked_fill(density_rank == 0, torch.inf))
@@ -115,6 +115,20 @@ def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     else:
         scales = [_follow_parents(decision_rank, parent, number) for number in num_clusters]
     return torch.stack(scales)
+
+
+def _log_decision_value(log_density: torch.Tensor, separation: torch.Tensor) -> torch.Tensor:
+    """log(rho delta), (B, N)."""
+    wide = _for_library_functions(log_density)
+    return (log_density.to(wide) + separation.to(wide).log()).to(log_density.dtype)
+
+
+def _for_library_functions(tokens: torch.Tensor) -> torch.dtype:
+    """
+    The dtype for logarithms and roots: on CPUs float64. Those of float32 differ in their last bit from library to
+    library (MKL's from the compiled kernel's), which would decide between nearly equal values.
+    """
+    return tokens.dtype if is_exporting() or is_on_accelerator(tokens) else torch.float64
 
 
 def _follow_parents(decision_rank: torch.Tensor, parent: torch.Tensor, num_clusters: int) -> torch.Tensor:
@@ -304,7 +318,8 @@ def separation_and_parent(
     to_parent = _squared_distance(tokens, _gather_tokens(tokens, parent))
     to_farthest = _squared_distance(tokens, _gather_tokens(tokens, densest)).amax(dim=1, keepdim=True)
     squared = torch.where(is_densest, to_farthest, to_parent)
-    return (squared / tokens.shape[-1]).sqrt(), parent
+    mean = squared / tokens.shape[-1]
+    return mean.to(_for_library_functions(mean)).sqrt().to(mean.dtype), parent
 
 
 def _denser_neighbor(

@@ -3,7 +3,9 @@
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
+import math
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,18 +15,31 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import InterpolationMode
 from transformers import BatchFeature, BeitImageProcessor
+from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
     SizeDict,
+    get_image_size_for_max_height_width,
+    is_valid_image,
 )
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .image_reading_clustr import load_image, open_image, read_array, read_image, read_label_map, to_rgb
+from .image_files_clustr import find_format, scan_file
+from .image_reading_clustr import (
+    as_rgb,
+    guard_pil,
+    load_image,
+    open_image,
+    read_array,
+    read_image,
+    read_label_map,
+    rgb_to_tensor,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +49,13 @@ SCALE_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean")
 
 # Label of pixels that do not count, in maps and where a crop reaches beyond its map.
 IGNORE_INDEX = 255
+
+# Images are not enlarged to more pixels than these: those of a few rows or columns would take gigabytes.
+MOST_PIXELS = 2**27
+# Of images whose sides differ by more than this factor, only what the crop may show is resized ...
+LONGEST_RATIO = 64
+# ... and so many pixels around it, in which the filters look.
+CROP_MARGIN = 4
 
 # Classes whose logits are resized together: their number bounds the memory, whatever the number of all classes.
 CLASSES_AT_ONCE = 8
@@ -54,6 +76,9 @@ class ReadsImagesMixin:
     metadata, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
     Arrays of values that no image has are refused.
     """
+
+    # For `handler.py`, which stands alone in a repository and reaches its code through the processor.
+    find_format, scan_file, guard_pil = staticmethod(find_format), staticmethod(scan_file), staticmethod(guard_pil)
 
     def read_image(self, image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
         """
@@ -98,9 +123,11 @@ class ReadsImagesMixin:
         is_picture, scale = bool(do_convert_rgb), 1.0
         highest = _highest_value(do_rescale, rescale_factor, do_normalize, image_mean)
         if isinstance(image, Image.Image):
-            image = to_rgb(image) if is_picture else load_image(image)
+            image = as_rgb(image) if is_picture else load_image(image)
             if highest == 1.0:
                 read_array(np.asarray(image), highest)  # refuses what has 8 bits
+            if is_picture:
+                image, input_data_format = rgb_to_tensor(image), ChannelDimension.FIRST
         elif isinstance(image, (np.ndarray, torch.Tensor)):
             image = read_array(image, highest)
             _warn_of_shares(image, do_rescale)
@@ -110,19 +137,62 @@ class ReadsImagesMixin:
             if is_picture and input_data_format is None and is_row:
                 input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
         image = image / scale if scale != 1 else image
-        tensor = super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
-        )
+        shape = tuple(getattr(image, "shape", ()))
+        try:
+            tensor = super().process_image(
+                image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+            )
+        except (RuntimeError, ValueError) as error:  # upstream says nothing of the array
+            raise ValueError(
+                "`images` must have shape (height, width), (height, width, channels) or (channels, height, width) and "
+                f"1, 3 or 4 channels, got {shape}: {error}"
+            ) from error
+        if min(tensor.shape[-2:]) == 0:
+            raise ValueError(f"`images` must have pixels, got one of (height, width) = {tuple(tensor.shape[-2:])}.")
         tensor = tensor * scale if scale != 1 else tensor
         return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
-        """Greyscale arrays (height, width) get a channel dimension; else as upstream."""
+        """Greyscale arrays (height, width) get a channel dimension; else as upstream, which names no argument."""
+        name = "images" if expected_ndims == 3 else "segmentation_maps"
+        _check_kinds(name, images)
         if expected_ndims == 3 and isinstance(images, (list, tuple)):
             images = [_with_channels(image) for image in images]
         elif expected_ndims == 3:
             images = _with_channels(images)
-        return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+        shapes = [tuple(getattr(image, "shape", ())) for image in (images if isinstance(images, list) else [images])]
+        try:
+            return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
+        except ValueError as error:
+            if str(error).startswith("`"):  # it is ours
+                raise
+            raise ValueError(
+                f"`{name}` must be images of {expected_ndims} dimensions, got {reprlib.repr(shapes)}."
+            ) from error
+
+    def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
+        """
+        As upstream, but a side has one pixel at least.
+
+        Raises:
+            ValueError: if the image would become larger than any picture: one whose sides differ extremely.
+        """
+        extents, target = tuple(image.shape[-2:]), None
+        if size.shortest_edge and size.longest_edge:
+            target = get_size_with_aspect_ratio(extents, size.shortest_edge, size.longest_edge)
+        elif size.shortest_edge:
+            target = [int(size.shortest_edge * extent / min(extents)) for extent in extents]
+        elif size.max_height and size.max_width:
+            target = get_image_size_for_max_height_width(extents, size.max_height, size.max_width)
+        if target is None:
+            return super().resize(image, size, *args, **kwargs)
+        height, width = (max(1, extent) for extent in target)
+        if height * width > max(MOST_PIXELS, math.prod(extents)):
+            raise ValueError(
+                f"`images` must not be enlarged to more than {MOST_PIXELS} pixels, but one of (height, width) = "
+                f"{extents} would have {(height, width)}: give `size` a 'longest_edge'."
+            )
+        return super().resize(image, SizeDict(height=height, width=width), *args, **kwargs)
 
 
 class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
@@ -141,6 +211,10 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     and floats, have values in [0, 255], or [0, 1 / `rescale_factor`] if that is more; floats are multiplied by
     `rescale_factor` too. With `do_rescale=False` values are in [0, 1]; with `do_normalize=False`, too, floats may have
     any finite value.
+
+    Sides of less than a pixel after resizing become one. An image more than 64 times as long as wide is cut to what the
+    centre crop may show before it is resized, since the whole would take gigabytes. Without crop and `longest_edge`,
+    one that would have more than 2**27 pixels is refused.
 
     Segmentation maps go along with the images as `segmentation_maps` and become `labels`, `(height, width)` int64:
     resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
@@ -169,9 +243,10 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         do_reduce_labels (`bool`, defaults to `False`): See above.
 
     Raises:
-        ValueError: for images that cannot be decoded, arrays of other dtypes, with NaN, infinity or values beyond these
-            ranges, and for segmentation maps that differ from the images in number or size, or hold something else than
-            labels.
+        TypeError: for what is no image at all, or no segmentation map.
+        ValueError: for images that cannot be decoded or have no pixels, arrays of other dtypes or shapes, with NaN,
+            infinity or values beyond these ranges, and for segmentation maps that differ from the images in number or
+            size, or hold something else than labels.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -223,6 +298,13 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
                 padded = self.pad([labels[None] for labels in data["labels"]], pad_size, fill_value=IGNORE_INDEX)
                 data["labels"] = [labels[0] for labels in padded]
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
+        """As upstream; very long images without what the crop leaves out, which would take gigabytes when resized."""
+        size, crop_size = kwargs["size"], kwargs["crop_size"]
+        if kwargs["do_resize"] and kwargs["do_center_crop"] and size.shortest_edge and not size.longest_edge:
+            images = [_cut_to_center(image, size.shortest_edge, crop_size) for image in images]
+        return super()._preprocess(images, **kwargs)
 
     def _preprocess_label_maps(self, label_maps: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
         """Maps (1, height, width) through the geometry of the images -> (height, width) int64."""
@@ -318,6 +400,36 @@ def _to_label_map(label_map: Any) -> torch.Tensor:
         label_map = label_map.transpose(2, 0, 1) if label_map.ndim == 3 else label_map
     labels = read_label_map(label_map)
     return labels[None] if labels.ndim == 2 else labels
+
+
+def _check_kinds(name: str, images: Any):
+    """Raise unless it is an image, or a list of some, or of lists."""
+    if not isinstance(images, (list, tuple)):
+        if not isinstance(images, (str, os.PathLike)) and not is_valid_image(images):
+            raise TypeError(
+                f"`{name}` must be a PIL image, an array, a tensor, a path or a URL, got {reprlib.repr(images)}."
+            )
+        return
+    if not images:
+        raise ValueError(f"`{name}` must hold at least one image, got none.")
+    for index, image in enumerate(images):
+        _check_kinds(f"{name}[{index}]", image)
+
+
+def _cut_to_center(image: torch.Tensor, shortest_edge: int, crop_size: SizeDict) -> torch.Tensor:
+    """
+    An image (channels, height, width) whose sides differ extremely, cut along the longer one to what a centre crop of
+    the resized image may show; others as they are. The crop is the same to within a pixel.
+    """
+    shorter, longer = sorted(image.shape[-2:])
+    if longer <= LONGEST_RATIO * shorter:
+        return image
+    axis = -2 if image.shape[-2] == longer else -1
+    crop = crop_size.height if axis == -2 else crop_size.width
+    scale = shorter / shortest_edge
+    length = max(shorter, math.ceil(crop * scale) + 2 * math.ceil(CROP_MARGIN * max(1, scale)))
+    length += (longer - length) % 2
+    return image.narrow(axis, (longer - length) // 2, length) if length < longer else image
 
 
 def _with_channels(image: Any) -> Any:

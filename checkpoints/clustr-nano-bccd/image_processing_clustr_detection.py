@@ -9,6 +9,7 @@ from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (befo
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,10 +17,17 @@ from torch.nn.functional import grid_sample, pad
 from torchvision.ops import batched_nms, box_convert
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
-from transformers import DeformableDetrImageProcessor
+from transformers import BatchFeature, DeformableDetrImageProcessor
 from transformers.image_utils import AnnotationFormat
 
-from .annotations_clustr import clean_annotation, clean_image_id, decode_segmentation, encode_mask
+from .annotations_clustr import (
+    check_annotations,
+    clean_annotation,
+    clean_image_id,
+    decode_masks,
+    decode_segmentation,
+    encode_mask,
+)
 from .devices_clustr import default_device
 from .image_processing_clustr import ReadsImagesMixin
 
@@ -52,7 +60,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         do_convert_annotations (`bool`, defaults to `True`): Whether boxes become shares, else corners in pixels.
 
     Raises:
-        ValueError: for images that cannot be decoded, and annotations that differ from them in number or are malformed.
+        ValueError: for images that cannot be decoded, and annotations that differ from them in number or are malformed:
+            it names the image by its `image_id`, the annotation by its place among those of the image, and the field.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -72,18 +81,24 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         format = self.format if format is None else format
         if format != AnnotationFormat.COCO_DETECTION:
             raise ValueError(f"`format` must be {AnnotationFormat.COCO_DETECTION.value!r}, got {format!r}.")
-        size = tuple(image.shape[-2:])
-        cleaned = [clean_annotation(annotation, index) for index, annotation in enumerate(target["annotations"])]
-        kept = [annotation for annotation in cleaned if _counts(annotation, size)]
-        kept = [{"area": row["bbox"][2] * row["bbox"][3], **row} for row in kept]
-        target = {**target, "image_id": clean_image_id(target["image_id"]), "annotations": kept}
+        size, image_id = tuple(image.shape[-2:]), clean_image_id(target["image_id"])
+        try:
+            cleaned = enumerate(map(clean_annotation, target["annotations"], count()))
+            kept = [(index, annotation) for index, annotation in cleaned if _counts(annotation, size)]
+            masks = decode_masks(kept, size).to(image.device) if return_segmentation_masks else None
+        except ValueError as error:
+            raise ValueError(f"image {image_id}: {error}") from error
+        objects = [{"area": row["bbox"][2] * row["bbox"][3], **row} for _, row in kept]
+        target = {**target, "image_id": image_id, "annotations": objects}
         prepared = super().prepare_annotation(image, target, format, False)
         prepared["size"] = prepared["orig_size"]  # until it is resized
-        if return_segmentation_masks:
-            masks = [decode_segmentation(annotation.get("segmentation"), size) for annotation in kept]
-            prepared["masks"] = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
-            prepared["masks"] = prepared["masks"].to(image.device)
-        return prepared
+        return prepared if masks is None else {**prepared, "masks": masks}
+
+    def _preprocess(self, images: list[torch.Tensor], annotations: Any, *args, **kwargs) -> BatchFeature:
+        """As upstream, which says less of annotations that are none."""
+        if annotations is not None and kwargs.get("format") in (None, AnnotationFormat.COCO_DETECTION):
+            annotations = check_annotations(annotations, len(images))
+        return super()._preprocess(images, annotations, *args, **kwargs)
 
     def resize_annotation(
         self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
@@ -340,7 +355,7 @@ def _lay_over(
     for mask, segment in zip(masks, segments):
         mask = mask.cpu()
         free = mask & (segmentation < 0)
-        if free.sum() > least_visible * mask.sum():
+        if free.count_nonzero() > least_visible * mask.count_nonzero():  # `sum` takes ten times as long
             segmentation[free] = len(visible)
             visible.append({**segment, "id": len(visible)})
     return segmentation, visible

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_e
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .clustering_kernel_clustr import is_plain
 from .configuration_clustr import ClusTRConfig
 from .feed_forward_clustr import can_fuse, fused_feed_forward
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
@@ -284,6 +285,8 @@ class ClusTRModel(ClusTRPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
                 Normalised images of any size from the product of the strides up; H and W need not be multiples of it.
+                They must be finite. On CPUs this is checked; on accelerators the check would wait for the device, and
+                compiled, exported and traced models have none: there NaN spreads to the image's outputs.
             output_clusters (`bool`, defaults to `False`):
                 Whether to return `cluster_indices`.
             kwargs:
@@ -295,14 +298,15 @@ class ClusTRModel(ClusTRPreTrainedModel):
             [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for inputs of other
-                models, such as `attention_mask`, that are not None.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, for NaN and infinity in
+                them (on CPUs), and for inputs of other models, such as `attention_mask`, that are not None.
             TypeError: for unknown keywords.
         """
         self._check_pixel_values(pixel_values)
         attention_kwargs = select_attention_kwargs(kwargs, self.config)
         fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
+        check_finite(features)
         wanted = kwargs.get("output_hidden_states")
         wanted = self.config.output_hidden_states if wanted is None else wanted
         hidden_states, cluster_indices = [], []
@@ -338,6 +342,22 @@ class ClusTRModel(ClusTRPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
             )
+
+
+def check_finite(pixel_values: torch.Tensor):
+    """
+    Raise a `ValueError` for NaN and infinity in images on a CPU, where that takes less than a hundredth of the model's
+    time. Elsewhere it would wait for the device, and a graph cannot branch on values.
+    """
+    if torch.compiler.is_compiling() or not (pixel_values.is_cpu and is_plain(pixel_values)):
+        return
+    is_finite = pixel_values.detach().isfinite().flatten(1).all(dim=1)
+    if not is_finite.all():
+        wrong = (~is_finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"`pixel_values` must be finite as {pixel_values.dtype}, got NaN or infinity in the images {wrong[:10]} of "
+            f"{len(is_finite)}."
+        )
 
 
 def select_states(states: list[torch.Tensor], wanted: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:

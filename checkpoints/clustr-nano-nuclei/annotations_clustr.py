@@ -27,6 +27,10 @@ except ImportError:
 # How far from an image a polygon may reach, in multiples of the longer side: some objects leave their image. And how
 # long its outline may be in pixels, whatever the image: COCO's functions draw it in fifths of pixels.
 FARTHEST, LONGEST_OUTLINE = 100, 1_000_000
+# Coordinates of boxes in pixels: larger integers are none in float32, and no image is so large.
+MOST_PIXELS = 2**24
+# Characters of a number in a compressed run-length encoding: of 35 bits, more than any image has pixels.
+LONGEST_NUMBER = 7
 
 
 def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
@@ -96,12 +100,15 @@ def run_lengths(encoding: Mapping[str, Any], size: tuple[int, int] | None = None
         )
     if size is not None and tuple(map(int, stated)) != tuple(size):
         raise ValueError(
-            f"`annotations` must have masks of the size of their upright image, {size}, got {encoding['size']}."
+            f"`annotations` must have masks of the size of their upright image, {tuple(size)}, got {encoding['size']}."
         )
     number = math.prod(map(int, stated))
-    lengths = _decompress(counts) if isinstance(counts, (str, bytes)) else _as_numbers(counts)
+    lengths = _decompress(counts, number) if isinstance(counts, (str, bytes)) else _as_numbers(counts)
     if lengths is None or not _are_whole(lengths, 0, number) or int(lengths.sum()) != number:
-        raise ValueError(f"`annotations` must have run lengths of {number} pixels in all, got {reprlib.repr(counts)}.")
+        length = f" of {len(counts)} characters" if isinstance(counts, (str, bytes)) else ""
+        raise ValueError(
+            f"`annotations` must have run lengths of {number} pixels in all, got {reprlib.repr(counts)}{length}."
+        )
     return lengths.astype(np.int64)
 
 
@@ -121,12 +128,14 @@ def _are_whole(numbers: np.ndarray, low: int, high: int) -> bool:
     return bool(((numbers >= low) & (numbers <= high)).all() and (numbers == np.floor(numbers)).all())
 
 
-def _decompress(counts: str | bytes) -> np.ndarray | None:
+def _decompress(counts: str | bytes, number: int) -> np.ndarray | None:
     """
-    COCO's compressed run lengths, or None if the string is broken, which COCO's own functions read beyond: 5 bits a
-    character, the lowest first, with a bit that says whether more follow and the sign in the last one; from the fourth
-    number on, the difference to the one before the last.
+    COCO's compressed run lengths, or None if the string is broken, which COCO's own functions read beyond, or longer
+    than that of any mask of so many pixels: 5 bits a character, the lowest first, with a bit that says whether more
+    follow and the sign in the last one; from the fourth number on, the difference to the one before the last.
     """
+    if len(counts) > LONGEST_NUMBER * (number + 1):
+        return None
     try:
         codes = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(int) - 48
     except UnicodeEncodeError:
@@ -136,7 +145,7 @@ def _decompress(counts: str | bytes) -> np.ndarray | None:
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:  # of 35 bits: no image is larger
+    if places.max() >= LONGEST_NUMBER:
         return None
     lengths = np.add.reduceat((codes & 31) << 5 * places, starts)
     lengths -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)
@@ -209,6 +218,50 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
     return corners.tolist()
 
 
+def check_annotations(annotations: Any, num_images: int) -> list[Mapping[str, Any]]:
+    """
+    What goes along with images as `annotations`, one for each.
+
+    Raises:
+        ValueError: unless there are as many as images, each a dictionary with `image_id` and a list `annotations`.
+    """
+    annotations = [annotations] if isinstance(annotations, Mapping) else annotations
+    if not isinstance(annotations, (list, tuple)) or len(annotations) != num_images:
+        got = len(annotations) if isinstance(annotations, (list, tuple)) else reprlib.repr(annotations)
+        raise ValueError(
+            "`annotations` must be a dictionary, or a list of one for each image, but the number of images "
+            f"({num_images}) and annotations ({got}) do not match."
+        )
+    for index, target in enumerate(annotations):
+        is_whole = isinstance(target, Mapping) and "image_id" in target
+        if not is_whole or not isinstance(target.get("annotations"), (list, tuple)):
+            raise ValueError(
+                f"`annotations[{index}]` must be a dictionary with 'image_id' and 'annotations', a list of COCO's "
+                f"dictionaries, got {reprlib.repr(target)}."
+            )
+        for place, annotation in enumerate(target["annotations"]):
+            if not isinstance(annotation, Mapping):
+                raise ValueError(
+                    f"image {target['image_id']}: `annotations[{place}]` must be a dictionary, got "
+                    f"{reprlib.repr(annotation)}."
+                )
+    return list(annotations)
+
+
+def decode_masks(annotations: Sequence[tuple[int, Mapping[str, Any]]], size: tuple[int, int]) -> torch.Tensor:
+    """
+    The masks of objects, each given with its place among the annotations, for errors, as `torch.BoolTensor` of shape
+    `(n, height, width)`, on the CPU; raises what [`decode_segmentation`] raises.
+    """
+    masks = []
+    for index, annotation in annotations:
+        try:
+            masks.append(decode_segmentation(annotation.get("segmentation"), size))
+        except ValueError as error:
+            raise ValueError(f"annotation {index}: {error}") from error
+    return torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
+
+
 def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
     """
     A COCO annotation whose box and class are checked.
@@ -224,8 +277,9 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
         `iscrowd`, which is 0 or 1.
 
     Raises:
-        ValueError: if the box is not four finite numbers, of which the last two are not negative, the class is not an
-            integer from 0 on, the area is negative or no finite number, or `iscrowd` is neither 0 nor 1.
+        ValueError: if the box is not four finite numbers of at most 2**24, of which the last two are not negative, the
+            class is not an integer from 0 on, the area is negative or no finite number, or `iscrowd` is neither 0 nor
+            1.
     """
     name = f"`annotations[{index}]"
     if not isinstance(annotation, Mapping):
@@ -234,17 +288,24 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
     box = cleaned.get("bbox")
     box = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
     box = [_as_number(value) for value in box] if isinstance(box, (list, tuple)) else []
-    if len(box) != 4 or None in box or min(box[2:]) < 0:
-        raise ValueError(f"{name}['bbox']` must be (x, y, width, height), got {annotation.get('bbox')}.")
+    if len(box) != 4 or None in box or min(box[2:]) < 0 or max(map(abs, box)) > MOST_PIXELS:
+        raise ValueError(
+            f"{name}['bbox']` must be (x, y, width, height), got {reprlib.repr(annotation.get('bbox'))}: expected "
+            f"four numbers of at most {MOST_PIXELS}, the last two not negative."
+        )
     category, area, is_crowd = (
         _as_number(cleaned.get(key, default)) for key, default in (("category_id", None), ("area", 0), ("iscrowd", 0))
     )
     if category is None or category != int(category) or not 0 <= category < 2**63:
-        raise ValueError(f"{name}['category_id']` must be the index of a class, got {annotation.get('category_id')!r}.")
+        raise ValueError(
+            f"{name}['category_id']` must be the index of a class, got {reprlib.repr(annotation.get('category_id'))}."
+        )
     if area is None or area < 0:
-        raise ValueError(f"{name}['area']` must be in square pixels, 0 or more, got {annotation['area']!r}.")
+        raise ValueError(
+            f"{name}['area']` must be in square pixels, 0 or more, got {reprlib.repr(annotation['area'])}."
+        )
     if is_crowd not in (0, 1):
-        raise ValueError(f"{name}['iscrowd']` must be 0 or 1, got {annotation['iscrowd']!r}.")
+        raise ValueError(f"{name}['iscrowd']` must be 0 or 1, got {reprlib.repr(annotation['iscrowd'])}.")
     cleaned.update(bbox=list(map(float, box)), category_id=int(category), iscrowd=int(is_crowd))
     return {**cleaned, "area": float(area)} if "area" in cleaned else cleaned
 
@@ -258,7 +319,7 @@ def clean_image_id(image_id: Any) -> int:
     """
     number = _as_number(image_id)
     if number is None or number != int(number) or not -(2**63) <= number < 2**63:
-        raise ValueError(f"`annotations` must have an integer as 'image_id', got {image_id!r}.")
+        raise ValueError(f"`annotations` must have an integer as 'image_id', got {reprlib.repr(image_id)}.")
     return int(number)
 
 
@@ -270,4 +331,13 @@ def _as_number(value: Any) -> Real | None:
     return value if is_number else None
 
 
-__all__ = ["clean_annotation", "clean_image_id", "decode_segmentation", "encode_mask", "join_pairs", "run_lengths"]
+__all__ = [
+    "check_annotations",
+    "clean_annotation",
+    "clean_image_id",
+    "decode_masks",
+    "decode_segmentation",
+    "encode_mask",
+    "join_pairs",
+    "run_lengths",
+]

@@ -38,6 +38,8 @@ ASSIGNMENTS = ("density_parent", "nearest_center")
 
 # Keeps the aggregation finite when a cluster is empty or its weights underflow (the value of the authors' release).
 WEIGHT_EPSILON = 1e-6
+# No image has so many tokens; what all forms can count to.
+MAX_CLUSTERS = 2**31 - 1
 
 
 @torch.no_grad()
@@ -55,7 +57,8 @@ def find_clusters(
     Tokens of at most 32 bits are clustered by a compiled kernel on CPUs, where one was built
     (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py); all
     others by tensor operations (clustering_tensor_clustr.py). The clusters are the same, except where two distances,
-    densities or decision values differ only by the rounding of float32.
+    densities or decision values differ only by the rounding of float32. Squared distances must fit into float32: where
+    tokens are more than about 1e18 apart, or all less than 1e-18, the forms' clusters differ, and mean little.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
@@ -63,7 +66,7 @@ def find_clusters(
             (Where TF32 matrix products are switched on for a GPU, tensor operations rank candidates with TF32's
             precision; the Triton kernels do not.)
         num_clusters (`Sequence[int]`):
-            M for each scale, at least 1. A scale with M >= N makes every token a cluster of its own.
+            M for each scale, at least 1, of any size. A scale with M >= N makes every token a cluster of its own.
         num_neighbors (`int`, defaults to 5):
             k of Eq. 1, the token itself included; N if that is less.
         assignment (`str`, defaults to `"density_parent"`):
@@ -85,7 +88,8 @@ def find_clusters(
         ValueError: for tokens of a wrong rank, size or dtype, and for numbers or an assignment out of range.
     """
     _check_arguments(tokens, num_clusters, num_neighbors, assignment)
-    num_clusters = [int(number) for number in num_clusters]
+    num_clusters = [min(int(number), MAX_CLUSTERS) for number in num_clusters]
+    num_neighbors = min(num_neighbors, MAX_CLUSTERS)
     if window is not None:
         _check_window(tokens, size, window)
     if window is not None and window < max(size):
@@ -195,6 +199,8 @@ def clustering_path(tokens: torch.Tensor, num_neighbors: int = 5) -> str:
 def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
     """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
     arguments = (tokens, num_clusters, num_neighbors, assignment)
+    if not is_exporting():
+        _check_memory(tokens)
     path = clustering_path(tokens, num_neighbors)
     if path == "compiled kernel":
         return cluster_by_kernel(*arguments)
@@ -300,6 +306,18 @@ def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neig
         raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"`assignment` must be one of {list(ASSIGNMENTS)}, got {assignment!r}.")
+
+
+def _check_memory(tokens: torch.Tensor):
+    """PyTorch's own operations crash the process for freed memory."""
+    try:
+        is_freed = tokens.numel() > 0 and tokens.untyped_storage().nbytes() == 0
+    except (RuntimeError, NotImplementedError):  # wrapped, or of a kind that has no memory
+        return
+    if is_freed:
+        raise ValueError(
+            f"`tokens` must have memory, got a tensor of shape {tuple(tokens.shape)} whose memory was freed."
+        )
 
 
 @torch.library.custom_op("clustr_hf::find_clusters", mutates_args=())

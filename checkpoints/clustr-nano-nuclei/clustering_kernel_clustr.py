@@ -26,6 +26,8 @@ LIBRARY_FILE = "_clustering_kernel.dll" if os.name == "nt" else "_clustering_ker
 # Part of the exported names: remote code of another release must not call a kernel that means something else.
 INTERFACE = "v1"
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
+# The kernel numbers tokens, and its padding, by 32 bits.
+MAX_TOKENS = 2**30
 
 
 def is_available() -> bool:
@@ -52,21 +54,22 @@ def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
         and is_plain(tokens)
         and is_available()
         and min(num_neighbors, tokens.shape[1]) <= _function("max_neighbors")()
+        and tokens.shape[1] <= MAX_TOKENS
     )
 
 
 def is_plain(tokens: torch.Tensor) -> bool:
     """
     Whether a kernel can read the tensor: no subclass, not while tracing (the clusters of the example would become
-    constants), and not the wrapped tensors of torch.func's transforms, which have no memory.
+    constants), and its memory holds its values. The wrapped tensors of torch.func's transforms have no memory,
+    nor have the zeros that automatic differentiation makes; negative views hold their values with the other sign.
     """
-    if type(tokens) is not torch.Tensor or torch.jit.is_tracing():
+    if type(tokens) is not torch.Tensor or torch.jit.is_tracing() or tokens.is_neg():
         return False
     try:
-        tokens.data_ptr()
+        return tokens.is_meta or tokens.data_ptr() != 0 or tokens.numel() == 0
     except RuntimeError:
         return False
-    return True
 
 
 def cluster(
@@ -77,11 +80,13 @@ def cluster(
     instruction_set: str = "best",
 ) -> torch.Tensor:
     """
-    The compiled form of [`~clustering_clustr.find_clusters`], on as many threads as torch uses.
+    The compiled form of [`~clustering_clustr.find_clusters`], on at most as many threads as torch uses: on one if there
+    is less to do than about a millisecond's work.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): On the CPU, see [`can_cluster`]; clustered in float32.
-        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked.
+        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked; numbers
+            are less than 2**63.
         instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or the best of them.
 
     Returns:

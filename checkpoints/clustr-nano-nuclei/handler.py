@@ -7,19 +7,22 @@ A request is an image (a body of type `image/...`), or JSON with the file in bas
     {"inputs": "iVBORw0KGgo...", "parameters": {"top_k": 3}}
 
 Nothing is fetched for a caller and no path is opened; files, images and lists that are too large are refused before
-they are decoded. Whatever is wrong with a request is a [`RequestError`], which servers answer with status 400.
+any is decoded. Limits of bytes, pixels and seconds are those of a whole request, whatever the number of its images.
+Whatever is wrong with a request is a [`RequestError`], which servers answer with status 400.
 """
 
 import base64
-import binascii
 import io
 import json
+import reprlib
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import pipeline
 
 
@@ -34,15 +37,31 @@ PIPELINE_TASKS = {
     "ClusTRBackbone": "image-feature-extraction",
 }
 
+# Limits of a request.
 MAX_FILE_BYTES = 20 * 2**20
-MAX_PIXELS = 32_000_000  # a camera's picture; decoded, 96 MB
-MAX_PIXELS_OF_MASKS = 16_000_000  # where every answer is a mask of the image's size; 100 of them, 1.6 GB
-MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and the longer one with it
+MAX_PIXELS = 25_000_000  # a camera's picture; decoded, 100 MB
+MAX_PIXELS_OF_MASKS = 12_500_000  # where every answer is a mask of the image's size: a telephone's picture
+MAX_PIXELS_OF_ANSWER = 100_000_000  # of all masks together: a byte each, until they are PNG files
+MAX_PIXELS_TIMES_CLASSES = 320_000_000  # of semantic segmentation, which compares all classes at each pixel
 MAX_IMAGES = 16
+# Looked at between images, and between the masks of an answer; what is limited here takes a step of seconds at most,
+# but for models that need longer for an image.
+MAX_SECONDS = 60
+# Limits of an image.
+MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and the longer one with it
+MAX_PIXELS_TIMES_SCANS = 450_000_000  # of a JPEG image: each scan is a pass over all pixels
+MAX_PIXELS_OF_LOSSLESS_WEBP = 10_000_000  # a file of 300 kB may need 370 MB to decode, besides its pixels
 MAX_BOXES = 100
 MAX_NUMBER = 1e6  # pixels from the image's corner at which a box may begin or end
-# No others: formats that PIL hands to other programs, or that few need, are no risk to take.
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# Those whose headers can be looked through; formats that PIL hands to other programs, or that few need, are no risk to
+# take.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+# Those of the request that is being answered, for what its pipeline calls.
+_LIMITS: ContextVar["RequestLimits | None"] = ContextVar("limits", default=None)
+_REPR = reprlib.Repr()  # of what came, however long it is
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class RequestError(ValueError):
@@ -124,6 +143,9 @@ class EndpointHandler:
     def __init__(self, path: str = "."):
         self.task = pipeline_task(json.loads((Path(path) / "config.json").read_text()))
         self.pipeline = pipeline(self.task, model=str(path), trust_remote_code=True)
+        limit_masks(self.pipeline)
+        if Path(__file__).name == "handler.py":  # an endpoint opens bodies of an image type before it calls this
+            self.pipeline.image_processor.guard_pil(IMAGE_FORMATS, most_pixels(self.pipeline), MAX_FILE_BYTES)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """
@@ -139,19 +161,22 @@ class EndpointHandler:
             `list`: what the pipeline returns, with masks as PNG files in base64; a list of these for a list.
 
         Raises:
-            RequestError: for a request that cannot be answered.
+            RequestError: for a request that cannot be answered, or not within [`MAX_SECONDS`].
         """
         if not isinstance(data, dict) or data.get("inputs") is None:
             raise RequestError("the request must be a JSON object with `inputs`, or an image.")
+        limits = RequestLimits(most_pixels(self.pipeline))
         parameters = self._check_parameters(data.get("parameters"))
         inputs = data["inputs"]
         if not isinstance(inputs, (list, tuple)):
-            return _to_json(self._run(self._read(inputs), parameters))
+            return self._answer([self._open(inputs, limits)], parameters, limits)
         if not 1 <= len(inputs) <= MAX_IMAGES:
             raise RequestError(f"`inputs` must be 1 to {MAX_IMAGES} images, got {len(inputs)}.")
         if "boxes" in parameters:
             raise RequestError('`boxes` must stand beside each image of a list: {"image": ..., "boxes": [...]}.')
-        return [_to_json(self._run(self._read(item), parameters)) for item in inputs]
+        opened = [self._open(item, limits) for item in inputs]  # all of them before the first is decoded
+        opened.reverse()
+        return [self._answer(opened, parameters, limits) for _ in inputs]
 
     def _check_parameters(self, parameters: Any) -> dict[str, Any]:
         allowed = PARAMETERS[self.task]
@@ -165,31 +190,87 @@ class EndpointHandler:
             check_parameter(f"`parameters`: `{name}`", allowed[name], value)
         return dict(parameters)
 
-    def _read(self, item: Any) -> Any:
-        """The image of a request; for poses with boxes, what that pipeline takes."""
+    def _open(self, item: Any, limits: "RequestLimits") -> tuple[Image.Image, list | None]:
+        """An image of a request, not yet decoded, and its boxes, if it has some."""
         if not isinstance(item, dict):
-            return self._read_image(item)
+            return open_image(item, self.pipeline.image_processor, limits), None
         if self.task != "keypoint-detection":
             raise RequestError(f"`inputs` of {self.task} must be images, got an object.")
         if not {"image"} <= item.keys() <= {"image", "boxes"}:
             raise RequestError(f"`inputs` must have `image` and perhaps `boxes`, got {_short(list(item))}.")
-        image = self._read_image(item["image"])
-        if item.get("boxes") is None:
-            return image
-        check_parameter("`boxes`", BOXES, item["boxes"])
-        return {"image": image, "boxes": item["boxes"]}
+        if item.get("boxes") is not None:
+            check_parameter("`boxes`", BOXES, item["boxes"])
+        return open_image(item["image"], self.pipeline.image_processor, limits), item.get("boxes")
 
-    def _read_image(self, item: Any) -> Image.Image:
-        most = MAX_PIXELS_OF_MASKS if self.task == "image-segmentation" else MAX_PIXELS
-        return read_image(item, self.pipeline.image_processor, most)
-
-    def _run(self, inputs: Any, parameters: dict[str, Any]) -> Any:
-        if isinstance(inputs, dict) and "boxes" in parameters:
+    def _answer(self, opened: list, parameters: dict[str, Any], limits: "RequestLimits") -> Any:
+        """To the last image of a list, which loses it: what decodes a file needs much memory."""
+        image, boxes = opened.pop()
+        if boxes is not None and "boxes" in parameters:
             raise RequestError("`boxes` must come in `inputs` or in `parameters`, got both.")
+        limits.check_time()
+        image = _decode(image, self.pipeline.image_processor)
+        limits.check_time()
+        token = _LIMITS.set(limits)
         try:
-            return self.pipeline(inputs, **parameters)
+            answer = self.pipeline(image if boxes is None else {"image": image, "boxes": boxes}, **parameters)
         except ValueError as error:  # what pipelines, processors and models say of inputs
             raise RequestError(str(error)) from error
+        finally:
+            _LIMITS.reset(token)
+        return _to_json(answer, limits)
+
+
+class RequestLimits:
+    """
+    What is left of the limits of a request.
+
+    Args:
+        most_pixels (`int`): The limit of the pixels of all its images together.
+    """
+
+    def __init__(self, most_pixels: int = MAX_PIXELS):
+        self.most_pixels, self.pixels, self.bytes, self.mask_pixels = most_pixels, 0, 0, 0
+        self.deadline = time.monotonic() + MAX_SECONDS
+
+    def add_file(self, size: int):
+        """Count the bytes of a file, and raise a [`RequestError`] if that is one too many."""
+        self.bytes += size
+        if self.bytes > MAX_FILE_BYTES:
+            raise RequestError(
+                f"`inputs` must be files of at most {MAX_FILE_BYTES:,} bytes together, got {self.bytes:,} or more."
+            )
+
+    def add_image(self, width: int, height: int):
+        """Count the pixels of an image, and raise a [`RequestError`] if that is too many, or too thin an image."""
+        if width < 1 or height < 1 or width * height > self.most_pixels:
+            raise RequestError(
+                f"`inputs` must be an image of 1 to {self.most_pixels:,} pixels, got {width} x {height}."
+            )
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise RequestError(
+                f"`inputs` must be at most {MAX_ASPECT_RATIO} times as long as wide, got {width} x {height} pixels."
+            )
+        self.pixels += width * height
+        if self.pixels > self.most_pixels:
+            raise RequestError(
+                f"`inputs` must be images of at most {self.most_pixels:,} pixels together, got {self.pixels:,} or more."
+            )
+
+    def add_masks(self, number: int, height: int, width: int):
+        """Count the pixels of masks that are to be drawn, and raise a [`RequestError`] if that is too many."""
+        self.mask_pixels += number * height * width
+        if self.mask_pixels > MAX_PIXELS_OF_ANSWER:
+            raise RequestError(
+                f"the masks of an answer must have at most {MAX_PIXELS_OF_ANSWER:,} pixels together, got "
+                f"{self.mask_pixels:,} or more: send smaller images, or, for objects, a higher `threshold`."
+            )
+
+    def check_time(self):
+        """Raise a [`RequestError`] if time is up."""
+        if time.monotonic() > self.deadline:
+            raise RequestError(
+                f"the request must be answered within {MAX_SECONDS} s, but is not: send fewer or smaller images."
+            )
 
 
 def check_parameter(name: str, parameter: Parameter, value: Any):
@@ -209,72 +290,136 @@ def read_image(item: Any, processor: Any, most_pixels: int = MAX_PIXELS) -> Imag
         most_pixels (`int`): The largest image, in pixels.
 
     Raises:
-        RequestError: if it is none of these, no image of a known format, broken, too large or too thin.
+        RequestError: if it is none of these, no image of [`IMAGE_FORMATS`], broken, too large or too thin, or if it
+            would cost far more than its size and its pixels do.
+    """
+    return _decode(open_image(item, processor, RequestLimits(most_pixels)), processor)
+
+
+def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
+    """
+    The image of a request, not yet decoded.
+
+    Args:
+        item, processor: As in [`read_image`].
+        limits ([`RequestLimits`]): What is left of those of the request.
+
+    Raises:
+        RequestError: as in [`read_image`].
     """
     if isinstance(item, str):
-        item = _decode_base64(item)
-    if isinstance(item, (bytes, bytearray)):
-        image = _open(bytes(item))
-    elif isinstance(item, Image.Image):
-        image = item
-    else:
+        item = _decode_base64(item, limits)
+    if isinstance(item, Image.Image):
+        limits.add_image(*item.size)
+        return item
+    if not isinstance(item, (bytes, bytearray)):
         raise RequestError(f"`inputs` must be an image, or an image file in base64, got {_name(item)}.")
-    _check_size(image, most_pixels)
+    if not item:
+        raise RequestError("`inputs` must be an image file, got none: it is empty.")
+    limits.add_file(len(item))
+    name = processor.find_format(bytes(item[:16]))
+    if name not in IMAGE_FORMATS:
+        raise _wrong_format(name or "no such one")
     try:
-        pixels = processor.process_image(image, do_convert_rgb=True)
+        scanned = processor.scan_file(bytes(item))
+    except ValueError as error:
+        raise RequestError(f"`inputs` must be a whole image file of usual build, but {error}.") from error
+    if name == "JPEG" and scanned.coding:
+        raise _wrong_format(f"{scanned.coding} JPEG")
+    limits.add_image(scanned.width, scanned.height)
+    if scanned.coding and scanned.width * scanned.height > MAX_PIXELS_OF_LOSSLESS_WEBP:
+        raise RequestError(
+            f"`inputs` must be an image of at most {MAX_PIXELS_OF_LOSSLESS_WEBP:,} pixels, if it is WebP and lossless, "
+            f"transparent or animated, got {scanned.width} x {scanned.height}."
+        )
+    if scanned.scans * scanned.width * scanned.height > MAX_PIXELS_TIMES_SCANS:
+        raise RequestError(
+            f"`inputs` must have at most {MAX_PIXELS_TIMES_SCANS:,} pixels in all scans of a JPEG image together, got "
+            f"{scanned.scans} of {scanned.width} x {scanned.height}."
+        )
+    try:
+        return Image.open(io.BytesIO(scanned.content), formats=(scanned.format,))  # not yet the pixels
     except Exception as error:  # PIL's readers raise many kinds for files that are broken
         raise RequestError(f"`inputs` must be a whole image file: {error}") from error
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _decode_base64(text: str) -> bytes:
+def _wrong_format(name: str) -> RequestError:
+    return RequestError(f"`inputs` must be an image file ({', '.join(IMAGE_FORMATS)}), got {name}.")
+
+
+def _decode_base64(text: str, limits: RequestLimits) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     elif "://" in text[:20]:
         raise RequestError("`inputs` must be an image file in base64: URLs are not fetched.")
-    if len(text) > 4 * MAX_FILE_BYTES // 3 + 4:
-        raise RequestError(f"`inputs` must be a file of at most {MAX_FILE_BYTES:,} bytes, got about {len(text):,}.")
+    content = text.encode("ascii", "replace").translate(None, b" \t\n\r\v\f")
+    if len(content) > 4 * MAX_FILE_BYTES // 3 + 4:
+        limits.add_file(3 * len(content) // 4)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(content, validate=True)
+    except ValueError as error:
         raise RequestError(f"`inputs` must be an image file in base64: {error}.") from error
 
 
-def _open(content: bytes) -> Image.Image:
-    if not content:
-        raise RequestError("`inputs` must be an image file, got none: it is empty.")
-    if len(content) > MAX_FILE_BYTES:
-        raise RequestError(f"`inputs` must be a file of at most {MAX_FILE_BYTES:,} bytes, got {len(content):,}.")
+def _decode(image: Image.Image, processor: Any) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)  # reads the size, not yet the pixels
-    except Image.DecompressionBombError as error:
-        raise RequestError(f"`inputs` must be an image of at most {MAX_PIXELS:,} pixels, got far more.") from error
-    except UnidentifiedImageError as error:
-        raise RequestError(f"`inputs` must be an image file ({', '.join(IMAGE_FORMATS)}), got no such one.") from error
+        return processor.read_image(image)
     except Exception as error:
-        raise RequestError(f"`inputs` must be an image file that can be read: {error}") from error
+        raise RequestError(f"`inputs` must be a whole image file: {error}") from error
 
 
-def _check_size(image: Image.Image, most_pixels: int):
-    width, height = image.size
-    if width < 1 or height < 1 or width * height > most_pixels:
-        raise RequestError(f"`inputs` must be an image of 1 to {most_pixels:,} pixels, got {width} x {height}.")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise RequestError(
-            f"`inputs` must be at most {MAX_ASPECT_RATIO} times as long as wide, got {width} x {height} pixels."
-        )
+def most_pixels(run: Any) -> int:
+    """The limit of the pixels of all images of a request together, for a pipeline."""
+    if run.task != "image-segmentation":
+        return MAX_PIXELS
+    classes = 1 if _draws_objects(run.image_processor) else run.model.config.num_labels
+    return min(MAX_PIXELS_OF_MASKS, MAX_PIXELS_TIMES_CLASSES // classes)
 
 
-def _to_json(answer: Any) -> Any:
+def limit_masks(run: Any):
+    """
+    Let a pipeline of image segmentation count the masks of an answer before it draws them, and raise a
+    [`RequestError`] for too many pixels: of a request to [`EndpointHandler`], or of a call of its own.
+    """
+    if run.task != "image-segmentation":
+        return
+    draw = run.postprocess
+
+    def postprocess(outputs: Any, threshold: float = 0.9, **parameters) -> Any:
+        height, width = map(int, outputs["target_size"][0])
+        limits = _LIMITS.get() or RequestLimits()
+        limits.add_masks(_number_of_masks(run.image_processor, outputs, threshold), height, width)
+        return draw(outputs, threshold=threshold, **parameters)
+
+    run.postprocess = postprocess
+
+
+def _draws_objects(processor: Any) -> bool:
+    return hasattr(processor, "post_process_instance_segmentation")
+
+
+def _number_of_masks(processor: Any, outputs: Any, threshold: float) -> int:
+    """That of an image's objects, at most; or of the classes on its map, which is drawn small."""
+    if _draws_objects(processor):
+        sizes = outputs["target_size"]
+        [found] = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        return len(found["scores"])
+    height, width = outputs["logits"].shape[2:]
+    [classes] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(2 * height, 2 * width)])
+    return len(classes.unique())
+
+
+def _to_json(answer: Any, limits: RequestLimits) -> Any:
     """The pipeline's answer with images as PNG files in base64."""
     if isinstance(answer, Image.Image):
+        limits.check_time()
         buffer = io.BytesIO()
         answer.save(buffer, format="PNG")
         return base64.b64encode(buffer.getvalue()).decode()
     if isinstance(answer, dict):
-        return {name: _to_json(value) for name, value in answer.items()}
+        return {name: _to_json(value, limits) for name, value in answer.items()}
     if isinstance(answer, (list, tuple)):
-        return [_to_json(value) for value in answer]
+        return [_to_json(value, limits) for value in answer]
     return answer
 
 
@@ -283,8 +428,19 @@ def _name(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-__all__ = ["BOXES", "EndpointHandler", "RequestError", "check_parameter", "pipeline_task", "read_image"]
+__all__ = [
+    "BOXES",
+    "EndpointHandler",
+    "RequestError",
+    "RequestLimits",
+    "check_parameter",
+    "limit_masks",
+    "most_pixels",
+    "open_image",
+    "pipeline_task",
+    "read_image",
+]

@@ -3,17 +3,24 @@
 Image files, PIL images and arrays as 8-bit RGB: what the image processors, the pipelines and the training scripts read.
 
 Metadata never make an image unreadable: where EXIF or XMP are malformed, the image is read as if they were not there.
+Files of PNG, JPEG, WebP, GIF and TIFF are looked through before PIL reads them ([`~image_files_clustr.scan_file`]), so
+that none costs far more memory or time than its size and its pixels do. Files of other formats PIL reads unchecked.
 """
 
 import base64
+import functools
 import io
+import mmap
 import os
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+
+from .image_files_clustr import ImageFileError, ScannedFile, find_format, scan_file
 
 
 try:  # transformers' own client
@@ -41,6 +48,12 @@ _AVIF_EXIF_ENTRY = re.compile(rb"(infe\x02.{7})Exif", flags=re.DOTALL)
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _TORCH_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
+# What is read from a URL, and of a text that may be base64, at most.
+MAX_FETCHED_BYTES = 256 * 2**20
+_WHITESPACE = b" \t\n\r\v\f"
+
+PIXELS_AT_ONCE = 2**20  # of a large image that are converted together
+
 # Greatest label of a map: resizing goes through float32, which holds larger integers no longer.
 MAX_LABEL = 2**24 - 2
 
@@ -58,7 +71,8 @@ def read_image(image: Image.Image | str | os.PathLike | bytes, timeout: float | 
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if it cannot be decoded, or its 32-bit grey values are beyond [0, 65535].
+        ValueError: if it cannot be decoded, would cost far more than its size and its pixels do, or its 32-bit grey
+            values are beyond [0, 65535].
     """
     if isinstance(image, (str, os.PathLike, bytes)):
         image = open_image(image, timeout)
@@ -77,14 +91,17 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
         timeout (`float`, *optional*): Seconds to wait for the server of a URL.
 
     Raises:
-        ValueError: if there is no such file, or no format of PIL's.
+        ValueError: if there is no such file, it has no format of PIL's, or it would cost far more to read than its size
+            and its pixels do.
     """
     content = source if isinstance(source, bytes) else None
     name = "bytes" if isinstance(source, bytes) else os.fspath(source)
     if isinstance(source, str) and not os.path.isfile(source):
         content = _fetch(source, timeout)
     try:
-        return Image.open(name if content is None else io.BytesIO(content))
+        return _open_path(name) if content is None else _open_content(content)
+    except (ImageFileError, Image.DecompressionBombError) as error:
+        raise _unreadable(name, error) from error
     except Exception as error:  # PIL's readers raise almost anything for broken files
         again = _open_avif_without_exif(name, content)
         if again is None:
@@ -92,13 +109,77 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
         return again
 
 
+def _open_path(path: str) -> Image.Image:
+    """PIL's image of a file. TIFF files, which may be larger than memory, are looked through where they are."""
+    with open(path, "rb") as file:
+        start = file.read(16)
+        name = find_format(start)
+        if name == "TIFF":
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                _check_bomb(scan_file(content))
+        elif name is not None:
+            image = _open_content(start + file.read())
+            image.filename = path
+            return image
+    return Image.open(path)
+
+
+def _open_content(content: bytes) -> Image.Image:
+    scanned = scan_file(content)
+    _check_bomb(scanned)
+    return Image.open(io.BytesIO(scanned.content), formats=scanned.format and (scanned.format,))
+
+
+def _check_bomb(scanned: ScannedFile):
+    """PIL's own limit of pixels, which it looks at when it has made room for those of a WebP image."""
+    if Image.MAX_IMAGE_PIXELS is not None and scanned.width * scanned.height > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"{scanned.width} x {scanned.height} pixels may be a decompression bomb: they are more than twice "
+            f"`PIL.Image.MAX_IMAGE_PIXELS`, {Image.MAX_IMAGE_PIXELS:,}"
+        )
+
+
+def guard_pil(formats: Sequence[str], most_pixels: int, most_bytes: int):
+    """
+    From now on, let `PIL.Image.open` in this whole process refuse all that [`open_image`] would, and more: for servers
+    whose framework opens images before their own code sees them.
+
+    Args:
+        formats (`Sequence[str]`): PIL's names of the formats that it may read, of those that [`scan_file`] knows.
+        most_pixels (`int`): The largest image, in pixels.
+        most_bytes (`int`): The largest file.
+    """
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = most_pixels // 2  # PIL refuses images of more than twice this
+    for name in tuple(Image.OPEN):
+        factory, accept = Image.OPEN.pop(name)
+        Image.ID.remove(name)
+        if name in formats:
+            Image.register_open(name, functools.partial(_open_guarded, factory, most_bytes), accept)
+
+
+def _open_guarded(factory: Callable, most_bytes: int, file: BinaryIO, filename: str | bytes) -> Image.Image:
+    content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ImageFileError(f"An image file must have at most {most_bytes:,} bytes.")
+    scanned = scan_file(content)
+    _check_bomb(scanned)
+    return factory(io.BytesIO(scanned.content), filename)
+
+
 def _fetch(source: str, timeout: float | None) -> bytes:
     """The content of a URL, or of base64."""
     if source.startswith(("http://", "https://")):
-        return httpx.get(source, timeout=timeout, follow_redirects=True).content
+        content = bytearray()
+        with httpx.stream("GET", source, timeout=timeout, follow_redirects=True) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MAX_FETCHED_BYTES:
+                    raise ValueError(f"`images` must be files of at most {MAX_FETCHED_BYTES:,} bytes, got {source}.")
+        return bytes(content)
     text = source.partition(",")[2] if source.startswith("data:image/") else source
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except ValueError as error:
         raise ValueError(
             f"`images` must be readable, but {source[:200]!r} is no file, no URL and no image file in base64."
@@ -152,18 +233,45 @@ def _load_tiff_without_metadata(image: Image.Image) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """As [`read_image`] gives it, of a PIL image."""
+    rgb = as_rgb(image)
+    rgb = rgb.convert("RGB") if rgb is image else rgb  # a copy, and no longer an image of a file
+    rgb.info = {}
+    return rgb
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """As [`to_rgb`], but the image itself, with its metadata, if it is upright RGB already: a copy costs memory."""
     image = load_image(image)
     transposition = find_transposition(image)
     image = image if transposition is None else image.transpose(transposition)
     if image.mode in _DEEP_GREY_MODES:
-        image = Image.fromarray(_from_16_bit(np.asarray(image).astype(np.uint16)))
+        image = Image.fromarray(_from_16_bit(np.asarray(image)))
     elif image.mode in ("I", "F"):
         image = _from_32_bit(np.asarray(image))
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    image = image.convert("RGB")
-    image.info = {}
-    return image
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def rgb_to_tensor(image: Image.Image) -> torch.Tensor:
+    """An RGB image as uint8 (3, height, width), some rows at a time: whole, it would be in memory twice more."""
+    width, height = image.size
+    tensor = torch.empty(3, height, width, dtype=torch.uint8, device="cpu")
+    rows = max(1, PIXELS_AT_ONCE // max(1, width))
+    for top in range(0, height, rows):
+        part = np.array(image.crop((0, top, width, min(height, top + rows))))
+        tensor[:, top : top + rows] = torch.from_numpy(part).permute(2, 0, 1)
+    return tensor
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent image on white, some rows at a time: whole, it would be in memory five times."""
+    width, height = image.size
+    rgb, rows = Image.new("RGB", image.size), max(1, PIXELS_AT_ONCE // max(1, width))
+    for top in range(0, height, rows):
+        part = image.crop((0, top, width, min(height, top + rows))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB"), (0, top))
+    return rgb
 
 
 def find_transposition(image: Image.Image) -> Image.Transpose | None:
@@ -185,7 +293,7 @@ def find_transposition(image: Image.Image) -> Image.Transpose | None:
 
 
 def _from_16_bit(values: np.ndarray) -> np.ndarray:
-    return np.round(values / 257).astype(np.uint8)
+    return np.round(np.arange(2**16) / 257).astype(np.uint8)[values.astype(np.uint16)]
 
 
 def _from_32_bit(values: np.ndarray) -> Image.Image:
