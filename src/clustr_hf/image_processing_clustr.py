@@ -184,8 +184,9 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         do_reduce_labels (`bool`, defaults to `False`): See above.
 
     Raises:
-        ValueError: for images that cannot be decoded, arrays of other dtypes, with NaN, infinity or values beyond these
-            ranges, and for segmentation maps that differ from the images in number or size, or hold something else than
+        ValueError: for images that cannot be decoded or are made to exhaust memory or time (of PNG, JPEG, WebP, GIF and
+            TIFF files), arrays of other dtypes, with NaN, infinity or values beyond these ranges, and for segmentation
+            maps that differ from the images in number or size, or hold something else than
             labels.
     """
 
