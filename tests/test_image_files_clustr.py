@@ -21,7 +21,7 @@ SECONDS, MEGABYTES = 5, 500
 
 
 def test_files_that_cost_much_are_answered_in_seconds_and_megabytes(tmp_path):
-    """Each of them, alone and sixteen in a request, by a handler; and by a processor, if a handler takes none such."""
+    """Each of them, alone and sixteen in a request, by a handler; by a processor, formats that the handler refuses."""
     assert len(FILES) >= 100
     output = run_process([sys.executable, Path(__file__).with_name("hostile_requests.py")], tmp_path)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]

@@ -44,6 +44,7 @@ CODE_FILES = {
     "modeling_clustr_attention.py",
     "image_processing_clustr.py",
     "image_reading_clustr.py",
+    "image_files_clustr.py",
 }
 
 

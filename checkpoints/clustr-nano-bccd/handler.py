@@ -44,23 +44,19 @@ MAX_PIXELS_OF_MASKS = 12_500_000  # where every answer is a mask of the image's 
 MAX_PIXELS_OF_ANSWER = 100_000_000  # of all masks together: a byte each, until they are PNG files
 MAX_PIXELS_TIMES_CLASSES = 320_000_000  # of semantic segmentation, which compares all classes at each pixel
 MAX_IMAGES = 16
-# Looked at between images, and between the masks of an answer; what is limited here takes a step of seconds at most,
-# but for models that need longer for an image.
-MAX_SECONDS = 60
+MAX_SECONDS = 60  # checked between images and between masks: no step is interrupted
 # Limits of an image.
 MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and the longer one with it
 MAX_PIXELS_TIMES_SCANS = 450_000_000  # of a JPEG image: each scan is a pass over all pixels
 MAX_PIXELS_OF_LOSSLESS_WEBP = 10_000_000  # a file of 300 kB may need 370 MB to decode, besides its pixels
 MAX_BOXES = 100
 MAX_NUMBER = 1e6  # pixels from the image's corner at which a box may begin or end
-# Those whose headers can be looked through; formats that PIL hands to other programs, or that few need, are no risk to
-# take.
+# Formats whose headers tell what decoding costs.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
-
-# Those of the request that is being answered, for what its pipeline calls.
+# The limits of the request that is being answered, for what its pipeline calls.
 _LIMITS: ContextVar["RequestLimits | None"] = ContextVar("limits", default=None)
-_REPR = reprlib.Repr()  # of what came, however long it is
+_REPR = reprlib.Repr()  # writes values into errors, in bounded time
 _REPR.maxstring = _REPR.maxother = 80
 
 

@@ -105,7 +105,7 @@ def scan_file(content: Buffer) -> ScannedFile:
         return ScannedFile(None, 0, 0, content)
     try:
         return _SCANS[name](content)
-    except struct.error as error:
+    except (struct.error, IndexError) as error:
         raise ImageFileError("its header is cut off") from error
 
 
@@ -378,8 +378,10 @@ def _read_directory(content: Buffer, position: int | None = None) -> tuple[dict[
         if index >= MAX_TAGS:
             raise ImageFileError(f"it has more than {MAX_TAGS:,} tags in a directory")
         name, kind, count, value = entry.unpack_from(content, start)
-        size = count * _TAG_SIZES.get(kind, 0)
-        value = value if size > inline else value[: _TAG_SIZES.get(kind, 0)]
+        if kind not in _TAG_SIZES:
+            continue
+        size = count * _TAG_SIZES[kind]
+        value = value if size > inline else value[: _TAG_SIZES[kind]]
         place = int.from_bytes(value, "little" if order == "<" else "big")
         if size > inline:
             if place + size > len(content):
