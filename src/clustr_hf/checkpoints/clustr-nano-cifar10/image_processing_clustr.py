@@ -243,17 +243,11 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         do_reduce_labels (`bool`, defaults to `False`): See above.
 
     Raises:
-<<<<<<< HEAD
         TypeError: for what is no image at all, or no segmentation map.
-        ValueError: for images that cannot be decoded or have no pixels, arrays of other dtypes or shapes, with NaN,
-            infinity or values beyond these ranges, and for segmentation maps that differ from the images in number or
-            size, or hold something else than labels.
-=======
-        ValueError: for images that cannot be decoded or are made to exhaust memory or time (of PNG, JPEG, WebP, GIF and
-            TIFF files), arrays of other dtypes, with NaN, infinity or values beyond these ranges, and for segmentation
-            maps that differ from the images in number or size, or hold something else than
-            labels.
->>>>>>> images
+        ValueError: for images that cannot be decoded, are made to exhaust memory or time (of PNG, JPEG, WebP, GIF and
+            TIFF files) or have no pixels, arrays of other dtypes or shapes, with NaN, infinity or values beyond these
+            ranges, and for segmentation maps that differ from the images in number or size, or hold something else
+            than labels.
     """
 
     _auto_class = "AutoImageProcessor"
