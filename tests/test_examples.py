@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import run_image_classification
 import yaml
 from accelerate.commands.launch import launch_command_parser
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
@@ -172,10 +173,10 @@ def test_pushes_that_fail_end_no_training(image_folders, tmp_path):
         (["--train_dir", "{images}/train", "--push_to_hub", "--do_train", "false"], "--push_to_hub needs --do_train"),
     ],
 )
-def test_training_script_names_bad_arguments(image_folders, tmp_path, arguments, message):
+def test_training_script_names_bad_arguments(image_folders, tmp_path, run_script, arguments, message):
     arguments = [argument.format(images=image_folders) for argument in arguments]
-    with pytest.raises(AssertionError, match=message):
-        run_process(train_command(tmp_path / "out", *arguments), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run_script(run_image_classification, {}, *train_command(tmp_path / "out", *arguments)[2:])
 
 
 def code_blocks(language):
