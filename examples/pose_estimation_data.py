@@ -27,7 +27,7 @@ from training_sources import (
 from transformers import AutoModelForPoseEstimation
 
 from clustr_hf import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
-from clustr_hf.annotations_clustr import MOST_PIXELS, clean_annotation
+from clustr_hf.annotations_clustr import GREATEST_COORDINATE, clean_annotation
 from clustr_hf.keypoints import COCO, CONVENTIONS, KeypointConvention
 
 
@@ -194,8 +194,10 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
         raise ValueError(f"`annotations[{index}]['keypoints']` must be numbers, got {reprlib.repr(wrong)}")
     points = np.asarray(values, dtype=np.float64).reshape(-1, 3)
     visible = points[points[:, 2] > 0]
-    if not ((abs(visible[:, :2]) <= MOST_PIXELS).all() and np.isfinite(points[:, 2]).all()):
-        raise ValueError(f"`annotations[{index}]['keypoints']` must be finite, at most {MOST_PIXELS}, got others")
+    if not ((abs(visible[:, :2]) <= GREATEST_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
+        raise ValueError(
+            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got others"
+        )
     return {name: cleaned[name] for name in annotation}
 
 

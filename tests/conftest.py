@@ -7,8 +7,11 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import json
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -56,30 +59,83 @@ def seed():
     torch.manual_seed(0)
 
 
-def run_process(command, cwd, **environment: str) -> str:
-    """Run a command offline and without a GPU; returns what it printed, fails with what it said if it fails."""
-    result = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
+# What a preloaded process cannot take on: it has read these.
+READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "TRITON_INTERPRET", "PYTHONWARNINGS")
+
+
+class PreloadedPython:
+    """Runs Python commands in forks of a process that has imported what takes long to import: preloaded_python.py."""
+
+    def __init__(self):
+        self.process = None
+
+    def can_run(self, command: list[str], environment: dict[str, str]) -> bool:
+        is_plain = command[0] == sys.executable and (command[1] in ("-c", "-m") or not command[1].startswith("-"))
+        return is_plain and all(environment.get(name) == os.environ.get(name) for name in READ_BY_IMPORTS)
+
+    def run(self, command: list[str], cwd, environment: dict[str, str], timeout: float) -> tuple[int, str, str]:
+        """The exit status of a command, what it printed, and its errors."""
+        if self.process is None:
+            server = [sys.executable, str(Path(__file__).with_name("preloaded_python.py"))]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.process = subprocess.Popen(server, **pipes, text=True, start_new_session=True)
+        with tempfile.TemporaryDirectory() as folder:
+            files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+            request = {"command": command[1:], "cwd": str(cwd), "environment": environment, **files}
+            watch = threading.Timer(timeout, self.stop)
+            watch.start()
+            try:
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+                answer = self.process.stdout.readline()
+            finally:
+                watch.cancel()
+            texts = [Path(path).read_text() if Path(path).exists() else "" for path in files.values()]
+        if not answer:
+            self.process = None
+            raise TimeoutError(f"{command} took more than {timeout} s: {texts}")
+        return int(answer), *texts
+
+    def stop(self):
+        """End the process and what it runs."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+PRELOADED = PreloadedPython()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded():
+    yield
+    PRELOADED.stop()
+
+
+def run_process(command, cwd, is_new: bool = False, **environment: str) -> str:
+    """
+    Run a command offline and without a GPU; returns what it printed, fails with what it said if it fails. Python runs
+    with libraries that are imported already, unless it must be new.
+    """
+    command = list(map(str, command))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    if not is_new and PRELOADED.can_run(command, environment):
+        status, stdout, stderr = PRELOADED.run(command, cwd, environment, timeout=600)
+    else:
+        result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+        status, stdout, stderr = result.returncode, result.stdout, result.stderr
+    assert status == 0, stdout[-2000:] + stderr[-4000:]
+    return stdout
 
 
 @pytest.fixture
 def run_without_package(tmp_path):
     """Run Python code in a new process that cannot import clustr_hf; returns what it printed."""
 
-    def run(code: str, *arguments: object, **environment: str) -> str:
+    def run(code: str, *arguments: object, is_new: bool = False, **environment: str) -> str:
         blocked = f"import sys; sys.modules['clustr_hf'] = None\n{code}"
-        modules = str(tmp_path / "modules")
-        return run_process(
-            [sys.executable, "-c", blocked, *arguments], tmp_path, HF_MODULES_CACHE=modules, **environment
-        )
+        command = [sys.executable, "-c", blocked, *arguments]
+        return run_process(command, tmp_path, is_new, HF_MODULES_CACHE=str(tmp_path / "modules"), **environment)
 
     return run
 

@@ -21,12 +21,13 @@ from transformers import BatchFeature, TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .annotations_clustr import MOST_PIXELS
 from .image_processing_clustr import SCALE_SETTINGS, ReadsImagesMixin
 
 
 # What makes pixels of a crop those that the model takes.
 PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+# Coordinates in pixels: float32 does not hold all larger integers, and no image is so large.
+GREATEST_COORDINATE = 2**24
 # Heat beyond so many sigmas of a target is 0.
 TARGET_RADIUS = 3.0
 # Keypoints are fitted to the heat in a square of 2r + 1 pixels around the hottest one, ...
@@ -261,12 +262,12 @@ def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[tor
             raise ValueError(
                 f"`boxes[{index}]` must have shape (n, 4), (x, y, width, height), got {tuple(of_image.shape)}."
             )
-        wrong = ~((of_image.abs() <= MOST_PIXELS).all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
+        wrong = ~((of_image.abs() <= GREATEST_COORDINATE).all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
         if wrong.any():
             place = int(wrong.nonzero()[0])
             raise ValueError(
                 f"`boxes[{index}]` must be finite, with a positive width and height, and numbers of at most "
-                f"{MOST_PIXELS}, got {of_image[place].tolist()} in place {place}."
+                f"{GREATEST_COORDINATE}, got {of_image[place].tolist()} in place {place}."
             )
         checked.append(of_image)
     return checked
@@ -296,9 +297,9 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
         if of_image.shape[2] == 2:
             of_image = torch.cat([of_image, torch.ones_like(of_image[..., :1])], dim=-1)
         visible = of_image[of_image[..., 2] > 0]
-        if not ((visible.abs() <= MOST_PIXELS).all() and of_image[..., 2].isfinite().all()):
+        if not ((visible.abs() <= GREATEST_COORDINATE).all() and of_image[..., 2].isfinite().all()):
             raise ValueError(
-                f"`keypoints[{index}]` must be finite, and numbers of at most {MOST_PIXELS}, got NaN, infinity or more."
+                f"`keypoints[{index}]` must be finite, and numbers of at most {GREATEST_COORDINATE}, got NaN, infinity or more."
             )
         checked.append(of_image)
     if len({of_image.shape[1] for of_image in checked}) > 1:
