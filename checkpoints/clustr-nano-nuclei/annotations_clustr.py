@@ -27,8 +27,8 @@ except ImportError:
 # How far from an image a polygon may reach, in multiples of the longer side: some objects leave their image. And how
 # long its outline may be in pixels, whatever the image: COCO's functions draw it in fifths of pixels.
 FARTHEST, LONGEST_OUTLINE = 100, 1_000_000
-# Coordinates of boxes in pixels: larger integers are none in float32, and no image is so large.
-MOST_PIXELS = 2**24
+# Coordinates in pixels: float32 does not hold all larger integers, and no image is so large.
+GREATEST_COORDINATE = 2**24
 # Characters of a number in a compressed run-length encoding: of 35 bits, more than any image has pixels.
 LONGEST_NUMBER = 7
 
@@ -288,10 +288,10 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
     box = cleaned.get("bbox")
     box = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
     box = [_as_number(value) for value in box] if isinstance(box, (list, tuple)) else []
-    if len(box) != 4 or None in box or min(box[2:]) < 0 or max(map(abs, box)) > MOST_PIXELS:
+    if len(box) != 4 or None in box or min(box[2:]) < 0 or max(map(abs, box)) > GREATEST_COORDINATE:
         raise ValueError(
             f"{name}['bbox']` must be (x, y, width, height), got {reprlib.repr(annotation.get('bbox'))}: expected "
-            f"four numbers of at most {MOST_PIXELS}, the last two not negative."
+            f"four numbers of at most {GREATEST_COORDINATE}, the last two not negative."
         )
     category, area, is_crowd = (
         _as_number(cleaned.get(key, default)) for key, default in (("category_id", None), ("area", 0), ("iscrowd", 0))
