@@ -39,8 +39,9 @@ def run_command(arguments: list[str]):
 
 def become_command(request: dict):
     """In a fork: everything as a new process would find it."""
-    streams = os.open(os.devnull, os.O_RDONLY), *(
-        os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("stdout", "stderr")
+    streams = (
+        os.open(os.devnull, os.O_RDONLY),
+        *(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("stdout", "stderr")),
     )
     for descriptor, file in enumerate(streams):
         os.dup2(file, descriptor)
