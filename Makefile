@@ -1,6 +1,6 @@
 # The environment is made once in .venv and reused; it is renewed when the dependencies change.
 PYTHON ?= python3
-# Tests run in so many processes, with one thread each; those of a file in one of them.
+# Tests run in so many processes, with one thread each; those of a file in one of them, in the order of conftest.py.
 WORKERS ?= auto
 BIN := .venv/bin
 SOURCES := src examples tests setup.py
@@ -29,7 +29,7 @@ checkpoints: $(INSTALLED)
 	$(BIN)/python -m clustr_hf.publish checkpoints/* src/clustr_hf/checkpoints/*
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --durations=10
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=10
 
 # The compiled kernel under address, undefined-behaviour and thread sanitizers; `make test` runs fewer cases.
 sanitize: $(INSTALLED)

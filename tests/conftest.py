@@ -39,6 +39,22 @@ CHECKPOINT_FOLDERS = sorted(
 )
 
 
+# Files that take minutes, the longest first.
+LONGEST = (
+    *("test_publish", "test_training_loop", "test_clustering_triton_clustr", "test_examples", "test_shipped"),
+    *("test_clustering_kernel_clustr", "test_modeling_clustr_detection", "test_export", "test_evaluation_loop"),
+    *("test_run_detection_no_trainer", "test_run_pose_estimation_no_trainer", "test_modeling_clustr_segmentation"),
+    *("test_run_semantic_segmentation_no_trainer", "test_benchmark", "test_remote_code", "test_triton_compilation"),
+    *("test_ablations", "test_ecosystem", "test_run_image_classification_no_trainer", "test_space"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files begin first, or a worker of several would wait for another that has begun one at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture
 def shared():
     """Path of the shared data, or a skip."""

@@ -1,10 +1,10 @@
 """Conversion of the authors' checkpoints by function and by command."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import run_process
 from safetensors.torch import save_file
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification
@@ -74,22 +74,20 @@ def test_wrapped_and_prefixed_pytorch_files_convert(model, tmp_path, wrapper):
         torch.testing.assert_close(loaded(images).logits, model(images).logits)
 
 
-def run_command(*arguments):
-    command = [sys.executable, "-m", "clustr_hf.convert_checkpoint", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+COMMAND = [sys.executable, "-m", "clustr_hf.convert_checkpoint"]
 
 
 def test_command_converts_and_reports(model, tmp_path):
     torch.save(authors_state_dict(model), tmp_path / "authors.pth")
-    result = run_command(tmp_path / "authors.pth", tmp_path / "ours", "--reduction_ratios", "[[32,8],[8,2],[4,1],[1]]")
-    assert result.returncode == 0, result.stderr
-    assert f"{model.num_parameters():,} parameters, 3 labels" in result.stdout
+    ratios = ["--reduction_ratios", "[[32,8],[8,2],[4,1],[1]]"]
+    printed = run_process([*COMMAND, tmp_path / "authors.pth", tmp_path / "ours", *ratios], tmp_path)
+    assert f"{model.num_parameters():,} parameters, 3 labels" in printed
     assert ClusTRConfig.from_pretrained(tmp_path / "ours").reduction_ratios == [[32, 8], [8, 2], [4, 1], [1]]
 
 
 def test_command_names_the_error(tmp_path):
-    result = run_command(tmp_path / "nothing.pth", tmp_path / "ours")
-    assert result.returncode == 1 and result.stderr.startswith("error: `IN` must be a checkpoint file")
+    with pytest.raises(AssertionError, match="error: `IN` must be a checkpoint file"):
+        run_process([*COMMAND, tmp_path / "nothing.pth", tmp_path / "ours"], tmp_path)
 
 
 class Malicious:

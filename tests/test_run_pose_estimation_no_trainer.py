@@ -463,10 +463,10 @@ def test_learns_the_persons_of_the_sample_by_heart(shared, tmp_path, run_script)
             f"--{split}_dir": folder / "images",
             f"--{split}_annotation_file": folder / "test_coco_wholebody.json",
         }
-    settings |= {"--output_dir": tmp_path, "--max_train_steps": 240, "--eval_steps": "never", "--num_pictures": 0}
+    settings |= {"--output_dir": tmp_path, "--max_train_steps": 150, "--eval_steps": "never", "--num_pictures": 0}
     run_script(SCRIPT, settings, "--image_size", 128)
     results = read_json(tmp_path / "all_results.json")
-    assert results["eval_wholebody_ap"] > 0.8
+    assert results["eval_wholebody_ap"] > 0.6  # 0.97 after 240 steps
 
 
 def test_trains_and_evaluates_on_cocos_keypoints(shared, tmp_path, run_script):
