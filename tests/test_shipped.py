@@ -89,8 +89,8 @@ for place in places:
     assert type(run.model).__module__.startswith("transformers_modules."), type(run.model)
     assert type(run.image_processor).__module__.startswith("transformers_modules.")
     sys.path.insert(0, folder)
-    from handler import _to_json  # masks as PNG files in base64
-    print("answer:" + json.dumps(_to_json(run(image))))
+    from handler import RequestLimits, _to_json  # masks as PNG files in base64
+    print("answer:" + json.dumps(_to_json(run(image), RequestLimits())))
     del sys.path[0], sys.modules["handler"]
     again = f"{output}/{folder.rpartition('/')[2]}"
     run.model.save_pretrained(again)
