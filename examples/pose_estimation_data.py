@@ -195,7 +195,10 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
     points = np.asarray(values, dtype=np.float64).reshape(-1, 3)
     visible = points[points[:, 2] > 0]
     if not ((abs(visible[:, :2]) <= GREATEST_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
-        raise ValueError(f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got others")
+        raise ValueError(
+            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got "
+            f"{reprlib.repr(visible.tolist())}"
+        )
     return {name: cleaned[name] for name in annotation}
 
 

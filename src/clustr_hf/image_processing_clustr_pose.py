@@ -297,7 +297,7 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
         visible = of_image[of_image[..., 2] > 0]
         if not ((visible.abs() <= GREATEST_COORDINATE).all() and of_image[..., 2].isfinite().all()):
             raise ValueError(
-                f"`keypoints[{index}]` must be finite, and numbers of at most {GREATEST_COORDINATE}, got NaN, infinity or more."
+                f"`keypoints[{index}]` must be finite, and numbers of at most {GREATEST_COORDINATE}, got others."
             )
         checked.append(of_image)
     if len({of_image.shape[1] for of_image in checked}) > 1:
