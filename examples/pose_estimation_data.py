@@ -196,7 +196,8 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
     visible = points[points[:, 2] > 0]
     if not ((abs(visible[:, :2]) <= GREATEST_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
         raise ValueError(
-            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got others"
+            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got "
+            f"{reprlib.repr(visible.tolist())}"
         )
     return {name: cleaned[name] for name in annotation}
 
