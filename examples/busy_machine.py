@@ -95,7 +95,7 @@ def main():
     if not is_available():
         raise SystemExit("The compiled kernel was not built, or is switched off by CLUSTR_KERNEL.")
     model = ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
-    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), device="cpu")
 
     @torch.inference_mode()
     def step():

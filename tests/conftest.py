@@ -140,7 +140,7 @@ def run_process(command, cwd, is_new: bool = False, **environment: str) -> str:
     else:
         result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
         status, stdout, stderr = result.returncode, result.stdout, result.stderr
-    assert status == 0, stdout[-2000:] + stderr[-4000:]
+    assert status == 0, stdout[-2000:] + stderr[-8000:]
     return stdout
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import run_image_classification_no_trainer as script
 import torch
-from forked_scripts import run_processes
+from forked_scripts import restore_signals, run_processes
 from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 from training_checkpoints import decided_by_main_process
@@ -32,6 +32,16 @@ def arguments_for(data, output_dir):
     settings = {"--train_dir": data / "train", "--validation_dir": data / "validation", "--output_dir": output_dir}
     settings |= {"--variant": "nano", "--image_size": 32, "--train_batch_size": 8, "--logging_steps": 3}
     return settings | {"--per_device_eval_batch_size": 8}
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """A shell starts what it runs in the background with SIGINT ignored."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    restore_signals()
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
