@@ -64,7 +64,7 @@ def product_error(monkeypatch):
 def test_small_cases_agree_with_the_oracle(kind, assignment):
     """With and without ties; any number of tokens, channels and neighbours; several scales."""
     generator = torch.Generator().manual_seed(0)
-    for seed in range(4):
+    for seed in range(3):
         num_tokens, channels = (int(torch.randint(1, high, (), generator=generator)) for high in (56, 20))
         k = int(torch.randint(1, 9, (), generator=generator))
         tokens = exact_tokens(kind, 2, num_tokens, channels, seed)
@@ -85,9 +85,9 @@ def test_the_oracle_is_met_wherever_the_tokens_lie(scale, offset, assignment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
-def test_hundreds_of_random_cases_agree_with_the_compiled_kernel(assignment):
+def test_a_hundred_random_cases_agree_with_the_compiled_kernel(assignment):
     generator = torch.Generator().manual_seed(1)
-    for _ in range(60):
+    for _ in range(30):
         num_tokens = int(torch.randint(2, 65, (), generator=generator))
         channels = int(torch.randint(1, 65, (), generator=generator))
         tokens = torch.randn(2, num_tokens, channels, generator=generator)
