@@ -6,7 +6,7 @@ Rows whose class ids count in one list of names, from files of which each may co
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -237,11 +237,8 @@ def naming_files(stream: IterableDataset) -> Iterator[None]:
     try:
         yield
     except (DatasetGenerationError, OSError, pa.ArrowException) as error:
-        for file in (stream.info.download_checksums or {}) if hasattr(stream, "info") else {}:
-            kind = next((kind for kind in READ_SCHEMA if file.endswith(f".{kind}")), None)
-            reason = None if kind is None or is_remote_url(file) else _find_fault(file, kind)
-            if reason is not None:
-                raise ValueError(f"{file} cannot be read as a file of kind {kind}: {reason}") from error
+        files = (stream.info.download_checksums or {}) if hasattr(stream, "info") else {}
+        _refuse_broken(((file, kind) for file in files for kind in READ_SCHEMA if file.endswith(f".{kind}")), error)
         raise
 
 
@@ -251,14 +248,19 @@ def _naming_file(files: Mapping[str, Sequence[str]], kind: str) -> Iterator[None
     try:
         yield
     except DatasetGenerationError as error:
-        for file in (str(file) for of_split in files.values() for file in of_split):
-            reason = None if is_remote_url(file) else _find_fault(file, kind)
-            if reason is not None:
-                raise ValueError(f"{file} cannot be read as a file of kind {kind}: {reason}") from error
+        _refuse_broken(((str(file), kind) for of_split in files.values() for file in of_split), error)
         raise ValueError(
             f"the data cannot be read, { ({split: list(map(str, names)) for split, names in files.items()}) }: "
             f"{error.__cause__ or error}"
         ) from error
+
+
+def _refuse_broken(files: Iterable[tuple[str, str]], error: Exception):
+    """Raise an error that names the first of the files, each with its kind, that is of this machine and broken."""
+    for file, kind in files:
+        reason = None if is_remote_url(file) else _find_fault(file, kind)
+        if reason is not None:
+            raise ValueError(f"{file} cannot be read as a file of kind {kind}: {reason}") from error
 
 
 def _find_fault(file: str, kind: str) -> Exception | None:
