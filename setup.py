@@ -32,8 +32,8 @@ setup(
     ext_modules=[
         Extension(
             "clustr_hf._clustering_kernel",
-            sources=["src/clustr_hf/clustering_kernel.cpp"],
-            depends=["src/clustr_hf/clustering_kernel_sweeps.inc", "src/clustr_hf/clustering_kernel_threads.h"],
+            sources=["src/clustr_hf/csrc/clustering_kernel.cpp"],
+            depends=[f"src/clustr_hf/csrc/clustering_kernel_{part}" for part in ("sweeps.inc", "threads.h")],
             # Processor features are chosen at run time. Contraction: a product is rounded alike wherever it is needed.
             # GCC warns of its own headers: of vectors as arguments, and of vectors that are left undefined on purpose.
             extra_compile_args=[

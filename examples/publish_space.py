@@ -34,7 +34,7 @@ def assemble_space(folder: Path, models: list[str]) -> Path:
     Raises:
         FileExistsError: if the folder exists.
     """
-    ignore = shutil.ignore_patterns("__pycache__", "*.so", "*.cpp", "*.inc")
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "csrc")
     shutil.copytree(SPACE, folder, ignore=ignore)
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignore)
     card = folder / "README.md"

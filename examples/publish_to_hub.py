@@ -16,10 +16,10 @@ from pathlib import Path
 
 from transformers import AutoImageProcessor
 
-from clustr_hf.handler_clustr import pipeline_task
 from clustr_hf.loading import load_trained
-from clustr_hf.model_card import PICTURES, CardContents, check_card
 from clustr_hf.publish import RESULTS, build_repository, push, repository_files, validate_repository
+from clustr_hf.publish.card import PICTURES, CardContents, check_card
+from clustr_hf.remote_code.handler_clustr import pipeline_task
 
 
 def parse_args() -> argparse.Namespace:

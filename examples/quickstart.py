@@ -28,10 +28,10 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, pipeline, set_seed
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
+from clustr_hf.bundled import shipped_checkpoint
 from clustr_hf.metrics import compute_accuracy
-from clustr_hf.model_card import CardContents, Measurement
 from clustr_hf.publish import build_repository
-from clustr_hf.shipped import shipped_checkpoint
+from clustr_hf.publish.card import CardContents, Measurement
 from clustr_hf.visualization import (
     coarsen_clusters,
     find_cluster_maps,

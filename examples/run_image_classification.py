@@ -12,10 +12,25 @@ import sys
 from pathlib import Path
 
 import torch
-from class_names import KnownNames, names_of
 from datasets import DatasetDict
 from huggingface_hub import HfApi
-from image_classification_data import (
+from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+from transformers import AutoConfig, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import HubStrategy, get_last_checkpoint
+from transformers.utils.logging import get_logger
+
+from clustr_hf.metrics import compute_accuracy
+from clustr_hf.publish import full_repository_id, push
+from clustr_hf.publish.card import plain_value
+from clustr_hf.training.arguments import command_line, settings_of
+from clustr_hf.training.card import TrainingCard
+from clustr_hf.training.data.class_names import KnownNames, names_of
+from clustr_hf.training.data.samples import decode_rgb
+from clustr_hf.training.signals import run_interruptibly
+from clustr_hf.training.sources import known_names
+from clustr_hf.training.tasks.image_classification.data import (
     HEADS,
     DataArguments,
     ModelArguments,
@@ -24,22 +39,7 @@ from image_classification_data import (
     load_data,
     training_crop,
 )
-from image_classification_samples import fingerprint
-from PIL import Image
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor
-from training_arguments import command_line, settings_of
-from training_card import TrainingCard
-from training_data import decode_rgb
-from training_signals import run_interruptibly
-from training_sources import known_names
-from transformers import AutoConfig, HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import HubStrategy, get_last_checkpoint
-from transformers.utils.logging import get_logger
-
-from clustr_hf.metrics import compute_accuracy
-from clustr_hf.model_card import plain_value
-from clustr_hf.publish import full_repository_id, push
+from clustr_hf.training.tasks.image_classification.transforms import fingerprint
 from clustr_hf.visualization import plot_training_curves
 
 

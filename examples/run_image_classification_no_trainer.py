@@ -19,7 +19,22 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
-from image_classification_data import (
+from peft import LoraConfig, get_peft_model
+from timm.data import Mixup
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from clustr_hf.metrics import Accuracy
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.baselines import PeerArguments, refuse_with_peer
+from clustr_hf.training.card import Report, TrainingCard
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingData, TrainingSamples
+from clustr_hf.training.loop import Task, freeze_stages, make_accelerator, train
+from clustr_hf.training.report import warn_of_absent
+from clustr_hf.training.schedule import divide_batch
+from clustr_hf.training.signals import run_interruptibly
+from clustr_hf.training.sources import RecipeArguments, names_of_run
+from clustr_hf.training.tasks.image_classification.data import (
     HEADS,
     DataArguments,
     label_names,
@@ -27,22 +42,12 @@ from image_classification_data import (
     load_data,
     load_stream,
 )
-from image_classification_samples import ReadRow, collate, evaluation_transform, training_transform
-from peer_models import PeerArguments, refuse_with_peer
-from peft import LoraConfig, get_peft_model
-from timm.data import Mixup
-from torch import nn
-from torch.nn.functional import cross_entropy
-from training_arguments import LoopArguments, parse_arguments
-from training_card import Report, TrainingCard
-from training_data import EvaluationSamples, TrainingData, TrainingSamples
-from training_loop import Task, freeze_stages, make_accelerator, train
-from training_plan import divide_batch
-from training_report import warn_of_absent
-from training_signals import run_interruptibly
-from training_sources import RecipeArguments, names_of_run
-
-from clustr_hf.metrics import Accuracy
+from clustr_hf.training.tasks.image_classification.transforms import (
+    ReadRow,
+    collate,
+    evaluation_transform,
+    training_transform,
+)
 
 
 # Query, key-value and output projections of every block, whose inputs and outputs LoRA changes.

@@ -13,11 +13,11 @@ Train or fine-tune ClusTR for object detection (RetinaNet) with Accelerate: the 
 arguments: training_loop.py, training_arguments.py; commands with their results: examples/README.md.
 """
 
-from detection_training import DetectionTask, run
-from training_signals import run_interruptibly
 from transformers import AutoModelForObjectDetection
 
 from clustr_hf import ClusTRForObjectDetection
+from clustr_hf.training.signals import run_interruptibly
+from clustr_hf.training.tasks.detection.task import DetectionTask, run
 
 
 TASK = DetectionTask(

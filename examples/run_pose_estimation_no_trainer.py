@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pose_estimation_data import (
+from torch import nn
+
+from clustr_hf import ClusTRForPoseEstimation
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.card import Report, TrainingCard
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
+from clustr_hf.training.loop import Task, freeze_stages, make_accelerator, train
+from clustr_hf.training.report import write_picture
+from clustr_hf.training.signals import run_interruptibly
+from clustr_hf.training.sources import ModelArguments, RecipeArguments, names_of_run
+from clustr_hf.training.tasks.pose_estimation.data import (
     HEADS,
     DataArguments,
     annotated_places,
@@ -26,8 +36,8 @@ from pose_estimation_data import (
     load_data,
     load_pose_estimator,
 )
-from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores, group_by_image
-from pose_estimation_samples import (
+from clustr_hf.training.tasks.pose_estimation.evaluation import EvaluationArguments, Predictor, Scores, group_by_image
+from clustr_hf.training.tasks.pose_estimation.transforms import (
     AugmentationArguments,
     EvaluationTransform,
     ReadPerson,
@@ -35,16 +45,6 @@ from pose_estimation_samples import (
     TrainingTransform,
     collate,
 )
-from torch import nn
-from training_arguments import LoopArguments, parse_arguments
-from training_card import Report, TrainingCard
-from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
-from training_loop import Task, freeze_stages, make_accelerator, train
-from training_report import write_picture
-from training_signals import run_interruptibly
-from training_sources import ModelArguments, RecipeArguments, names_of_run
-
-from clustr_hf import ClusTRForPoseEstimation
 from clustr_hf.visualization import plot_keypoints
 
 

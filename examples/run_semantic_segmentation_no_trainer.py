@@ -17,9 +17,19 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
-from class_names import choose_names
-from peer_models import refuse_with_peer
-from semantic_segmentation_data import (
+from torch import nn
+
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.baselines import refuse_with_peer
+from clustr_hf.training.card import Report, TrainingCard
+from clustr_hf.training.data.class_names import choose_names
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
+from clustr_hf.training.loop import Task, freeze_stages, make_accelerator, train
+from clustr_hf.training.report import write_picture
+from clustr_hf.training.schedule import divide_batch
+from clustr_hf.training.signals import run_interruptibly
+from clustr_hf.training.sources import RecipeArguments, names_of_run
+from clustr_hf.training.tasks.semantic_segmentation.data import (
     HEADS,
     DataArguments,
     SegmenterArguments,
@@ -28,13 +38,13 @@ from semantic_segmentation_data import (
     load_data,
     load_segmenter,
 )
-from semantic_segmentation_evaluation import (
+from clustr_hf.training.tasks.semantic_segmentation.evaluation import (
     EvaluationArguments,
     Predictor,
     Scores,
     predict_at_size,
 )
-from semantic_segmentation_samples import (
+from clustr_hf.training.tasks.semantic_segmentation.transforms import (
     IGNORE_INDEX,
     AugmentationArguments,
     ReadLabelMap,
@@ -43,16 +53,6 @@ from semantic_segmentation_samples import (
     collate,
     evaluation_transform,
 )
-from torch import nn
-from training_arguments import LoopArguments, parse_arguments
-from training_card import Report, TrainingCard
-from training_data import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
-from training_loop import Task, freeze_stages, make_accelerator, train
-from training_plan import divide_batch
-from training_report import write_picture
-from training_signals import run_interruptibly
-from training_sources import RecipeArguments, names_of_run
-
 from clustr_hf.visualization import plot_segmentation
 
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
-from clustr_hf.image_processing_clustr_detection import encode_mask
+from clustr_hf.remote_code.image_processing_clustr_detection import encode_mask
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -16,7 +16,7 @@ from hub_repositories import PIPELINES, make_model
 from PIL import Image
 from transformers import pipeline
 
-from clustr_hf.handler_clustr import EndpointHandler
+from clustr_hf.remote_code.handler_clustr import EndpointHandler
 
 
 def make_handler(kind: str) -> EndpointHandler:

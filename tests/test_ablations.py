@@ -5,19 +5,20 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-import ablation_report
-import ablations
 import numpy as np
 import pytest
 import run_image_classification_no_trainer as classification
 import run_semantic_segmentation_no_trainer as segmentation
-from ablation_tables import ROWS, TABLES
+from ablations import command as ablations
+from ablations import report as ablation_report
+from ablations.tables import ROWS, TABLES
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from peer_models import PeerArguments
 from PIL import Image
-from training_arguments import LoopArguments, parse_arguments
+
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.baselines import PeerArguments
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
@@ -316,7 +317,7 @@ def test_runs_train_and_go_on_to_segment(folders, row):
 START = """
 import sys
 from pathlib import Path
-import ablations
+from ablations import command as ablations
 row, folder = sys.argv[1], Path(sys.argv[2])
 names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
 names |= {"segmentation_recipe": "segmentation.json"}

@@ -8,26 +8,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from coco_files import CocoFile
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
-from detection_data import DataArguments, ParseObjects
-from detection_samples import EvaluationTransform, ReadSample
-from image_classification_data import DataArguments as ClassificationArguments
-from image_classification_data import load_data as load_classes
-from image_classification_data import load_stream
-from image_classification_samples import ReadRow
-from labelled_rows import cast_images, load_parts
 from PIL import Image
-from pose_estimation_data import detected_places, read_persons
-from semantic_segmentation_data import DataArguments as SegmentationArguments
-from semantic_segmentation_data import load_data as load_maps
-from semantic_segmentation_samples import ReadLabelMap
-from training_data import EvaluationSamples, StreamedBatches, TrainingSamples, UnreadableSample, decode_image
-from training_sources import ModelArguments
 
 from clustr_hf import ClusTRDetectionImageProcessor, ClusTRImageProcessor
 from clustr_hf.keypoints import COCO
+from clustr_hf.training.data.coco_files import CocoFile
+from clustr_hf.training.data.labelled_rows import cast_images, load_parts
+from clustr_hf.training.data.samples import (
+    EvaluationSamples,
+    StreamedBatches,
+    TrainingSamples,
+    UnreadableSample,
+    decode_image,
+)
+from clustr_hf.training.sources import ModelArguments
+from clustr_hf.training.tasks.detection.data import DataArguments, ParseObjects
+from clustr_hf.training.tasks.detection.transforms import EvaluationTransform, ReadSample
+from clustr_hf.training.tasks.image_classification.data import DataArguments as ClassificationArguments
+from clustr_hf.training.tasks.image_classification.data import load_data as load_classes
+from clustr_hf.training.tasks.image_classification.data import load_stream
+from clustr_hf.training.tasks.image_classification.transforms import ReadRow
+from clustr_hf.training.tasks.pose_estimation.data import detected_places, read_persons
+from clustr_hf.training.tasks.semantic_segmentation.data import DataArguments as SegmentationArguments
+from clustr_hf.training.tasks.semantic_segmentation.data import load_data as load_maps
+from clustr_hf.training.tasks.semantic_segmentation.transforms import ReadLabelMap
 from clustr_hf.visualization import plot_keypoints, plot_segmentation
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from clustr_hf import ClusTRConfig
-from clustr_hf.clustering_clustr import find_clusters
+from clustr_hf.remote_code.clustering_clustr import find_clusters
 
 
 EXAMPLES = REPOSITORY / "examples"
@@ -27,12 +27,12 @@ OPTIONS = {"cluster_window": 5, "cluster_sharing": "stage", "max_clusters": 7}
 
 @pytest.fixture
 def measure():
-    return importlib.import_module("benchmark_measure")
+    return importlib.import_module("benchmark.measure")
 
 
 @pytest.fixture
 def models():
-    return importlib.import_module("benchmark_models")
+    return importlib.import_module("benchmark.models")
 
 
 def run_benchmark(folder, *arguments):
@@ -127,7 +127,7 @@ def test_times_compiled_models(tmp_path):
 
 
 def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("benchmark.command")
     time_models = benchmark.time_models
 
     def interrupted(args, setting, *others):
@@ -167,15 +167,15 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     ],
 )
 def test_names_bad_arguments(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr("devices.available_devices", lambda: ["cpu"])
+    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(SystemExit):
-        importlib.import_module("benchmark").parse_args()
+        importlib.import_module("benchmark.command").parse_args()
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_reads_sizes_and_chooses_the_reference(monkeypatch):
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("benchmark.command")
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--settings", "224x4", "800x1333x1"])
     args = benchmark.parse_args()
     assert args.settings == [(224, 224, 4), (800, 1333, 1)]
@@ -388,7 +388,7 @@ def test_share_of_the_clustering_is_between_its_marks(measure, models, monkeypat
 
 
 def test_a_crash_of_a_process_is_a_failure():
-    attempts = importlib.import_module("benchmark_attempts")
+    attempts = importlib.import_module("benchmark.attempts")
     assert attempts.attempt_in_fresh_process(math.sqrt, 4) == (2.0, None)
     assert attempts.attempt_in_fresh_process(math.sqrt, -1)[1].startswith("ValueError: ")
     result, failure = attempts.attempt_in_fresh_process(os._exit, 1)
@@ -405,14 +405,14 @@ def test_a_crash_of_a_process_is_a_failure():
     ],
 )
 def test_failures_are_one_line_without_folders(message, described):
-    attempts = importlib.import_module("benchmark_attempts")
+    attempts = importlib.import_module("benchmark.attempts")
     assert attempts.describe_failure(ValueError(message)) == f"ValueError: {described}"
 
 
 @pytest.fixture
 def run_in_this_process(monkeypatch, tmp_path):
     """Run the script here, by default on a CPU that passes for an accelerator; the results, and what it exits with."""
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("benchmark.command")
 
     def run(*arguments, is_accelerator=True):
         monkeypatch.setattr(benchmark, "is_accelerator", lambda device: is_accelerator)
@@ -479,7 +479,7 @@ def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, measure, m
 
 @pytest.mark.parametrize("broken", ["clustr-nano", "pvtv2-b1", "all"])
 def test_models_that_fail_are_in_the_report_with_the_others(run_in_this_process, monkeypatch, tmp_path, broken):
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("benchmark.command")
     make_step = benchmark.make_step
 
     def make_step_or_fail(model, *args):
@@ -505,7 +505,7 @@ def test_a_run_in_which_everything_fails_says_so(run_in_this_process, monkeypatc
         raise RuntimeError("broken")
 
     for name in ("count_model", "time_models"):
-        monkeypatch.setattr(importlib.import_module("benchmark"), name, fails)
+        monkeypatch.setattr(importlib.import_module("benchmark.command"), name, fails)
     results, ended = run_in_this_process(*TINY)
     assert ended == "every measurement failed"
     assert [failure["message"] for failure in results["failures"]] == ["RuntimeError: broken"] * 3
@@ -531,9 +531,9 @@ def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
         check=True,
     )
     arguments = command.stdout.replace("\\\n", " ").split("examples/benchmark.py")[1].split()
-    monkeypatch.setattr("devices.available_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu", "cuda:0"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
-    benchmark = importlib.import_module("benchmark")
+    benchmark = importlib.import_module("benchmark.command")
     args = benchmark.parse_args()
     assert args.device == "cuda:0" and str(args.output_dir) == "out/benchmark-gpu"
     planned = [measurement.section for measurement in benchmark.planned_measurements(args)]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_classification_data import DataArguments, label_names, load_data
 from PIL import Image
-from training_sources import ModelArguments
+
+from clustr_hf.training.sources import ModelArguments
+from clustr_hf.training.tasks.image_classification.data import DataArguments, label_names, load_data
 
 
 def write_images(folder, *paths):

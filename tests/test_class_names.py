@@ -8,17 +8,24 @@ import pytest
 import run_image_classification as trainer_script
 import run_image_classification_no_trainer as loop_script
 import torch
-from class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from image_classification_data import HEADS, DataArguments, label_names, load_classifier, load_data, load_stream
 from PIL import Image
 from safetensors.torch import load_file
-from training_data import decode_image
-from training_sources import ModelArguments, known_names
 from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, shipped_checkpoint
+from clustr_hf.training.data.class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
+from clustr_hf.training.data.samples import decode_image
+from clustr_hf.training.sources import ModelArguments, known_names
+from clustr_hf.training.tasks.image_classification.data import (
+    HEADS,
+    DataArguments,
+    label_names,
+    load_classifier,
+    load_data,
+    load_stream,
+)
 
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

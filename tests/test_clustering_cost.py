@@ -2,13 +2,13 @@
 
 import sys
 
-import clustering_cost
 import pytest
 import torch
-from benchmark_measure import Setting
-from clustering_cost import Clustering, count_launches, find_clusterings, shares_looked_at_again
+from benchmark import clustering_cost
+from benchmark.clustering_cost import Clustering, count_launches, find_clusterings, shares_looked_at_again
+from benchmark.measure import Setting
 
-from clustr_hf.clustering_triton_clustr import Launch
+from clustr_hf.remote_code.clustering_triton_clustr import Launch
 
 
 pytest.importorskip("triton", reason="launches of Triton kernels are counted with Triton")

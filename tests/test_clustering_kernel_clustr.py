@@ -9,8 +9,14 @@ import pytest
 import torch
 from conftest import run_process
 
-from clustr_hf import clustering_kernel_clustr, find_clusters
-from clustr_hf.clustering_kernel_clustr import INSTRUCTION_SETS, can_cluster, cluster, supported_instruction_sets
+from clustr_hf import find_clusters
+from clustr_hf.remote_code import clustering_kernel_clustr
+from clustr_hf.remote_code.clustering_kernel_clustr import (
+    INSTRUCTION_SETS,
+    can_cluster,
+    cluster,
+    supported_instruction_sets,
+)
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
@@ -218,7 +224,7 @@ def test_running_out_of_memory_in_a_thread_is_an_error(tmp_path):
     """tests/kernel/stress.cpp lets each allocation fail; here the whole way to Python."""
     program = """
 import resource, torch
-from clustr_hf.clustering_kernel_clustr import cluster
+from clustr_hf.remote_code.clustering_kernel_clustr import cluster
 torch.set_num_threads(3)
 cluster(torch.randn(3, 2000, 16), [9], 5, "density_parent")  # starts the threads, which need memory themselves
 tokens = torch.randn(9, 8000, 64)

@@ -14,11 +14,18 @@ import torch
 from test_clustering_clustr import naive_aggregation
 from test_clustering_kernel_clustr import exact_tokens
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, clustering_triton_clustr, find_clusters
-from clustr_hf.clustering_clustr import aggregate_tokens, clustering_path
-from clustr_hf.clustering_tensor_clustr import cluster as cluster_by_tensors
-from clustr_hf.clustering_tensor_clustr import merge_gradients, merge_tokens
-from clustr_hf.clustering_triton_clustr import Launch, cluster, error_bound, launch_merge, launch_merge_gradients
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification, find_clusters
+from clustr_hf.remote_code import clustering_triton_clustr
+from clustr_hf.remote_code.clustering_clustr import aggregate_tokens, clustering_path
+from clustr_hf.remote_code.clustering_tensor_clustr import cluster as cluster_by_tensors
+from clustr_hf.remote_code.clustering_tensor_clustr import merge_gradients, merge_tokens
+from clustr_hf.remote_code.clustering_triton_clustr import (
+    Launch,
+    cluster,
+    error_bound,
+    launch_merge,
+    launch_merge_gradients,
+)
 
 
 pytest.importorskip("triton", reason="the Triton kernels need the package triton")
@@ -38,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|ov
 def on_cpu(monkeypatch):
     """The kernels take tensors of the CPU, in place of the compiled kernel."""
     monkeypatch.setattr(clustering_triton_clustr, "is_on_gpu", lambda tokens: True)
-    monkeypatch.setattr("clustr_hf.clustering_clustr.can_cluster_by_kernel", lambda *args: False)
+    monkeypatch.setattr("clustr_hf.remote_code.clustering_clustr.can_cluster_by_kernel", lambda *args: False)
     monkeypatch.setattr(clustering_triton_clustr, "find_launch", lambda tokens: LARGE)
 
 

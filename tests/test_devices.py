@@ -3,9 +3,10 @@
 import argparse
 from types import SimpleNamespace
 
-import devices
 import pytest
 import torch
+
+from clustr_hf.training import devices
 
 
 @pytest.fixture

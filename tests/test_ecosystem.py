@@ -23,7 +23,7 @@ from clustr_hf import (
     ClusTRForSemanticSegmentation,
     ClusTRModel,
 )
-from clustr_hf.modeling_clustr_attention import eager_attention_forward
+from clustr_hf.remote_code.modeling_clustr_attention import eager_attention_forward
 
 
 MODEL_CLASSES = [

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import busy_machine
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,11 +14,12 @@ import run_image_classification
 import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from benchmark import busy_machine
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
 from local_hub import LocalHub, card_errors
 from PIL import Image
 
-from clustr_hf.model_card import TEMPLATE
+from clustr_hf.publish.card import TEMPLATE
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from PIL import Image
 from pipeline_answers import as_arrays, assert_same, with_arrays
 from transformers import pipeline
 
-from clustr_hf import handler_clustr
-from clustr_hf.handler_clustr import EndpointHandler, RequestError, read_image
 from clustr_hf.keypoints import COCO
 from clustr_hf.publish import build_repository
+from clustr_hf.remote_code import handler_clustr
+from clustr_hf.remote_code.handler_clustr import EndpointHandler, RequestError, read_image
 
 
 BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]

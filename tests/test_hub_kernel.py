@@ -251,7 +251,7 @@ from kernels import LocalLayerRepository, Mode, kernelize, use_kernel_mapping
 from pathlib import Path
 from tiny_models import tiny_classifier
 from transformers import KernelConfig
-from clustr_hf.modeling_clustr_attention import ClusTRClustering
+from clustr_hf.remote_code.modeling_clustr_attention import ClusTRClustering
 
 model, pixels = tiny_classifier().eval(), torch.rand(2, 3, 64, 64)
 names, logits = list(model.state_dict()), model(pixels).logits
@@ -274,7 +274,7 @@ def test_a_models_clustering_is_replaced_through_the_hook_of_transformers(reposi
 
 
 def test_the_models_layer_clusters_as_the_function():
-    from clustr_hf.modeling_clustr_attention import ClusTRClustering
+    from clustr_hf.remote_code.modeling_clustr_attention import ClusTRClustering
 
     layer, tokens = ClusTRClustering(), make_tokens()
     assert not list(layer.parameters()) and not layer.state_dict()

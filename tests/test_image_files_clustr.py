@@ -13,8 +13,8 @@ from endpoint_server import restored_pil
 from hostile_files import EXIF, FILES, chunk, encode, jpeg, png, repeat, segment, shared_tags, webp, with_frame
 from PIL import Image, ImageCms, PngImagePlugin
 
-from clustr_hf.image_files_clustr import MAX_SCANS, ImageFileError, scan_file
-from clustr_hf.image_reading_clustr import guard_pil, open_image, read_image
+from clustr_hf.remote_code.image_files_clustr import MAX_SCANS, ImageFileError, scan_file
+from clustr_hf.remote_code.image_reading_clustr import guard_pil, open_image, read_image
 
 
 SECONDS, MEGABYTES = 5, 500

@@ -17,8 +17,8 @@ from clustr_hf import (
     ClusTRDetectionOutput,
     ClusTRInstanceSegmentationOutput,
 )
-from clustr_hf.image_processing_clustr_detection import decode_segmentation, encode_mask
 from clustr_hf.metrics import coco_average_precision
+from clustr_hf.remote_code.image_processing_clustr_detection import decode_segmentation, encode_mask
 
 
 def make_image(height, width, seed=0):

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, VitPoseImageProcessor
 from transformers.models.vitpose.image_processing_vitpose import box_to_center_and_scale
 
 from clustr_hf import ClusTRPoseEstimatorOutput, ClusTRPoseImageProcessor
-from clustr_hf.image_processing_clustr_pose import (
+from clustr_hf.remote_code.image_processing_clustr_pose import (
     box_regions,
     crop_matrices,
     crop_persons,

@@ -16,8 +16,8 @@ from PIL import Image, features
 from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor
-from clustr_hf.handler_clustr import read_image as read_request
-from clustr_hf.image_reading_clustr import MAX_LABEL, find_transposition, read_image, read_label_map
+from clustr_hf.remote_code.handler_clustr import read_image as read_request
+from clustr_hf.remote_code.image_reading_clustr import MAX_LABEL, find_transposition, read_image, read_label_map
 from clustr_hf.visualization import draw_answers, prepare_image
 
 
@@ -278,7 +278,7 @@ class Answer:
 
 
 def test_urls_are_read(monkeypatch):
-    from clustr_hf import image_reading_clustr
+    from clustr_hf.remote_code import image_reading_clustr
 
     content, parts = with_exif("PNG", BROKEN_BLOCK), []
 

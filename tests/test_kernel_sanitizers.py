@@ -9,7 +9,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [ROOT / "src/clustr_hf/clustering_kernel.cpp", ROOT / "tests/kernel/stress.cpp"]
+SOURCES = [ROOT / "src/clustr_hf/csrc/clustering_kernel.cpp", ROOT / "tests/kernel/stress.cpp"]
 # As in setup.py, but without OpenMP, whose threads the thread sanitizer does not understand: the standard library's
 # threads take their place. Small inputs are divided among threads, too.
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=fast", "-Wno-psabi", "-Wno-uninitialized", "-pthread"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY, CONVENTIONS
-from clustr_hf.modeling_clustr_pose import mirror_order
+from clustr_hf.remote_code.modeling_clustr_pose import mirror_order
 
 
 def test_parts_of_the_whole_body():

@@ -18,7 +18,8 @@ from test_run_detection_no_trainer import files_of as detection_files
 from test_run_pose_estimation_no_trainer import arguments_for as pose_arguments
 from test_run_semantic_segmentation_no_trainer import arguments_for as segmentation_arguments
 from test_training_loop import EVERYTHING, assert_same_run, train_command
-from training_checkpoints import damage_of_checkpoint, has_checksums
+
+from clustr_hf.training.checkpoints import damage_of_checkpoint, has_checksums
 
 
 TASKS = ("classification", "segmentation", "detection", "instances", "poses")

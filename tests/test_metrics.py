@@ -10,7 +10,6 @@ from faster_coco_eval.core import mask as coco_mask
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score
 from transformers import EvalPrediction
 
-from clustr_hf.image_processing_clustr_detection import encode_mask
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
 from clustr_hf.metrics import (
     Accuracy,
@@ -24,6 +23,7 @@ from clustr_hf.metrics import (
     summarize_areas,
     suppress_similar_poses,
 )
+from clustr_hf.remote_code.image_processing_clustr_detection import encode_mask
 
 
 def test_accuracy_agrees_with_scikit_learn():

@@ -10,17 +10,11 @@ from hub_repositories import make_model
 from tiny_models import tiny_classifier, tiny_config
 from torch import nn
 
-from clustr_hf import (
-    ClusTRBackbone,
-    ClusTRConfig,
-    ClusTRForImageClassification,
-    ClusTRModel,
-    feed_forward_clustr,
-    find_clusters,
-)
+from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRModel, find_clusters
 from clustr_hf.convert_checkpoint import convert_checkpoint
-from clustr_hf.modeling_clustr import ClusTRMLP, check_finite
-from clustr_hf.modeling_clustr_attention import (
+from clustr_hf.remote_code import feed_forward_clustr
+from clustr_hf.remote_code.modeling_clustr import ClusTRMLP, check_finite
+from clustr_hf.remote_code.modeling_clustr_attention import (
     ClusTRAttention,
 )
 
@@ -339,7 +333,7 @@ def test_each_kind_of_dropout_acts_in_training_only(rate, implementation):
 
 
 def test_drop_path_keeps_the_expectation():
-    from clustr_hf.modeling_clustr import ClusTRDropPath
+    from clustr_hf.remote_code.modeling_clustr import ClusTRDropPath
 
     drop_path = ClusTRDropPath(0.25).train()
     dropped = drop_path(torch.ones(4000, 1, 1))

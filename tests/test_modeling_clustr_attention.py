@@ -9,7 +9,7 @@ from transformers import PvtV2Config
 from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2SelfAttention
 
 from clustr_hf import ClusTRForImageClassification, find_clusters
-from clustr_hf.modeling_clustr_attention import (
+from clustr_hf.remote_code.modeling_clustr_attention import (
     ClusTRAttention,
     ClusTRNearestKeysAttention,
     ClusTRSpatialReductionAttention,

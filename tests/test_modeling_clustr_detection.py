@@ -35,10 +35,10 @@ from clustr_hf import (
     ClusTRForImageClassification,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
-    modeling_clustr_dense,
 )
-from clustr_hf.image_processing_clustr_detection import encode_mask
 from clustr_hf.metrics import coco_average_precision
+from clustr_hf.remote_code import modeling_clustr_dense
+from clustr_hf.remote_code.image_processing_clustr_detection import encode_mask
 
 
 DETECTORS = (ClusTRForObjectDetection, ClusTRForInstanceSegmentation)

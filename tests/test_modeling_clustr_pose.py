@@ -17,7 +17,7 @@ from clustr_hf import (
     ClusTRPoseImageProcessor,
 )
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
-from clustr_hf.modeling_clustr_pose import flip_back, joints_mse
+from clustr_hf.remote_code.modeling_clustr_pose import flip_back, joints_mse
 
 
 def make_model(convention=COCO, **settings):

@@ -23,8 +23,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import clustr_hf
+from clustr_hf.bundled import shipped_checkpoint
 from clustr_hf.metrics import Accuracy, MeanIoU, coco_average_precision
-from clustr_hf.shipped import shipped_checkpoint
 
 
 LAUNCHER = REPOSITORY / "tests" / "official_launcher.py"

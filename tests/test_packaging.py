@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, run_process
 from hub_repositories import MODEL_CLASSES, make_model
 
-from clustr_hf import versions_clustr
+from clustr_hf.remote_code import versions_clustr
 
 
 SOURCE = REPOSITORY / "src" / "clustr_hf"
@@ -131,7 +131,7 @@ def test_without_a_compiler_the_install_works_and_the_first_use_says_so(tmp_path
 
 @pytest.mark.parametrize("reason", ["not a library", "none"])
 def test_remote_code_says_why_there_is_no_kernel(reason, tmp_path, monkeypatch, caplog):
-    from clustr_hf import clustering_kernel_clustr as kernel
+    from clustr_hf.remote_code import clustering_kernel_clustr as kernel
 
     class Package:
         submodule_search_locations = (str(tmp_path),)

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-import training_loop
-from ablation_report import make_model
-from ablation_tables import TABLES
+from ablations.report import make_model
+from ablations.tables import TABLES
 from conftest import REPOSITORY
-from peer_models import PeerArguments, load_peer
-from training_arguments import LoopArguments
 from transformers import SwinForImageClassification
 
 from clustr_hf import ClusTRImageProcessor
+from clustr_hf.training import loop as training_loop
+from clustr_hf.training.arguments import LoopArguments
+from clustr_hf.training.baselines import PeerArguments, load_peer
 
 
 SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}

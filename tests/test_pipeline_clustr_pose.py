@@ -15,9 +15,9 @@ from clustr_hf import (
     ClusTRForPoseEstimation,
     ClusTRKeypointDetectionPipeline,
     ClusTRPoseImageProcessor,
-    pipeline_clustr_pose,
 )
 from clustr_hf.keypoints import COCO
+from clustr_hf.remote_code import pipeline_clustr_pose
 
 
 BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0], [5.0, 5.0, 70.0, 30.0]]

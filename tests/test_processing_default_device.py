@@ -11,10 +11,10 @@ from transformers import pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from clustr_hf import ClusTRConfig, ClusTRKeypointDetectionPipeline
-from clustr_hf.handler_clustr import read_image
-from clustr_hf.image_processing_clustr_pose import crop_persons, heatmap_targets
 from clustr_hf.keypoints import COCO
-from clustr_hf.modeling_clustr_pose import ClusTRPoseEstimatorOutput
+from clustr_hf.remote_code.handler_clustr import read_image
+from clustr_hf.remote_code.image_processing_clustr_pose import crop_persons, heatmap_targets
+from clustr_hf.remote_code.modeling_clustr_pose import ClusTRPoseEstimatorOutput
 from clustr_hf.visualization import draw_answers, draw_keypoints, prepare_image
 
 

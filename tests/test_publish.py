@@ -20,7 +20,6 @@ from test_remote_code import AUTO_MAP, CODE_FILES, DETECTION_CODE, POSE_CODE
 from transformers import pipeline
 
 from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRImageProcessor
-from clustr_hf.model_card import CardContents, Measurement, check_card, measurements_of, write_model_card
 from clustr_hf.publish import (
     build_repository,
     complete_repository,
@@ -30,6 +29,7 @@ from clustr_hf.publish import (
     repository_files,
     validate_repository,
 )
+from clustr_hf.publish.card import CardContents, Measurement, check_card, measurements_of, write_model_card
 
 
 EXTRA_CODE = {

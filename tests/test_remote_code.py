@@ -26,9 +26,9 @@ from clustr_hf import (
     ClusTRImageProcessor,
     ClusTRModel,
     ClusTRPoseImageProcessor,
-    clustering_kernel_clustr,
 )
 from clustr_hf.keypoints import COCO_WHOLEBODY
+from clustr_hf.remote_code import clustering_kernel_clustr
 
 
 CODE_FILES = {

@@ -12,26 +12,11 @@ import pytest
 import run_instance_segmentation_no_trainer
 import run_object_detection_no_trainer
 import torch
-from augmentation import uniform
-from class_names import KnownNames
-from coco_files import flatten_polygons, read_coco
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value
-from detection_data import OBJECT_KEYS, DataArguments, ParseObjects, class_names, load_data
-from detection_evaluation import EvaluationArguments, Predictor, Scores
-from detection_samples import (
-    AugmentationArguments,
-    EvaluationTransform,
-    ReadSample,
-    Sample,
-    TrainingTransform,
-    collate,
-)
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_convert, masks_to_boxes
-from training_data import TrainingSamples
-from training_sources import ModelArguments
 from transformers import AutoImageProcessor, AutoModelForInstanceSegmentation, AutoModelForObjectDetection
 
 from clustr_hf import (
@@ -41,8 +26,23 @@ from clustr_hf import (
     ClusTRForInstanceSegmentation,
     ClusTRImageProcessor,
 )
-from clustr_hf.image_processing_clustr_detection import encode_mask
 from clustr_hf.metrics import coco_average_precision
+from clustr_hf.remote_code.image_processing_clustr_detection import encode_mask
+from clustr_hf.training.augmentation import uniform
+from clustr_hf.training.data.class_names import KnownNames
+from clustr_hf.training.data.coco_files import flatten_polygons, read_coco
+from clustr_hf.training.data.samples import TrainingSamples
+from clustr_hf.training.sources import ModelArguments
+from clustr_hf.training.tasks.detection.data import OBJECT_KEYS, DataArguments, ParseObjects, class_names, load_data
+from clustr_hf.training.tasks.detection.evaluation import EvaluationArguments, Predictor, Scores
+from clustr_hf.training.tasks.detection.transforms import (
+    AugmentationArguments,
+    EvaluationTransform,
+    ReadSample,
+    Sample,
+    TrainingTransform,
+    collate,
+)
 
 
 SCRIPTS = {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import run_image_classification_no_trainer as script
 import torch
-import training_loop
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
@@ -19,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
-from training_arguments import LoopArguments
 from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
 from clustr_hf.metrics import Accuracy
+from clustr_hf.training import loop as training_loop
+from clustr_hf.training.arguments import LoopArguments
 
 
 @pytest.fixture

@@ -10,23 +10,6 @@ import run_pose_estimation_no_trainer
 import torch
 from conftest import REPOSITORY, run_process
 from PIL import Image, ImageDraw
-from pose_estimation_data import (
-    DataArguments,
-    Place,
-    annotated_places,
-    detected_places,
-    load_data,
-    parse_persons,
-)
-from pose_estimation_evaluation import EvaluationArguments, Predictor, Scores, group_by_image
-from pose_estimation_samples import (
-    AugmentationArguments,
-    EvaluationTransform,
-    ReadPerson,
-    Sample,
-    TrainingTransform,
-    collate,
-)
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForPoseEstimation
 
@@ -38,9 +21,26 @@ from clustr_hf import (
     ClusTRPoseEstimatorOutput,
     ClusTRPoseImageProcessor,
 )
-from clustr_hf.image_processing_clustr_pose import decode_heatmaps
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
 from clustr_hf.metrics import keypoint_average_precision
+from clustr_hf.remote_code.image_processing_clustr_pose import decode_heatmaps
+from clustr_hf.training.tasks.pose_estimation.data import (
+    DataArguments,
+    Place,
+    annotated_places,
+    detected_places,
+    load_data,
+    parse_persons,
+)
+from clustr_hf.training.tasks.pose_estimation.evaluation import EvaluationArguments, Predictor, Scores, group_by_image
+from clustr_hf.training.tasks.pose_estimation.transforms import (
+    AugmentationArguments,
+    EvaluationTransform,
+    ReadPerson,
+    Sample,
+    TrainingTransform,
+    collate,
+)
 
 
 SCRIPT = run_pose_estimation_no_trainer

@@ -12,12 +12,8 @@ import torch
 from conftest import REPOSITORY, run_process
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
-from peer_models import PeerArguments, PvtV2ForSemanticSegmentation, SwinForSemanticSegmentation, load_peer
 from PIL import Image
 from safetensors.torch import load_file
-from semantic_segmentation_data import class_weights, read_folder, segmentation_processor
-from semantic_segmentation_evaluation import EvaluationArguments, predict_logits, window_starts
-from semantic_segmentation_samples import AugmentationArguments, TrainingTransform, scaled_size
 from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from transformers import SwinBackbone, SwinConfig, pipeline
@@ -25,6 +21,19 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
 from clustr_hf.metrics import MeanIoU
+from clustr_hf.training.baselines import (
+    PeerArguments,
+    PvtV2ForSemanticSegmentation,
+    SwinForSemanticSegmentation,
+    load_peer,
+)
+from clustr_hf.training.tasks.semantic_segmentation.data import class_weights, read_folder, segmentation_processor
+from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments, predict_logits, window_starts
+from clustr_hf.training.tasks.semantic_segmentation.transforms import (
+    AugmentationArguments,
+    TrainingTransform,
+    scaled_size,
+)
 
 
 def arguments_for(data, output_dir):

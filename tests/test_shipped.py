@@ -18,10 +18,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 import clustr_hf
 from clustr_hf import shipped_checkpoint
-from clustr_hf.handler_clustr import pipeline_task
 from clustr_hf.metrics import Accuracy
-from clustr_hf.model_card import METRICS, load_card
 from clustr_hf.publish import package_requirements, repository_files
+from clustr_hf.publish.card import METRICS, load_card
+from clustr_hf.remote_code.handler_clustr import pipeline_task
 
 
 NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
@@ -62,7 +62,7 @@ def test_the_code_of_checkpoints_is_that_of_the_package(folder, tmp_path):
     model_class(clustr_hf.ClusTRConfig.from_variant("nano")).save_pretrained(tmp_path)
     AutoImageProcessor.from_pretrained(folder).save_pretrained(tmp_path)
     code = {path.name: path.read_text() for path in tmp_path.glob("*.py")}
-    code["handler.py"] = (REPOSITORY / "src" / "clustr_hf" / "handler_clustr.py").read_text()
+    code["handler.py"] = (REPOSITORY / "src" / "clustr_hf" / "remote_code" / "handler_clustr.py").read_text()
     assert {path.name: path.read_text() for path in folder.glob("*.py")} == code
     for name in ("config.json", "preprocessor_config.json"):
         saved, fresh = (json.loads((place / name).read_text()) for place in (folder, tmp_path))

@@ -207,7 +207,7 @@ def test_costly_files_are_refused_before_they_are_decoded(tmp_path):
 
 
 def test_masks_of_a_page_are_limited(monkeypatch, tmp_path):
-    from clustr_hf import handler_clustr
+    from clustr_hf.remote_code import handler_clustr
 
     run = space_models.load_pipeline(str(build_repository(*make_model("instances"), tmp_path / "instances")))
     predict = app.make_predict("Instance segmentation", run)
@@ -321,7 +321,8 @@ def test_the_space_is_pushed_in_one_commit(tmp_path):
         [_, (revision, files)] = hub.repositories["spaces/me/clustr"]
     assert f"revision {revision}" in output
     assert json.loads(files["models.json"]) == [{"model": "me/cats", "revision": "abc"}, {"model": "me/dogs"}]
-    assert {"app.py", "space_models.py", "clustr_hf/modeling_clustr.py", "images/cat.jpg", "README.md"} <= files.keys()
+    code = {"app.py", "space_models.py", "clustr_hf/remote_code/modeling_clustr.py"}
+    assert {*code, "images/cat.jpg", "README.md"} <= files.keys()
     assert b"sdk: gradio" in files["README.md"] and b"matplotlib" in files["requirements.txt"]
     assert {Path(name).suffix for name in files} == {".py", ".md", ".json", ".txt", ".jpg", ".png", ".safetensors"}
     assert "clustr_hf/checkpoints/clustr-nano-cifar10/model.safetensors" in files

@@ -4,35 +4,35 @@ import json
 import math
 import re
 
-import detection_data
-import detection_evaluation
-import detection_samples
-import pose_estimation_data
-import pose_estimation_evaluation
-import pose_estimation_samples
 import pytest
 import run_semantic_segmentation_no_trainer
-import semantic_segmentation_data
 from conftest import REPOSITORY
-from image_classification_data import DataArguments, ModelArguments
-from image_classification_samples import training_transform
 from run_image_classification_no_trainer import ClassificationRecipe
-from semantic_segmentation_data import LONGEST_RATIO, SegmenterArguments
-from semantic_segmentation_evaluation import EvaluationArguments
-from semantic_segmentation_samples import AugmentationArguments
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision.transforms import RandomHorizontalFlip
-from training_arguments import LoopArguments, command_line, parse_arguments, shorten_path
-from training_loop import make_optimizer
-from training_plan import TrainingPlan
-from training_sources import ModelArguments as DetectorArguments
-from training_sources import RecipeArguments
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcessor
 from clustr_hf.keypoints import CONVENTIONS
+from clustr_hf.training.arguments import LoopArguments, command_line, parse_arguments, shorten_path
+from clustr_hf.training.loop import make_optimizer
+from clustr_hf.training.schedule import TrainingPlan
+from clustr_hf.training.sources import ModelArguments as DetectorArguments
+from clustr_hf.training.sources import RecipeArguments
+from clustr_hf.training.tasks.detection import data as detection_data
+from clustr_hf.training.tasks.detection import evaluation as detection_evaluation
+from clustr_hf.training.tasks.detection import transforms as detection_samples
+from clustr_hf.training.tasks.image_classification.data import DataArguments, ModelArguments
+from clustr_hf.training.tasks.image_classification.transforms import training_transform
+from clustr_hf.training.tasks.pose_estimation import data as pose_estimation_data
+from clustr_hf.training.tasks.pose_estimation import evaluation as pose_estimation_evaluation
+from clustr_hf.training.tasks.pose_estimation import transforms as pose_estimation_samples
+from clustr_hf.training.tasks.semantic_segmentation import data as semantic_segmentation_data
+from clustr_hf.training.tasks.semantic_segmentation.data import LONGEST_RATIO, SegmenterArguments
+from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments
+from clustr_hf.training.tasks.semantic_segmentation.transforms import AugmentationArguments
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"

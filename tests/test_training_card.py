@@ -11,13 +11,13 @@ import run_image_classification_no_trainer as no_trainer
 import run_object_detection_no_trainer as detection
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
-from image_classification_data import DataArguments
-from training_arguments import LoopArguments, parse_arguments, settings_of
-from training_card import describe_data
-from training_sources import ModelArguments
 from transformers import TrainingArguments
 
-from clustr_hf.model_card import CardContents, load_card, plain_value, write_model_card
+from clustr_hf.publish.card import CardContents, load_card, plain_value, write_model_card
+from clustr_hf.training.arguments import LoopArguments, parse_arguments, settings_of
+from clustr_hf.training.card import describe_data
+from clustr_hf.training.sources import ModelArguments
+from clustr_hf.training.tasks.image_classification.data import DataArguments
 
 
 def settings_on(card):

@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from conftest import REPOSITORY
 from safetensors.torch import save_file
-from training_checkpoints import (
+
+from clustr_hf.training.checkpoints import (
     STATE_FILE,
     TrainingState,
     damage_of_checkpoint,
@@ -25,7 +26,7 @@ from training_checkpoints import (
     write_atomically,
     write_folder,
 )
-from training_checksums import CHECKSUMS, find_damage, write_checksums
+from clustr_hf.training.checksums import CHECKSUMS, find_damage, write_checksums
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_full_disk_is_a_clear_error(tmp_path, save):
         from accelerate import Accelerator
         from pathlib import Path
         from safetensors.torch import save_file
-        from training_checkpoints import write_folder
+        from clustr_hf.training.checkpoints import write_folder
 
         data = torch.zeros(2**20)
         def write(temporary):

@@ -11,11 +11,11 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
 from datasets.distributed import split_dataset_by_node
-from image_classification_data import DataArguments, resized_processor
-from image_classification_samples import ReadRow, collate, training_transform
 from PIL import Image
 from run_image_classification import add_transforms
-from training_data import (
+
+from clustr_hf import ClusTRImageProcessor
+from clustr_hf.training.data.samples import (
     EvaluationSamples,
     LoaderOptions,
     StreamedBatches,
@@ -29,8 +29,8 @@ from training_data import (
     spread_evenly,
     training_loader,
 )
-
-from clustr_hf import ClusTRImageProcessor
+from clustr_hf.training.tasks.image_classification.data import DataArguments, resized_processor
+from clustr_hf.training.tasks.image_classification.transforms import ReadRow, collate, training_transform
 
 
 def reader(broken=()):

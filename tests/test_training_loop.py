@@ -15,10 +15,10 @@ import torch
 from conftest import REPOSITORY, run_process
 from PIL import Image
 from safetensors.torch import load_file
-from training_checkpoints import damage_of_checkpoint
-from training_checksums import checked_files
 
 from clustr_hf import ClusTRForImageClassification, ClusTRImageProcessor
+from clustr_hf.training.checkpoints import damage_of_checkpoint
+from clustr_hf.training.checksums import checked_files
 
 
 SCRIPT = REPOSITORY / "examples" / "run_image_classification_no_trainer.py"

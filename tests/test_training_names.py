@@ -3,14 +3,15 @@
 import io
 import json
 
-import detection_data
-import image_classification_data
-import pose_estimation_data
 import pytest
-import semantic_segmentation_data
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
-from training_sources import ModelArguments, exclude_names, file_names
+
+from clustr_hf.training.sources import ModelArguments, exclude_names, file_names
+from clustr_hf.training.tasks.detection import data as detection_data
+from clustr_hf.training.tasks.image_classification import data as image_classification_data
+from clustr_hf.training.tasks.pose_estimation import data as pose_estimation_data
+from clustr_hf.training.tasks.semantic_segmentation import data as semantic_segmentation_data
 
 
 def png(shade: int) -> bytes:

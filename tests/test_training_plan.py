@@ -5,13 +5,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import training_plan
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, PolynomialLR
-from training_arguments import LoopArguments
-from training_plan import TrainingPlan, estimate_memory, plot_learning_rate, try_step
-from training_report import format_step_memory
+
+from clustr_hf.training import schedule as training_plan
+from clustr_hf.training.arguments import LoopArguments
+from clustr_hf.training.report import format_step_memory
+from clustr_hf.training.schedule import TrainingPlan, estimate_memory, plot_learning_rate, try_step
 
 
 def make_plan(num_samples=1000, num_processes=1, **arguments):

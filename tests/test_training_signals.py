@@ -13,11 +13,11 @@ import torch
 from forked_scripts import restore_signals, run_processes
 from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
-from training_checkpoints import decided_by_main_process
-from training_data import LoaderOptions, make_loader
-from training_signals import StopRequests, run_interruptibly
 
 from clustr_hf import ClusTRImageProcessor
+from clustr_hf.training.checkpoints import decided_by_main_process
+from clustr_hf.training.data.samples import LoaderOptions, make_loader
+from clustr_hf.training.signals import StopRequests, run_interruptibly
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -18,7 +18,7 @@ CHANNELS = (64, 320, 512)
 def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
     # Of its own process: in this one Triton interprets. Blocks and warps are chosen alike for the 128 and 256 channels
     # that the script compiles, too, and for those of 320 and 512.
-    command = [sys.executable, REPOSITORY / "examples/compile_triton_kernels.py", "--output_dir", tmp_path]
+    command = [sys.executable, REPOSITORY / "examples/benchmark/compile_triton_kernels.py", "--output_dir", tmp_path]
     printed = run_process([*command, "--channels", *CHANNELS], tmp_path, TRITON_INTERPRET="0")
     assert "none spills" in printed
     rows = json.loads((tmp_path / "triton.json").read_text())
@@ -34,8 +34,8 @@ def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
 
 
 def test_the_channels_that_are_not_compiled_are_launched_as_others():
-    from compile_triton_kernels import CHANNELS as ALL
-    from compile_triton_kernels import SHARED_MEMORY, choose_launch, launches_of
+    from benchmark.compile_triton_kernels import CHANNELS as ALL
+    from benchmark.compile_triton_kernels import SHARED_MEMORY, choose_launch, launches_of
 
     for chip in SHARED_MEMORY:
         for size in (2, 4):
@@ -44,7 +44,7 @@ def test_the_channels_that_are_not_compiled_are_launched_as_others():
 
 
 def test_spills_and_large_programs_are_complained_about():
-    from compile_triton_kernels import complaints, read_amd_usage
+    from benchmark.compile_triton_kernels import complaints, read_amd_usage
 
     row = {"kernel": "k", "target": "sm_80", "tokens": "fp32", "channels": 64, "spilled": 0, "shared_memory": 10}
     row["shared_memory_limit"] = 10

@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.transforms.functional import to_tensor
 
-from clustr_hf import ClusTRForImageClassification, feed_forward_clustr, shipped_checkpoint
-from clustr_hf.feed_forward_clustr import can_fuse
-from clustr_hf.modeling_clustr import ClusTRMLP
+from clustr_hf import ClusTRForImageClassification, shipped_checkpoint
+from clustr_hf.remote_code import feed_forward_clustr
+from clustr_hf.remote_code.feed_forward_clustr import can_fuse
+from clustr_hf.remote_code.modeling_clustr import ClusTRMLP
 
 
 TASKS = ("classification", "semantic_fpn", "upernet", "detection", "instances", "poses")

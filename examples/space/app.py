@@ -31,7 +31,7 @@ from space_inputs import (
 from space_models import HERE, TASKS, SpaceModels, load_models
 from transformers import Pipeline
 
-from clustr_hf.handler_clustr import MAX_FILE_BYTES
+from clustr_hf.remote_code.handler_clustr import MAX_FILE_BYTES
 from clustr_hf.visualization import class_colors, draw_answers
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from space_inputs import add_examples, add_image, checked, example_paths
 from transformers import Pipeline
 
-from clustr_hf.handler_clustr import MAX_NUMBER
+from clustr_hf.remote_code.handler_clustr import MAX_NUMBER
 from clustr_hf.visualization import (
     ClusterMap,
     coarsen_clusters,

@@ -8,7 +8,7 @@ import gradio as gr
 from PIL import Image
 from transformers import Pipeline
 
-from clustr_hf.handler_clustr import (
+from clustr_hf.remote_code.handler_clustr import (
     BOXES,
     IMAGE_FORMATS,
     MAX_FILE_BYTES,
@@ -18,7 +18,7 @@ from clustr_hf.handler_clustr import (
     most_pixels,
     read_image,
 )
-from clustr_hf.image_reading_clustr import guard_pil
+from clustr_hf.remote_code.image_reading_clustr import guard_pil
 
 
 IMAGES = Path(__file__).resolve().parent / "images"

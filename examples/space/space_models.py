@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import Pipeline, PreTrainedConfig, pipeline
 
 from clustr_hf import ClusTRKeypointDetectionPipeline, shipped_checkpoint
-from clustr_hf.handler_clustr import limit_masks, pipeline_task
+from clustr_hf.remote_code.handler_clustr import limit_masks, pipeline_task
 
 
 HERE = Path(__file__).resolve().parent

@@ -1,7 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """ClusTR for Hugging Face transformers: the public names, and the registration of all Auto classes."""
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+
+import importlib
+import pkgutil
+import sys
 
 from transformers import (
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
@@ -18,12 +22,14 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .clustering_clustr import aggregate_tokens, find_clusters
-from .configuration_clustr import ClusTRConfig
-from .image_processing_clustr import ClusTRImageProcessor
-from .image_processing_clustr_detection import ClusTRDetectionImageProcessor
-from .image_processing_clustr_pose import ClusTRPoseImageProcessor
-from .modeling_clustr import (
+from . import remote_code
+from .bundled import shipped_checkpoint
+from .remote_code.clustering_clustr import aggregate_tokens, find_clusters
+from .remote_code.configuration_clustr import ClusTRConfig
+from .remote_code.image_processing_clustr import ClusTRImageProcessor
+from .remote_code.image_processing_clustr_detection import ClusTRDetectionImageProcessor
+from .remote_code.image_processing_clustr_pose import ClusTRPoseImageProcessor
+from .remote_code.modeling_clustr import (
     ClusTRBackbone,
     ClusTRForImageClassification,
     ClusTRImageClassifierOutput,
@@ -31,19 +37,25 @@ from .modeling_clustr import (
     ClusTRModelOutput,
     ClusTRPreTrainedModel,
 )
-from .modeling_clustr_detection import (
+from .remote_code.modeling_clustr_detection import (
     ClusTRDetectionOutput,
     ClusTRForInstanceSegmentation,
     ClusTRForObjectDetection,
     ClusTRInstanceSegmentationOutput,
 )
-from .modeling_clustr_pose import ClusTRForPoseEstimation, ClusTRPoseEstimatorOutput
-from .modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
-from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
-from .shipped import shipped_checkpoint
+from .remote_code.modeling_clustr_pose import ClusTRForPoseEstimation, ClusTRPoseEstimatorOutput
+from .remote_code.modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
+from .remote_code.pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
 
 
 __version__ = "0.1.0"
+
+# The modules of `remote_code` keep the paths that they had before it existed: `clustr_hf.modeling_clustr` and so on.
+for _module in pkgutil.iter_modules(remote_code.__path__):
+    _path = f"{__name__}.{_module.name}"
+    if _path not in sys.modules:
+        sys.modules[_path] = importlib.import_module(f".{_module.name}", remote_code.__name__)
+        globals()[_module.name] = sys.modules[_path]
 
 AutoConfig.register(ClusTRConfig.model_type, ClusTRConfig, exist_ok=True)
 AutoModel.register(ClusTRConfig, ClusTRModel, exist_ok=True)

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .configuration_clustr import ClusTRConfig
-from .image_processing_clustr import ClusTRImageProcessor
-from .modeling_clustr import ClusTRForImageClassification
+from .remote_code.configuration_clustr import ClusTRConfig
+from .remote_code.image_processing_clustr import ClusTRImageProcessor
+from .remote_code.modeling_clustr import ClusTRForImageClassification
 
 
 # The paper's heads have 64 channels each (Table A1); shapes do not tell.

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .handler_clustr import pipeline_task
+from .remote_code.handler_clustr import pipeline_task
 
 
 def load_trained(

@@ -16,8 +16,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as coco_mask
 from transformers import EvalPrediction
 
-from .annotations_clustr import run_lengths
 from .keypoints import CONVENTIONS, KeypointConvention
+from .remote_code.annotations_clustr import run_lengths
 
 
 # What all keypoints together are called, and the parts that may have scores of their own, in any convention.

@@ -21,8 +21,8 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from transformers import PreTrainedModel
 
-from .image_processing_clustr_pose import PIXEL_SETTINGS
-from .image_reading_clustr import to_rgb
+from .remote_code.image_processing_clustr_pose import PIXEL_SETTINGS
+from .remote_code.image_reading_clustr import to_rgb
 
 
 # Categorical colours that stay apart for colour-blind readers (Okabe and Ito).

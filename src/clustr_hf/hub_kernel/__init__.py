@@ -22,8 +22,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import clustering_clustr
-from ..clustering_triton_clustr import read_launches
+from ..remote_code import clustering_clustr
+from ..remote_code.clustering_triton_clustr import read_launches
 
 
 NAME = "dpc-knn-clustering"

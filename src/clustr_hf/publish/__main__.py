@@ -1,0 +1,19 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Bring the code in checkpoints up to date with this package: `python -m clustr_hf.publish checkpoints/*`."""
+
+import argparse
+from pathlib import Path
+
+from .repository import refresh_repository
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Bring the code in checkpoints up to date with this package.")
+    parser.add_argument("folders", type=Path, nargs="+", help="folders of checkpoints")
+    for folder in parser.parse_args().folders:
+        refresh_repository(folder)
+        print(f"{folder}: {sum(1 for _ in folder.glob('*.py'))} code files")
+
+
+if __name__ == "__main__":
+    main()

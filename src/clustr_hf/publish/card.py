@@ -1,0 +1,362 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The card of a checkpoint: README.md with the metadata that the Hub reads, from the template beside this file."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from ..remote_code.handler_clustr import pipeline_task
+
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+# Stands in a card until `publish.push` knows better.
+UNKNOWN_REPOSITORY = "your-name"
+# A card cannot name the revision that it is part of; it says what to write there.
+REVISION = "main"
+
+# Pictures that a card shows if they lie beside it, each in a section of its own, and what it writes under them.
+PICTURES = {
+    "clusters.png": "Clusters that the model finds in a photograph.",
+    "training_curve.png": "Loss and metric while training.",
+    "predictions.png": "Predictions for images that were held out.",
+}
+
+# Photographs of Hugging Face's own for the widgets of repositories that bring none along.
+_SAMPLES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
+_SCENES = {"Savanna": f"{_SAMPLES}/savanna.jpg", "Football match": f"{_SAMPLES}/football-match.jpg"}
+SAMPLE_IMAGES = {
+    "image-classification": {"Tiger": f"{_SAMPLES}/tiger.jpg", "Palace": f"{_SAMPLES}/palace.jpg"},
+    "keypoint-detection": {"Football match": f"{_SAMPLES}/football-match.jpg"},
+}
+
+# What training scripts call a metric -> its type on the Hub, and its name on a card.
+METRICS = {
+    "eval_accuracy": ("accuracy", "Top-1 accuracy"),
+    "eval_mean_iou": ("mean_iou", "Mean IoU"),
+    "eval_overall_accuracy": ("accuracy", "Pixel accuracy"),
+    "eval_box_ap": ("mean_average_precision", "Box AP"),
+    "eval_box_ap50": ("mean_average_precision", "Box AP50"),
+    "eval_mask_ap": ("mean_average_precision", "Mask AP"),
+    "eval_mask_ap50": ("mean_average_precision", "Mask AP50"),
+    "eval_wholebody_ap": ("mean_average_precision", "Whole-body AP"),
+    "eval_wholebody_ar": ("mean_average_recall", "Whole-body AR"),
+    "eval_body_ap": ("mean_average_precision", "Body AP"),
+    "eval_body_ar": ("mean_average_recall", "Body AR"),
+}
+
+# What a card's examples set, and what they get.
+_PARAMETERS = {
+    "image-classification": {"top_k": 3},
+    "image-segmentation": {"threshold": 0.5},
+    "object-detection": {"threshold": 0.5},
+    "keypoint-detection": {"boxes": [[200, 80, 120, 300]]},
+    "image-feature-extraction": {"pool": True},
+}
+_ANSWERS = {
+    "image-classification": "label and score of the best classes",
+    "image-segmentation": "label, score and mask of each segment",
+    "object-detection": "label, score and box of each object",
+    "keypoint-detection": "score, box and keypoints of each person; boxes are (x, y, width, height)",
+    "image-feature-extraction": "numbers",
+}
+
+
+@dataclass
+class Measurement:
+    """
+    A number on a card, with what is behind it.
+
+    Args:
+        metric (`str`): Type of the metric on the Hub, such as `"accuracy"`, `"mean_iou"`, `"mean_average_precision"`.
+        name (`str`): What the card calls it.
+        value (`float`): The number; shares lie in [0, 1].
+        dataset (`str`): Name of the data that it was measured on.
+        command (`str`): The command that measured it.
+        dataset_id (`str`, *optional*): Id of these data on the Hub.
+        split (`str`, *optional*): Which part of the data.
+        num_samples (`int`, *optional*): How many images, or persons.
+
+    Raises:
+        ValueError: for a value that is not finite.
+    """
+
+    metric: str
+    name: str
+    value: float
+    dataset: str
+    command: str
+    dataset_id: str | None = None
+    split: str | None = None
+    num_samples: int | None = None
+
+    def __post_init__(self):
+        if not math.isfinite(self.value):
+            raise ValueError(f"`value` of {self.name} must be finite, got {self.value}.")
+
+
+@dataclass
+class CardContents:
+    """
+    What a card says and the checkpoint does not know. Nothing is needed; the card says so where something is missing.
+
+    Args:
+        name (`str`, *optional*): Name of the model; default is that of the folder.
+        summary (`str`, *optional*): What the model is for, in a sentence or two.
+        datasets (`Sequence[str]`): Ids of the data sets on the Hub that it was trained on.
+        base_model (`str`, *optional*): Id of the model on the Hub that the training began with.
+        training (`str`, *optional*): On what data, how long, on what machine.
+        command (`str`, *optional*): The command that trained it.
+        recipe (`Mapping[str, Any]`): The settings of the training.
+        measurements (`Sequence[Measurement]`): The results.
+        tables (`Sequence[str]`): More of them, in Markdown.
+        limitations (`str`, *optional*): What it cannot do.
+        license (`str`, defaults to `"apache-2.0"`): Of the weights, as the Hub names it.
+    """
+
+    name: str | None = None
+    summary: str | None = None
+    datasets: Sequence[str] = ()
+    base_model: str | None = None
+    training: str | None = None
+    command: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    measurements: Sequence[Measurement] = ()
+    tables: Sequence[str] = ()
+    limitations: str | None = None
+    license: str = "apache-2.0"
+
+
+def measurements_of(
+    results: Mapping[str, Any], dataset: str, command: str, dataset_id: str | None = None, split: str = "validation"
+) -> list[Measurement]:
+    """The results of a training script, `eval_...`, of which [`METRICS`] knows the names; NaN is no result."""
+    return [
+        Measurement(metric, name, results[key], dataset, command, dataset_id, split, results.get("eval_samples"))
+        for key, (metric, name) in METRICS.items()
+        if results.get(key) is not None and not math.isnan(results[key])
+    ]
+
+
+def write_model_card(folder: str | Path, contents: CardContents | None = None, widget: Mapping[str, str] | None = None):
+    """
+    Write README.md of a checkpoint.
+
+    Args:
+        folder (`str` or `Path`): Where `config.json` and `model.safetensors` lie.
+        contents ([`CardContents`], *optional*): What the card says.
+        widget (`Mapping[str, str]`, *optional*): Title -> address of the images that the Hub offers to try; paths are
+            relative to the folder. Default: photographs on the Hub.
+
+    Raises:
+        FileNotFoundError: if there is no configuration.
+        ValueError: if it is none of a ClusTR model with a known class.
+    """
+    folder, contents = Path(folder), contents or CardContents()
+    config = json.loads((folder / "config.json").read_text())
+    task = pipeline_task(config)
+    name = contents.name or folder.resolve().name
+    examples = widget or SAMPLE_IMAGES.get(task, _SCENES)
+    data = ModelCardData(
+        library_name="transformers",
+        license=contents.license,
+        pipeline_tag=task,
+        base_model=contents.base_model,
+        datasets=list(contents.datasets) or None,
+        metrics=list(dict.fromkeys(measured.metric for measured in contents.measurements)) or None,
+        tags=["custom_code", "clustr", "vision"],
+        widget=[{"src": source, "example_title": title} for title, source in examples.items()],
+        model_name=name if contents.measurements else None,
+        eval_results=[_eval_result(task, measured) for measured in contents.measurements] or None,
+    )
+    pictures = [file for file in PICTURES if (folder / file).is_file()]
+    arguments = ", ".join(f"{key}={value!r}" for key, value in _PARAMETERS[task].items())
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=_cell(name),
+        summary=contents.summary or f"A model for {task.replace('-', ' ')}.",
+        task=task,
+        model_id=f"{UNKNOWN_REPOSITORY}/{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}",
+        revision=REVISION,
+        call=f'answer = predict("image.jpg", {arguments})  # {_ANSWERS[task]}',
+        request=json.dumps({"inputs": "<base64>", "parameters": _PARAMETERS[task]}),
+        facts=_with_picture(_facts(config, folder), "clusters.png", pictures),
+        training=_with_picture(_training(contents), "training_curve.png", pictures),
+        results=_with_picture(_results(contents), "predictions.png", pictures),
+        limitations=_limitations(contents, task),
+    )
+    card.save(folder / "README.md")
+
+
+def check_card(path: str | Path, task: str, files: Sequence[str] = ()):
+    """
+    Look at a card as the Hub does, and for what users of its metadata expect.
+
+    Args:
+        path (`str` or `Path`): README.md.
+        task (`str`): The pipeline that runs the model.
+        files (`Sequence[str]`): Paths of what is in the repository.
+
+    Raises:
+        ValueError: if it is about another task, lacks metadata or an image that it names, or is not filled in.
+    """
+    card = load_card(path)
+    data = card.data.to_dict()
+    if data.get("pipeline_tag") != task:
+        raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
+    missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
+    if missing:
+        raise ValueError(f"{path} must have metadata for {missing}.")
+    for source in widget_sources(card):
+        if "://" not in source and source not in files:
+            raise ValueError(f"{path}: the widget's image {source!r} must be one of the repository's, images/...")
+    names = "|".join(re.findall(r"\{\{ (\w+) \}\}", TEMPLATE.read_text()))
+    unfilled = re.search(rf"\{{\{{ ({names}) \}}\}}", card.content)
+    if unfilled:
+        raise ValueError(f"{path} must be filled in, but has {unfilled[0]!r}.")
+
+
+def load_card(path: str | Path) -> ModelCard:
+    """
+    The card of a file.
+
+    Raises:
+        ValueError: if it has no metadata that can be read.
+    """
+    try:
+        card = ModelCard.load(path)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} must begin with metadata in YAML: {error}") from error
+    widget = card.data.get("widget") or []
+    if not isinstance(widget, list) or not all(isinstance(part, dict) and "src" in part for part in widget):
+        raise ValueError(f"{path} must have a widget of images, each with a `src`, got {widget}.")
+    return card
+
+
+def widget_sources(card: ModelCard) -> list[str]:
+    """Addresses of the images that a card offers to try."""
+    return [example["src"] for example in card.data.get("widget") or []]
+
+
+def _eval_result(task: str, measured: Measurement) -> EvalResult:
+    return EvalResult(
+        task_type=task,
+        dataset_type=measured.dataset_id
+        or re.sub(r"[^a-z0-9/.]+", "-", measured.dataset.lower()).strip("-")
+        or "unnamed",
+        dataset_name=measured.dataset,
+        dataset_split=measured.split,
+        metric_type=measured.metric,
+        metric_name=measured.name,
+        metric_value=measured.value,
+    )
+
+
+def _facts(config: Mapping[str, Any], folder: Path) -> str:
+    """What everybody asks first, from the files themselves."""
+    rows = {
+        "class": f"`{config['architectures'][0]}`",
+        "parameters": f"{_count_parameters(folder) / 1e6:.2f} M",
+        "depths": config["depths"],
+        "hidden sizes": config["hidden_sizes"],
+        "reduction ratios, of each stage and scale": config["reduction_ratios"],
+    }
+    if config.get("attention_type", "clustered") != "clustered":
+        rows["attention"] = f"`{config['attention_type']}`, not the paper's"
+    labels = list((config.get("id2label") or {}).values())
+    if labels:
+        shown = ", ".join(map(str, labels[:20])) + (", ..." if len(labels) > 20 else "")
+        rows["keypoints" if "Pose" in rows["class"] else "classes"] = f"{len(labels)}: {shown}"
+    return _table_rows(rows.items())
+
+
+def _count_parameters(folder: Path) -> int:
+    """Of all tensors but the statistics of batch norms, which are not learned."""
+    number = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():
+                if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                    number += math.prod(weights.get_slice(name).get_shape())
+    return number
+
+
+def plain_value(value: Any) -> Any:
+    """An argument as it is written on a command line: the value of an enumeration, also within lists and mappings."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {plain_value(key): plain_value(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_value(part) for part in value]
+    return value
+
+
+def _training(contents: CardContents) -> str:
+    parts = [contents.training or "What this checkpoint was trained on was not stated when this card was made."]
+    if contents.command:
+        parts.append(f"```bash\n{contents.command}\n```")
+    if contents.recipe:
+        rows = _table_rows((name, f"`{plain_value(value)}`") for name, value in contents.recipe.items())
+        parts.append(
+            f"<details><summary>Settings</summary>\n\n| setting | value |\n| --- | --- |\n{rows}\n\n</details>"
+        )
+    return "\n\n".join(parts)
+
+
+def _results(contents: CardContents) -> str:
+    if not contents.measurements:
+        return "\n\n".join(["Not measured.", *contents.tables])
+    commands = list(dict.fromkeys(measured.command for measured in contents.measurements))
+    lines = ["| metric | value | data | samples |", "| --- | --- | --- | --- |"]
+    for measured in contents.measurements:
+        data = measured.dataset + (f", {measured.split}" if measured.split else "")
+        number = "" if measured.num_samples is None else f"{measured.num_samples:,}"
+        lines.append(f"| {measured.name} | {measured.value:.4f} | {_cell(data)} | {number} |")
+    if commands == [contents.command]:
+        measured_by = "Measured at the end of the training, by the same command."
+    else:
+        measured_by = "\n\n".join(["Measured by:", *(f"```bash\n{command}\n```" for command in commands)])
+    return "\n\n".join(["\n".join(lines), measured_by, *contents.tables])
+
+
+def _limitations(contents: CardContents, task: str) -> str:
+    parts = [contents.limitations or "It knows what it was trained on, and images like those."]
+    if task == "keypoint-detection":
+        parts.append("It finds no persons: boxes, or a detector, must tell where they are.")
+    parts.append("The Hub's own widgets run no custom code: use an Inference Endpoint, a Space, or the pipeline.")
+    return "\n".join(parts)
+
+
+def _with_picture(text: str, file: str, pictures: Sequence[str]) -> str:
+    return f"{text}\n\n![{PICTURES[file]}]({file})\n\n*{PICTURES[file]}*" if file in pictures else text
+
+
+def _table_rows(rows: Iterable[tuple[str, Any]]) -> str:
+    return "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+
+
+def _cell(value: Any) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "&#124;")
+
+
+__all__ = [
+    "CardContents",
+    "Measurement",
+    "check_card",
+    "load_card",
+    "measurements_of",
+    "plain_value",
+    "widget_sources",
+    "write_model_card",
+]

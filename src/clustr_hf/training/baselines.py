@@ -1,0 +1,222 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Other backbones of transformers in ClusTR's place: trained and evaluated by the same commands, with the same heads.
+
+Their widths, depths, heads and strides are those of a ClusTR configuration, so that `--config_overrides` sets them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PvtV2Config,
+    PvtV2ForImageClassification,
+    PvtV2Model,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinModel,
+)
+
+from .. import ClusTRConfig, ClusTRForSemanticSegmentation
+from .sources import ModelArguments, load_weights, name_labels
+
+
+# What heads and losses read of a configuration.
+HEAD_FIELDS = (
+    *("segmentation_head", "fpn_hidden_size", "decoder_hidden_size", "upernet_hidden_size", "pool_scales"),
+    *("auxiliary_hidden_size", "auxiliary_loss_weight", "classifier_dropout_prob"),
+    *("semantic_loss_ignore_index", "semantic_class_weights", "id2label", "label2id"),
+)
+# Tokens on the side of Swin's windows: an eighth of the first stage's at 128 pixels and stride 4, as 7 is at 224.
+SWIN_WINDOW = 4
+# The paper's, for peers whose images may have any size.
+LARGE_IMAGE = 512
+
+
+class PeerForSemanticSegmentation(ClusTRForSemanticSegmentation):
+    """ClusTR's heads, loss and outputs on another backbone."""
+
+    _auto_class = None
+    _auto_map = {}
+    _can_record_outputs = {}
+    _supports_sdpa = False
+    _supports_attention_backend = False
+    _no_split_modules = []
+
+    def __init__(self, config: PreTrainedConfig):
+        PreTrainedModel.__init__(self, config)
+        self._make_backbone(config)
+        self._make_head(config)
+        self.post_init()
+
+
+class PvtV2ForSemanticSegmentation(PeerForSemanticSegmentation):
+    """PVTv2: attention over a grid that a strided convolution makes coarser."""
+
+    config_class = PvtV2Config
+    base_model_prefix = "pvt_v2"
+
+    def _make_backbone(self, config: PvtV2Config):
+        self.pvt_v2 = PvtV2Model(config)
+
+
+class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
+    """Swin: attention within windows, which every second block shifts; a layer norm on each stage's map."""
+
+    config_class = SwinConfig
+    base_model_prefix = "swin"
+
+    def _make_backbone(self, config: SwinConfig):
+        self.swin = SwinModel(config, add_pooling_layer=False)
+        fit_windows(self.swin)
+        # The last stage has one already, which a classifier brings along.
+        self.stage_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes[:-1])
+
+    def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], Any]:
+        kwargs["output_hidden_states"] = True
+        before_merging = {"always_partition": True, "output_hidden_states_before_downsampling": True}
+        features = self.swin(pixel_values, **before_merging, **kwargs)
+        maps = features.reshaped_hidden_states[1:]  # without the stem
+        norms = (*self.stage_norms, self.swin.layernorm)
+        features.hidden_states = None
+        return [norm(each.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, each in zip(norms, maps)], features
+
+
+class SwinForSmallImages(SwinForImageClassification):
+    """Swin whose windows are no larger than the maps of its stages, where transformers' are of one size."""
+
+    def __init__(self, config: SwinConfig):
+        super().__init__(config)
+        fit_windows(self.swin)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs):
+        return super().forward(pixel_values, always_partition=True, **kwargs)
+
+
+def fit_windows(swin: SwinModel):
+    """As in the Swin of its authors: one window without a shift in stages whose maps are no larger than a window."""
+    config = swin.config
+    side = config.image_size // config.patch_size
+    for stage, heads in zip(swin.encoder.layers, config.num_heads):
+        for layer in stage.blocks:
+            if side <= config.window_size:
+                layer.shift_size = 0
+            if side < config.window_size:
+                layer.window_size = side
+                layer.attention = type(layer.attention)(config, layer.layernorm_before.normalized_shape[0], heads, side)
+        side = (side + 1) // 2
+
+
+def pvt_v2_fields(config: ClusTRConfig) -> dict[str, Any]:
+    """Grids as coarse as the coarsest scale of the clusters: a reduction of r x r for lambda = r^2."""
+    same = ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "patch_sizes", "strides", "layer_norm_eps")
+    sr_ratios = [round(max(ratios) ** 0.5) for ratios in config.reduction_ratios]
+    return {"image_size": LARGE_IMAGE, "sr_ratios": sr_ratios, **{name: getattr(config, name) for name in same}}
+
+
+def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
+    """Patches as large as the first stride, not overlapping; every stage is twice as wide as the one before."""
+    doubled = [config.hidden_sizes[0] * 2**stage for stage in range(len(config.depths))]
+    if config.hidden_sizes != doubled or len(set(config.mlp_ratios)) > 1 or set(config.strides[1:]) > {2}:
+        raise ValueError(
+            f"--peer swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after the "
+            f"first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
+        )
+    return {
+        "image_size": LARGE_IMAGE,
+        "patch_size": config.strides[0],
+        "embed_dim": config.hidden_sizes[0],
+        "depths": config.depths,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.mlp_ratios[0],
+        "window_size": SWIN_WINDOW,
+        # What heads ask a ClusTR configuration: sizes of maps follow from it, since both round up.
+        "hidden_sizes": config.hidden_sizes,
+        "patch_sizes": config.patch_sizes,
+        "strides": config.strides,
+    }
+
+
+class Peer(NamedTuple):
+    """Classes of a backbone, and the fields of its configuration for those of ClusTR's."""
+
+    config_class: type[PreTrainedConfig]
+    make_fields: Callable[[ClusTRConfig], dict[str, Any]]
+    classifier: type[PreTrainedModel]
+    segmenter: type[PreTrainedModel]
+
+
+PEERS = {
+    "pvt_v2": Peer(PvtV2Config, pvt_v2_fields, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation),
+    "swin": Peer(SwinConfig, swin_fields, SwinForSmallImages, SwinForSemanticSegmentation),
+}
+
+
+@dataclass
+class PeerArguments(ModelArguments):
+    """Which model to start from, ClusTR's or another."""
+
+    peer: str | None = field(
+        default=None, metadata={"help": f"Train another backbone in ClusTR's place: any of {sorted(PEERS)}."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.peer is not None and self.peer not in PEERS:
+            raise ValueError(f"--peer must be one of {sorted(PEERS)}, got {self.peer!r}")
+
+
+def load_peer(
+    args: PeerArguments, kind: str, labels: list[str], processor, **fields: Any
+) -> tuple[PreTrainedModel, Any]:
+    """
+    A peer's model of random weights, or with the backbone of one of its checkpoints, and its image processor.
+
+    Args:
+        args: `variant` and `config_overrides` say how large a new one is, and which head it has; `image_size` how large
+            the maps of a new Swin are.
+        kind (`str`): `"classifier"` or `"segmenter"`.
+        labels (`list[str]`): Names of the classes.
+        processor: Of a new model.
+        fields: Fields of the configuration, which `--config_overrides` may change.
+    """
+    peer = PEERS[args.peer]
+    given = {**name_labels(labels), **fields, **(args.config_overrides or {})}
+    config = ClusTRConfig.from_variant(args.variant, **given)
+    settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
+    model_class = getattr(peer, kind)
+    if args.model_name_or_path is None:
+        architecture = peer.make_fields(config)
+        if args.image_size is not None and kind == "classifier":
+            architecture["image_size"] = args.image_size
+        return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings}))), processor
+    saved = _saved_config(args, peer)
+    kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
+    config = peer.config_class.from_dict({**saved.to_dict(), **kept})
+    model = load_weights(args, labels, [model_class.__name__], model_class, config, saved)
+    return args.choose_attention(model), args.load_processor()
+
+
+def _saved_config(args: PeerArguments, peer: Peer) -> PreTrainedConfig:
+    """The configuration of a checkpoint that a script of this folder has trained."""
+    overrides = sorted(set(args.config_overrides or {}) - set(HEAD_FIELDS))
+    if overrides:
+        raise ValueError(f"--config_overrides can change only the head of a --peer's checkpoint, got {overrides}")
+    saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
+    if not isinstance(saved, peer.config_class) or not hasattr(saved, "strides"):
+        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
+    return saved
+
+
+def refuse_with_peer(**arguments: Any):
+    """Raise a `ValueError` if an argument is given that only ClusTR models have a use for."""
+    for name, value in arguments.items():
+        if value:
+            raise ValueError(f"--{name} does not go with --peer: it is for ClusTR models, got {value}")

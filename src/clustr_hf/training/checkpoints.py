@@ -1,0 +1,289 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""
+Files and folders that are whole or not there at all, and the checkpoints of a run.
+
+A folder is written under a name that ends in `.incomplete`, flushed to the disk, and then renamed, which is atomic:
+whenever the process is killed, every folder without that ending is complete. All processes must see the same disk.
+
+What happens to a folder afterwards, on the disk or in a copy, is found by its checksums before a run resumes from it.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from .checksums import CHECKSUMS, checked_files, find_damage, write_checksums
+
+
+logger = logging.getLogger(__name__)
+INCOMPLETE = ".incomplete"
+STATE_FILE = "training_state.json"
+# Where Accelerate keeps the weights of a model, and the first of the other objects: the moving average.
+WEIGHTS, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
+# What torch, safetensors and Accelerate raise for files that are not what they should be.
+LOADING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
+# In the state of a checkpoint that was saved with checksums, so that it is not taken for an older one without them.
+MARK = "checksums"
+
+
+@dataclass
+class TrainingState:
+    """What a run knows of its past, apart from weights and the optimizer's moments."""
+
+    step: int = 0
+    pending_losses: list[float] = field(default_factory=list)  # since the last log entry
+    log_history: list[dict] = field(default_factory=list)
+    best_metric: float | None = None
+    best_step: int | None = None
+    skipped: list[str] = field(default_factory=list)  # samples that could not be read
+    seconds: float = 0.0
+    fingerprint: dict = field(default_factory=dict)  # what must be the same for the position to mean the same
+    class_names: list[str] | None = None  # in the order of the model's outputs
+
+    def save(self, folder: Path):
+        (folder / STATE_FILE).write_text(json.dumps({MARK: CHECKSUMS, **asdict(self)}))
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainingState":
+        """
+        The state that a checkpoint holds.
+
+        Raises:
+            ValueError: if the file is missing or does not hold one.
+        """
+        return cls(**{name: value for name, value in _read_state(folder).items() if name != MARK})
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / STATE_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    known = {*TrainingState.__dataclass_fields__, MARK}
+    if not isinstance(content, dict) or not isinstance(content.get("step"), int) or not content.keys() <= known:
+        raise ValueError(f"{path} does not hold the state of a training")
+    return content
+
+
+def write_atomically(path: Path, content: str | bytes):
+    """Write a file that a reader finds either as it was or as it will be."""
+    temporary = path.with_name(path.name + INCOMPLETE)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object):
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator):
+    """
+    Make a folder by `write(temporary folder)`, which every process calls, and give it its name when it is whole.
+
+    Raises:
+        OSError: if it could not be written, for example because the disk is full; nothing is left then.
+    """
+    temporary = folder.with_name(folder.name + INCOMPLETE)
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        write(temporary)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_checksums(temporary)
+            _flush(temporary)
+            remove_folder(folder)
+            temporary.rename(folder)
+            _flush_entry(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError for a full disk
+        free = shutil.disk_usage(folder.parent).free / 1e9
+        raise OSError(
+            f"{folder} could not be written and was removed ({free:.2f} GB are free): {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def _flush(folder: Path):
+    """Make sure that all files are on the disk, not only in memory."""
+    for path in folder.rglob("*"):
+        _flush_entry(path)
+    _flush_entry(folder)
+
+
+def _flush_entry(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path):
+    """Remove a folder so that a kill in between leaves no half of it under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}-removed{INCOMPLETE}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def numbered_folders(output_dir: Path, name: str) -> list[Path]:
+    """Folders `<name>-<step>` in order of their steps."""
+    found = [path for path in output_dir.glob(f"{name}-*") if re.fullmatch(rf"{name}-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=folder_step)
+
+
+def folder_step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def prune(output_dir: Path, name: str, keep: int, newest: int):
+    """
+    Remove all but the last `keep` of `numbered_folders` up to step `newest`, the oldest first. Later ones, damaged or
+    of a run that was resumed before them, do not count.
+    """
+    folders = [folder for folder in numbered_folders(output_dir, name) if folder_step(folder) <= newest]
+    for folder in folders[:-keep]:
+        remove_folder(folder)
+
+
+def remove_incomplete(output_dir: Path):
+    """Remove what a killed run was writing."""
+    for path in output_dir.glob(f"*{INCOMPLETE}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def damage_of_checkpoint(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint, one sentence a file; of one without checksums little can be said."""
+    if not has_checksums(folder):
+        try:
+            mark = _read_state(folder).get(MARK)
+        except ValueError as error:
+            return [str(error).removeprefix(f"{folder}{os.sep}")]
+        return [f"{CHECKSUMS} is missing"] if mark else []
+    damage = find_damage(folder)
+    if damage:
+        return damage
+    listed = checked_files(folder)
+    found = [f"{STATE_FILE} has no checksum"] if STATE_FILE not in listed else []
+    added = [name for name in (WEIGHTS, AVERAGE) if name not in listed and (folder / name).exists()]
+    return found + [f"{name} was added after it was saved" for name in added]
+
+
+def has_checksums(folder: Path) -> bool:
+    return (folder / CHECKSUMS).is_file()
+
+
+def find_checkpoint(output_dir: Path, resume_from: str | None, announce: bool = True) -> Path | None:
+    """
+    The checkpoint to go on from, which is whole; None to begin. All processes must call it: the main process looks at
+    the files, and all get its answer.
+
+    Args:
+        output_dir (`Path`): Where the run writes.
+        resume_from (`str`, *optional*): A checkpoint folder, or `"latest"`: the last whole one.
+        announce (`bool`): Whether to warn of damaged checkpoints, and of those without checksums.
+
+    Raises:
+        ValueError: if the folder is no checkpoint or is damaged, if all that `"latest"` can choose from are, or if none
+            was asked for and there are some, which would be mixed with those of another run.
+    """
+    return decided_by_main_process(lambda: _find_checkpoint(output_dir, resume_from, announce))
+
+
+def _find_checkpoint(output_dir: Path, resume_from: str | None, announce: bool) -> Path | None:
+    existing = numbered_folders(output_dir, "checkpoint")
+    if resume_from is None:
+        if existing:
+            raise ValueError(
+                f"--output_dir {output_dir} has {existing[-1].name} of an earlier run: go on with "
+                f"--resume_from_checkpoint latest, or use another folder"
+            )
+        return None
+    chosen = _last_whole(existing, announce) if resume_from == "latest" else _named(Path(resume_from), output_dir)
+    if announce and chosen is not None and not has_checksums(chosen):
+        logger.warning(f"{chosen} has no {CHECKSUMS}: whether its files are as they were saved is not known")
+    return chosen
+
+
+def _named(folder: Path, output_dir: Path) -> Path:
+    if not (folder / STATE_FILE).is_file() and not has_checksums(folder):
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} is not a checkpoint: there is no {STATE_FILE} in it. "
+            f"Checkpoints in {output_dir}: {_names(numbered_folders(output_dir, 'checkpoint'))}"
+        )
+    damage = damage_of_checkpoint(folder)
+    if damage:
+        others = numbered_folders(folder.resolve().parent, "checkpoint")
+        whole = [path for path in others if path != folder.resolve() and not damage_of_checkpoint(path)]
+        raise ValueError(
+            f"--resume_from_checkpoint {folder} is damaged: {'; '.join(damage)}. Whole checkpoints beside it: "
+            f"{_names(whole)}"
+        )
+    return folder
+
+
+def _last_whole(existing: list[Path], announce: bool) -> Path | None:
+    """The last whole one of numbered checkpoints; None if there are none at all."""
+    damaged = []
+    for folder in reversed(existing):
+        damage = damage_of_checkpoint(folder)
+        if not damage:
+            if announce:
+                for message in damaged:
+                    logger.warning(f"{message}; falling back to {folder.name}")
+            return folder
+        damaged.append(f"{folder} is damaged: {'; '.join(damage)}")
+    if damaged:
+        raise ValueError(
+            f"--resume_from_checkpoint latest finds no whole checkpoint: {'. '.join(damaged)}. To begin again, remove "
+            f"them or use another --output_dir"
+        )
+    return None
+
+
+def _names(folders: list[Path]) -> str:
+    return ", ".join(folder.name for folder in folders) or "none"
+
+
+def decided_by_main_process(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns or raises in the main process, in all of them; all must call it."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return decide()
+    answer = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            answer[0] = decide()
+        except Exception as error:  # the others would wait for an answer
+            answer[1] = error
+    torch.distributed.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]

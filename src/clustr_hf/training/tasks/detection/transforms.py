@@ -1,0 +1,258 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""From a row of a detection data set to a sample, and from samples to a batch. Sizes are (height, width)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.ops import box_area, box_convert
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+from transformers import BatchFeature
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from ....remote_code.image_processing_clustr_detection import clean_annotation, decode_segmentation, encode_mask
+from ....remote_code.modeling_clustr_dense import pad_to
+from ...augmentation import PhotometricDistortion, uniform
+from ...data.samples import UnreadableSample, decode_rgb
+
+
+# Objects are left out of which a crop has a smaller share than this.
+LEAST_VISIBLE = 0.2
+# Keys of the processor's size.
+EDGES = ("shortest_edge", "longest_edge")
+
+
+@dataclass
+class AugmentationArguments:
+    """How training images are changed; the defaults are those of Table A4."""
+
+    min_scale: float = field(default=1.0, metadata={"help": "Least random scale, of image_size."})
+    max_scale: float = field(default=1.0, metadata={"help": "Greatest random scale."})
+    crop_size: int | None = field(
+        default=None, metadata={"help": "Side of random training crops in pixels; default: whole images."}
+    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
+    vertical_flip_probability: float = field(default=0.0, metadata={"help": "Of mirroring top and bottom."})
+    photometric_distortion: bool = field(
+        default=False, metadata={"help": "Change brightness, contrast, saturation and hue."}
+    )
+
+    def __post_init__(self):
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"--crop_size must be positive, got {self.crop_size}")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(
+                f"--min_scale and --max_scale must be 0 < min <= max, got {self.min_scale, self.max_scale}"
+            )
+        for name in ("flip_probability", "vertical_flip_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass
+class Sample:
+    """
+    An image and its objects.
+
+    Args:
+        image (`PIL.Image.Image`): Upright, RGB.
+        boxes (`torch.FloatTensor` of shape `(n, 4)`): Corners in pixels.
+        labels (`torch.LongTensor` of shape `(n,)`): Classes.
+        area (`torch.FloatTensor` of shape `(n,)`): In square pixels.
+        iscrowd (`torch.LongTensor` of shape `(n,)`): 1 for crowds.
+        masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*): Where the objects are.
+    """
+
+    image: Image.Image
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    area: torch.Tensor
+    iscrowd: torch.Tensor
+    masks: torch.Tensor | None = None
+
+
+class MalformedSegmentation(UnreadableSample, ValueError):
+    """The mask of an object cannot be read. The sample may be skipped, like one whose image is broken."""
+
+
+class ReadSample:
+    """
+    Index -> [`Sample`].
+
+    Args:
+        rows (`Dataset`): Rows by index.
+        parse (`ParseObjects`): Row -> annotations.
+        processor: Converts images that are not RGB, and decodes masks.
+        num_labels (`int`): Number of classes.
+        with_masks (`bool`): Whether masks are needed.
+        split (`str`): What to call the split in errors.
+    """
+
+    def __init__(self, rows: Dataset, parse: Callable, processor, num_labels: int, with_masks: bool, split: str):
+        self.rows, self.parse, self.processor, self.num_labels = rows, parse, processor, num_labels
+        self.with_masks, self.split = with_masks, split
+
+    def __call__(self, index: int) -> Sample:
+        row, name = self.rows[index], self.name(index)
+        image = decode_rgb(row[self.parse.image_column], name, self.processor)
+        try:
+            return self._make_sample(image, self.parse(row))
+        except (LookupError, TypeError, ValueError) as error:
+            reason = repr(error) if isinstance(error, LookupError) else error  # whose message is only the key
+            kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
+            raise kind(f"{name}: {reason}") from error
+
+    def name(self, index: int) -> str:
+        """What to call a sample in errors."""
+        return f"{self.split} sample {index}"
+
+    def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
+        annotations = [clean_annotation(annotation, index) for index, annotation in enumerate(annotations)]
+        columns = {name: [row[name] for row in annotations] for name in ("bbox", "category_id", "iscrowd")}
+        boxes = torch.tensor(columns["bbox"], dtype=torch.float32, device="cpu").reshape(-1, 4)
+        labels = torch.tensor(columns["category_id"], dtype=torch.int64, device="cpu")
+        if not ((labels >= 0) & (labels < self.num_labels)).all():
+            raise ValueError(f"classes must be in [0, {self.num_labels}), got {labels.tolist()}")
+        masks, size = None, (image.height, image.width)
+        if self.with_masks:
+            masks = [_decode_mask(annotation, size, index) for index, annotation in enumerate(annotations)]
+            masks = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool, device="cpu")
+        areas = boxes[:, 2] * boxes[:, 3] if masks is None else masks.sum(dim=(1, 2))
+        areas = [row.get("area", area) for row, area in zip(annotations, areas.tolist())]
+        return Sample(
+            image=image,
+            boxes=box_convert(boxes, "xywh", "xyxy"),
+            labels=labels,
+            area=torch.tensor(areas, dtype=torch.float32, device="cpu"),
+            iscrowd=torch.tensor(columns["iscrowd"], dtype=torch.int64, device="cpu"),
+            masks=masks,
+        )
+
+
+def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int], index: int) -> torch.Tensor:
+    # One that is missing is no matter of a broken sample.
+    kind = MalformedSegmentation if annotation.get("segmentation") else ValueError
+    try:
+        return decode_segmentation(annotation.get("segmentation"), size)
+    except ValueError as error:
+        raise kind(f"annotation {index}: {error}") from error
+
+
+class TrainingTransform:
+    """
+    Random scale, crop, flips and colours: a [`Sample`] -> `pixel_values` `(3, h, w)` and `labels` as the model takes
+    them. Crowds and objects outside the crop are left out.
+    """
+
+    def __init__(self, processor, args: AugmentationArguments):
+        size = processor.size
+        if not size["shortest_edge"] or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
+            raise ValueError(
+                "the image processor must resize the shorter edge, rescale and normalise, got size "
+                f"{dict(size)}: give --image_size"
+            )
+        self.processor, self.args = processor, args
+        self.distort = PhotometricDistortion() if args.photometric_distortion else None
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        processor, counts = self.processor, sample.iscrowd == 0
+        image = tv_tensors.Image(F.pil_to_tensor(sample.image))
+        parts = [image, tv_tensors.BoundingBoxes(sample.boxes[counts], format="XYXY", canvas_size=image.shape[-2:])]
+        if sample.masks is not None:
+            parts.append(tv_tensors.Mask(sample.masks[counts]))
+        parts, scaled_boxes = self._change_geometry(parts)
+        image, boxes = parts[:2]
+        if self.distort is not None:
+            image = self.distort(image)
+        pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
+        boxes = F.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
+        kept = box_area(boxes) > LEAST_VISIBLE * box_area(scaled_boxes.as_subclass(torch.Tensor))
+        if sample.masks is not None:
+            masks = parts[2].as_subclass(torch.Tensor)
+            kept &= masks.flatten(1).any(dim=1)
+        height, width = image.shape[-2:]
+        labels = {
+            "class_labels": sample.labels[counts][kept],
+            "boxes": box_convert(boxes[kept], "xyxy", "cxcywh")
+            / torch.tensor([width, height, width, height], device="cpu"),
+        }
+        if sample.masks is not None:
+            labels["masks"] = masks[kept]
+        return {"pixel_values": pixels.as_subclass(torch.Tensor), "labels": labels}
+
+    def _change_geometry(
+        self, parts: list[tv_tensors.TVTensor]
+    ) -> tuple[list[tv_tensors.TVTensor], tv_tensors.BoundingBoxes]:
+        """
+        Image, boxes and, if there are any, masks: all through the same scale, crop and flips. And the boxes as they
+        were before the crop, which cuts them.
+        """
+        args, scale = self.args, uniform(self.args.min_scale, self.args.max_scale)
+        edges = [self.processor.size[name] and round(scale * self.processor.size[name]) for name in EDGES]
+        size = [max(1, extent) for extent in get_size_with_aspect_ratio(parts[0].shape[-2:], *edges)]
+        parts = [_resize(part, size) for part in parts]
+        scaled_boxes = parts[1]
+        if args.crop_size is not None:
+            extents = [min(args.crop_size, extent) for extent in size]
+            corner = [int(torch.randint(whole - extent + 1, (), device="cpu")) for whole, extent in zip(size, extents)]
+            parts = [F.crop(part, *corner, *extents) for part in parts]
+        for probability, flip in (
+            (args.flip_probability, F.horizontal_flip),
+            (args.vertical_flip_probability, F.vertical_flip),
+        ):
+            if torch.rand((), device="cpu") < probability:
+                parts = [flip(part) for part in parts]
+        return parts, scaled_boxes
+
+
+def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTensor:
+    if not isinstance(part, tv_tensors.Mask):
+        return F.resize(part, list(size), antialias=True)
+    if len(part) == 0:  # torchvision resizes no empty tensors
+        return tv_tensors.Mask(part.new_zeros((0, *size)))
+    # torchvision would take another neighbour for masks, which moves them by up to half a pixel.
+    masks = F.resize(part.as_subclass(torch.Tensor), list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return tv_tensors.Mask(masks)
+
+
+class EvaluationTransform:
+    """
+    A [`Sample`] -> `pixel_values` `(3, h, w)` of the processor, and the `reference`: what [`coco_average_precision`]
+    takes, at the size of the image, and that size.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, sample: Sample) -> dict[str, Any]:
+        reference = {name: getattr(sample, name).numpy() for name in ("boxes", "labels", "area", "iscrowd")}
+        if sample.masks is not None:
+            reference["masks"] = [encode_mask(mask) for mask in sample.masks]
+        reference["size"] = (sample.image.height, sample.image.width)
+        return {
+            "pixel_values": self.processor(sample.image, return_tensors="pt").pixel_values[0],
+            "reference": reference,
+        }
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Images padded to the largest height and width, masks with them; `pixel_mask` says where the images are."""
+    images = [sample["pixel_values"] for sample in samples]
+    size = tuple(max(image.shape[axis] for image in images) for axis in (1, 2))
+    pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64, device="cpu")
+    for mask, image in zip(pixel_mask, images):
+        mask[: image.shape[1], : image.shape[2]] = 1
+    batch = {"pixel_values": torch.stack([pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}
+    if "reference" in samples[0]:
+        return {**batch, "references": [sample["reference"] for sample in samples]}
+    # As the processor gives labels. FSDP casts tensors in dictionaries to half precision, which boxes do not stand.
+    labels = [BatchFeature(sample["labels"]) for sample in samples]
+    for label in labels:
+        if "masks" in label:
+            label["masks"] = pad_to(label["masks"], size)
+    return {**batch, "labels": labels}
