@@ -167,7 +167,7 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     ],
 )
 def test_names_bad_arguments(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu"])
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(SystemExit):
         importlib.import_module("benchmark.command").parse_args()
@@ -531,7 +531,7 @@ def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
         check=True,
     )
     arguments = command.stdout.replace("\\\n", " ").split("examples/benchmark.py")[1].split()
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu", "cuda:0"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     benchmark = importlib.import_module("benchmark.command")
     args = benchmark.parse_args()

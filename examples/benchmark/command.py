@@ -54,9 +54,9 @@ from benchmark.measure import (
 )
 from benchmark.models import build_model, is_clustr
 from benchmark.report import draw_results, markdown_tables
+from clustr_hf.devices import allocated_memory, describe_device, free_memory, is_accelerator, peak_memory
 from clustr_hf.remote_code.clustering_clustr import clustering_path
 from clustr_hf.remote_code.clustering_kernel_clustr import supported_instruction_sets
-from clustr_hf.training.devices import allocated_memory, describe_device, free_memory, is_accelerator, peak_memory
 
 
 # Tokens up to which N x N matrices are made: at 20,000 each of the few that exist at a time takes 1.6 GB.

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from benchmark.attempts import attempt
 from benchmark.models import NUM_LABELS, build_model
+from clustr_hf.devices import EventClock, HostClock, free_memory, make_clock, peak_memory
 from clustr_hf.remote_code import modeling_clustr_attention
 from clustr_hf.remote_code.clustering_clustr import clustering_path, find_clusters, reference_clusters
-from clustr_hf.training.devices import EventClock, HostClock, free_memory, make_clock, peak_memory
 
 
 # Precisions: weights and images in one dtype, or float32 weights under autocast to bfloat16 as Trainer's --bf16 has it.
