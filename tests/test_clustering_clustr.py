@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clustr_hf import aggregate_tokens, find_clusters
 from clustr_hf.remote_code import clustering_clustr, clustering_tensor_clustr
 from clustr_hf.remote_code.clustering_clustr import count_clusters, weight_tokens
-from clustr_hf.remote_code.configuration_clustr import CLUSTER_ASSIGNMENTS
+from clustr_hf.remote_code.configuration_tables_clustr import CLUSTER_ASSIGNMENTS
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
