@@ -133,7 +133,7 @@ class EvaluationLoop(Loop):
         if not uses_fsdp(accelerator):
             if sharded_checkpoint is not None:
                 raise ValueError(
-                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards and be launched with "
+                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards for a launch with "
                     f"FSDP"
                 )
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
