@@ -133,8 +133,8 @@ class EvaluationLoop(Loop):
         if not uses_fsdp(accelerator):
             if sharded_checkpoint is not None:
                 raise ValueError(
-                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards for a launch with "
-                    f"FSDP"
+                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards if FSDP is "
+                    f"launched"
                 )
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
             return
