@@ -23,7 +23,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import remote_code
-from .bundled import shipped_checkpoint
+from .bundled import bundled_checkpoint, shipped_checkpoint
 from .remote_code.clustering_clustr import aggregate_tokens, find_clusters
 from .remote_code.configuration_clustr import ClusTRConfig
 from .remote_code.image_processing_clustr import ClusTRImageProcessor
@@ -104,6 +104,7 @@ __all__ = [
     "ClusTRPreTrainedModel",
     "ClusTRSemanticSegmenterOutput",
     "aggregate_tokens",
+    "bundled_checkpoint",
     "find_clusters",
     "shipped_checkpoint",
 ]
