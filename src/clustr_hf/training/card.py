@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 
 from ..publish import complete_repository
 from ..publish.card import CardContents, measurements_of
-from .arguments import LoopArguments, shorten_path
+from .arguments import LoopArguments
+from .command_line import shorten_path
 from .report import format_table, write_table
 from .sources import ModelArguments, SourceArguments
 
