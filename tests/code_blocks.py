@@ -101,7 +101,7 @@ def commands_of(block: Block) -> Iterator[Command]:
 
 
 def paths_of_map(text: str) -> Iterator[Path]:
-    """The files and folders that an indented map of the repository names; a module may be a file or a package."""
+    """The files and folders that an indented map of the repository names."""
     folders = []  # (indentation, folder)
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
