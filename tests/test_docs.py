@@ -35,7 +35,7 @@ from transformers import AutoModelForImageClassification, HfArgumentParser
 from clustr_hf.publish.card import TEMPLATE
 
 
-# Pages of which only the links are checked: they have no code of their own, or are cards, which other tests read.
+# Other pages, whose links are checked; of the cards also the commands, since published cards quote them.
 CARDS = [f"model_cards/{path.name}" for path in sorted((REPOSITORY / "model_cards").glob("*.md"))]
 LINKED = [*GUIDES, "examples/README.md", "examples/space/README.md", *CARDS]
 
@@ -297,7 +297,8 @@ PROGRAMS = {
     "accelerate": check_accelerate,
     "python": check_python,
 }
-COMMANDS = [command for block in all_blocks("bash") for command in commands_of(block)]
+BLOCKS = [*all_blocks("bash"), *(block for card in CARDS for block in read_page(card).blocks)]
+COMMANDS = [command for block in BLOCKS if block.language == "bash" for command in commands_of(block)]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
