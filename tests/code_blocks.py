@@ -9,6 +9,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
+# Pages whose blocks another file runs, that file, and the number of blocks.
+TESTED_ELSEWHERE = {"docs/your_own_task.md": ("tests/test_your_own_task.py", 2)}
 FENCE = re.compile(r" *```(\w*)")
 HEADING = re.compile(r"#+ (.*)")
 LINK = re.compile(r"\[(?:[^\]\[]|!\[[^\]]*\]\([^)]*\))*\]\(([^)\s]+)\)")
@@ -74,8 +76,8 @@ def find_block(page: str, heading: str, language: str) -> Block:
 
 
 def all_blocks(language: str | None = None) -> list[Block]:
-    """The code blocks of README.md, CONTRIBUTING.md and docs/, of one language or all."""
-    blocks = [block for name in GUIDES for block in read_page(name).blocks]
+    """The code blocks of README.md, CONTRIBUTING.md and docs/, of one language or all, that no other file runs."""
+    blocks = [block for name in GUIDES if name not in TESTED_ELSEWHERE for block in read_page(name).blocks]
     return [block for block in blocks if language in (None, block.language)]
 
 

@@ -26,7 +26,17 @@ import run_instance_segmentation_no_trainer
 import visualize_clusters
 import yaml
 from accelerate.commands.launch import launch_command_parser
-from code_blocks import GUIDES, Block, Command, all_blocks, commands_of, find_block, paths_of_map, read_page
+from code_blocks import (
+    GUIDES,
+    TESTED_ELSEWHERE,
+    Block,
+    Command,
+    all_blocks,
+    commands_of,
+    find_block,
+    paths_of_map,
+    read_page,
+)
 from conftest import CHECKPOINT_FOLDERS, REPOSITORY, run_process
 from local_hub import LocalHub, card_errors
 from PIL import Image
@@ -132,10 +142,12 @@ def test_readme_states_results_that_the_docs_state():
 
 def test_every_code_block_is_handled():
     """A new python block needs an entry in `CHECKS`; commands are handled by the program that they run."""
-    python = [(block.page, block.heading) for block in all_blocks("python") if block.page != "docs/your_own_task.md"]
+    python = [(block.page, block.heading) for block in all_blocks("python")]
     assert sorted(python) == sorted([*CHECKS, *TESTED_APART])
     others = [block.language for block in all_blocks() if block.language not in ("python", "bash")]
     assert {language: others.count(language) for language in others} == OTHER_LANGUAGES
+    for page, (test, number) in TESTED_ELSEWHERE.items():
+        assert len(read_page(page).blocks) == number and Path(page).name in (REPOSITORY / test).read_text()
 
 
 @pytest.mark.parametrize("page, heading", CHECKS)
