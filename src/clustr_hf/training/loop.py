@@ -26,9 +26,8 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import convert_outputs_to_fp32, gather_object, get_mixed_precision_context_manager
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
-from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -60,7 +59,7 @@ from .distributed import (
 from .dry_run import dry_run
 from .evaluation import EvaluationLoop, Loop
 from .gradient_accumulation import update_weights
-from .optimizers import freeze_stages, make_optimizer  # noqa: F401 (until the scripts import from clustr_hf.training)
+from .optimizers import freeze_stages, make_average, make_optimizer  # noqa: F401 (until the scripts import from clustr_hf.training)
 from .outputs import push_outputs, save_pretrained, write_outputs
 from .report import format_values, summarize, write_history
 from .schedule import TrainingPlan
@@ -136,21 +135,12 @@ class TrainingLoop(Loop):
         if uses_fsdp(self.accelerator):
             check_fsdp_arguments(args)
         if args.ema_decay is not None:
-            self._prepare_average(model.to(self.accelerator.device))
+            self.ema = make_average(model.to(self.accelerator.device), args.ema_decay, self.accelerator)
+            self.accelerator.register_for_checkpointing(self.ema)
         model = synchronize_batch_norms(model, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
         if uses_fsdp(self.accelerator):
             fix_batch_norms_of_fsdp(self.model)
-
-    def _prepare_average(self, model: nn.Module):
-        """Make the moving average of the weights, which is evaluated in the precision of `--eval_only`."""
-        from timm.utils import ModelEmaV3
-
-        self.ema = ModelEmaV3(model, decay=self.args.ema_decay, use_warmup=True)
-        self.accelerator.register_for_checkpointing(self.ema)
-        if self.accelerator.native_amp:  # Accelerate does this for the models that it prepares
-            autocast = get_mixed_precision_context_manager(True, self.accelerator.autocast_handler)
-            self.ema.module.forward = convert_outputs_to_fp32(autocast(self.ema.module.forward))
 
     def _prepare_data(self):
         task, args = self.task, self.args
