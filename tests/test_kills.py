@@ -1,7 +1,8 @@
 """
 Runs that are killed at random moments and resumed end with the same bits as uninterrupted runs.
 
-By default, two tasks are killed a few times. `KILLS=10 python -m pytest tests/test_kills.py` kills every task ten times.
+By default, two tasks are killed a few times. `KILLS=10 python -m pytest tests/test_kills.py` kills every task ten
+times.
 """
 
 import json
