@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from clustr_hf import aggregate_tokens, find_clusters
 from clustr_hf.remote_code import clustering_clustr, clustering_tensor_clustr
-from clustr_hf.remote_code.clustering_clustr import count_clusters, weight_tokens
+from clustr_hf.remote_code.clustering_clustr import (
+    count_clusters,
+    reference_aggregation,
+    reference_clusters,
+    weight_tokens,
+)
+from clustr_hf.remote_code.clustering_windows_clustr import find_clusters_in_windows
 from clustr_hf.remote_code.configuration_clustr import CLUSTER_ASSIGNMENTS
 
 
@@ -53,6 +59,26 @@ def test_agrees_with_the_naive_oracle(problem, assignment):
     for scale, cluster_index in enumerate(found):
         assert cluster_index.dtype == torch.long
         assert cluster_index.tolist() == [image[scale] for image in expected]
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("num_tokens, channels, k", [(1, 3, 5), (7, 2, 9), (24, 4, 5), (40, 8, 3)])
+def test_the_equations_as_written_agree_with_the_naive_oracle(num_tokens, channels, k, assignment):
+    """Up to 25 tokens `torch.cdist` measures coordinate differences, so that copies tie exactly."""
+    tokens = torch.randn(2, num_tokens, channels, dtype=torch.float64)
+    if num_tokens <= 25:
+        tokens[1, num_tokens // 2 :] = tokens[1, : num_tokens - num_tokens // 2].clone()
+    numbers = [1, max(1, num_tokens // 4), num_tokens + 2]
+    found = reference_clusters(tokens, numbers, k, assignment)
+    expected = [naive_dpc_knn.cluster(image.tolist(), numbers, k, assignment) for image in tokens]
+    assert torch.stack(found, dim=1).tolist() == expected
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_agrees_with_the_equations_as_written(assignment):
+    tokens = torch.randn(2, 700, 16, dtype=torch.float64)
+    expected = reference_clusters(tokens, [10, 43], 5, assignment)
+    assert all(map(torch.equal, find_clusters(tokens, [10, 43], 5, assignment), expected))
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -238,7 +264,7 @@ def test_a_window_of_the_whole_image_is_no_window():
         assert count_clusters(9, (5, 7), window) == 9
         for a, b in zip(find_clusters(tokens, [3, 9]), find_clusters(tokens, [3, 9], size=(5, 7), window=window)):
             assert torch.equal(a, b)
-    whole = clustering_clustr._find_clusters_in_windows(tokens, [3, 9], 5, "density_parent", (5, 7), 7)
+    whole = find_clusters_in_windows(find_clusters, tokens, [3, 9], (5, 7), 7)
     for a, b in zip(find_clusters(tokens, [3, 9]), whole):
         assert torch.equal(a, b)
 
@@ -275,6 +301,7 @@ def test_aggregation_agrees_with_loops():
     for form in (weight, weight[..., 0]):
         torch.testing.assert_close(aggregate_tokens(tokens, cluster_index, 8, form), expected)
     assert (expected[:, 6:] == 0).all()
+    torch.testing.assert_close(reference_aggregation(tokens, cluster_index, 8, weight), expected)
     ones = naive_aggregation(tokens, cluster_index, 8, torch.ones(2, 30))
     torch.testing.assert_close(aggregate_tokens(tokens, cluster_index, 8), ones)
 

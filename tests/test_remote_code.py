@@ -39,6 +39,7 @@ CODE_FILES = {
     "clustering_triton_clustr.py",
     "clustering_triton_kernels_clustr.py",
     "clustering_clustr.py",
+    "clustering_windows_clustr.py",
     "feed_forward_clustr.py",
     "modeling_clustr.py",
     "modeling_clustr_attention.py",

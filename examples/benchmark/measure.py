@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmark.attempts import attempt
 from benchmark.models import NUM_LABELS, build_model
 from clustr_hf.remote_code import modeling_clustr_attention
-from clustr_hf.remote_code.clustering_clustr import clustering_path, find_clusters
+from clustr_hf.remote_code.clustering_clustr import clustering_path, find_clusters, reference_clusters
 from clustr_hf.training.devices import EventClock, HostClock, free_memory, make_clock, peak_memory
 
 
@@ -342,34 +342,11 @@ def benchmark_num_clusters(num_tokens: int) -> list[int]:
     return [max(1, num_tokens // ratio) for ratio in (64, 16)]
 
 
-@torch.no_grad()
 def direct_clusters(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int = 5) -> list[torch.Tensor]:
     """
-    Eqs. 1 to 3 as they are written, on whole N x N matrices, anew for each scale: what `find_clusters` is compared to.
-
-    The same arguments and result as `find_clusters` for tokens without ties and at most N clusters.
+    The equations as written, on N x N matrices that are computed anew for each scale: the baseline of `find_clusters`.
     """
-    return [_direct_scale(tokens, number, num_neighbors) for number in num_clusters]
-
-
-def _direct_scale(tokens: torch.Tensor, num_clusters: int, num_neighbors: int) -> torch.Tensor:
-    """(B, N, C) -> (B, N)."""
-    num_tokens, channels = tokens.shape[1:]
-    distance = torch.cdist(tokens, tokens) / math.sqrt(channels)
-    nearest = distance.topk(num_neighbors, dim=-1, largest=False).values
-    density = nearest.square().mean(dim=-1).neg().exp()  # Eq. 1
-
-    is_denser = density.unsqueeze(1) > density.unsqueeze(2)
-    separation, parent = distance.masked_fill(~is_denser, torch.inf).min(dim=-1)  # Eq. 2
-    separation = torch.where(separation.isinf(), distance.amax(dim=-1), separation)
-    centers = (density * separation).topk(num_clusters, dim=-1).indices
-
-    # A token that is no centre follows its nearest denser token, that one its own, up to a centre (section 3.1).
-    parent = parent.scatter(1, centers, centers)
-    for _ in range((num_tokens - 1).bit_length()):
-        parent = parent.gather(1, parent)
-    label = torch.arange(num_clusters, device=tokens.device).expand_as(centers)
-    return torch.zeros_like(parent).scatter(1, centers, label).gather(1, parent)
+    return [reference_clusters(tokens, [number], num_neighbors)[0] for number in num_clusters]
 
 
 CLUSTERINGS: dict[str, Callable[[torch.Tensor, Sequence[int]], list[torch.Tensor]]] = {

@@ -1,16 +1,14 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What a script gives to the loops, [`Task`], and the evaluation of a model: on its own, or while it is trained.
+Evaluation of a model, on its own or during training.
 
 Every sample counts once, whatever the number of processes and the size of the batches.
 """
 
 import copy
 import functools
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,53 +19,15 @@ from torch import nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from .arguments import LoopArguments
 from .checkpoints import AVERAGE, LOADING_ERRORS, WEIGHTS, TrainingState, find_checkpoint, write_json
-from .data.samples import EvaluationSamples, LoaderOptions, TrainingData, evaluation_loader
+from .data.samples import LoaderOptions, evaluation_loader
 from .report import EVALUATION, format_values
+from .task import Task
 
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class Task:
-    """
-    What a script gives to the loops.
-
-    Args:
-        model (`nn.Module`): On the CPU, with all that is to be trained.
-        processor: Its image processor, saved beside it.
-        train_data ([`TrainingData`], *optional*): What to train on; an evaluation needs none.
-        eval_data ([`EvaluationSamples`]): What to evaluate on.
-        collate (`Callable[[list], dict]`): Transformed samples -> a batch, a dictionary with tensors.
-        compute_loss (`Callable[[nn.Module, dict], torch.Tensor]`): Mean loss of a batch, with gradient.
-        predict (`Callable[[nn.Module, dict], list]`): For a batch, one record a sample, of plain numbers, arrays or CPU
-            tensors.
-        compute_metrics (`Callable[[list], dict[str, float]]`): Records of all samples, in order -> metrics, named
-            `eval_...`.
-        metric (`str`): Which of these chooses the best weights; the larger, the better.
-        to_save (`Callable[[nn.Module], PreTrainedModel]`): Trained model -> what is saved; may change its argument.
-        write_card (`Callable[[Path, dict], None]`, *optional*): Makes a folder with the saved model a complete
-            repository, given the results.
-        write_evaluation (`Callable[[nn.Module, Path], None]`, *optional*): Writes the tables and pictures of the last
-            evaluation, given the model on the CPU and the folder for the pictures.
-    """
-
-    model: nn.Module
-    processor: Any
-    train_data: TrainingData | None
-    eval_data: EvaluationSamples
-    collate: Callable[[list], dict]
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor]
-    predict: Callable[[nn.Module, dict], list]
-    compute_metrics: Callable[[list], dict[str, float]]
-    metric: str
-    to_save: Callable[[nn.Module], PreTrainedModel] = lambda model: model
-    write_card: Callable[[Path, dict], None] | None = None
-    write_evaluation: Callable[[nn.Module, Path], None] | None = None
 
 
 class Loop:
@@ -125,6 +85,8 @@ class Loop:
             records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
         records = sorted(gather_object(records), key=lambda pair: pair[0])
         metrics = self.task.compute_metrics([record for _, record in records])
+        if self.task.metric not in metrics:
+            raise ValueError(f"`compute_metrics` must return the metric {self.task.metric!r}, got {sorted(metrics)}")
         return {**metrics, "eval_samples": len(records)}
 
     def _check_for_stop(self):
@@ -139,7 +101,7 @@ class Loop:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
-    def _gather_model(self) -> PreTrainedModel | None:
+    def _gather_model(self) -> nn.Module | None:
         """What is saved, whole and on the CPU, in the main process; None in the others. All of them must call it."""
         weights = self.accelerator.get_state_dict(self.model) if self.ema is None else self.ema.module.state_dict()
         if not self.accelerator.is_main_process:

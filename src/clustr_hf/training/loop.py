@@ -38,6 +38,7 @@ from accelerate.utils import (
     send_to_device,
 )
 from huggingface_hub import HfApi
+from safetensors.torch import save_model
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -52,6 +53,7 @@ from .checkpoints import (
     AVERAGE,
     INCOMPLETE,
     LOADING_ERRORS,
+    WEIGHTS,
     TrainingState,
     find_checkpoint,
     folder_step,
@@ -69,10 +71,11 @@ from .data.samples import (
     training_loader,
 )
 from .devices import is_accelerator
-from .evaluation import EvaluationLoop, Loop, Task, keep_batch_norms_of_fsdp
+from .evaluation import EvaluationLoop, Loop, keep_batch_norms_of_fsdp
 from .report import CURVE, RESULTS, format_values, print_dry_run, summarize, write_history
 from .schedule import TrainingPlan, try_step
 from .signals import StopRequested, StopRequests, exit_status
+from .task import Task
 
 
 logger = get_logger(__name__)
@@ -123,13 +126,19 @@ def _enable_fsdp_on_cpus(accelerator: Accelerator):
             state._shared_state["fsdp_plugin"] = plugin
 
 
-def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str, float]:
+def train(task: Task, args: LoopArguments, accelerator: Accelerator | None = None) -> dict[str, float]:
     """
-    Train, or go on training; or, with `dry_run`, say what would be done; or, with `eval_only`, evaluate the model that
-    the training would begin with, or the checkpoint that it would go on from, which needs no training data.
+    Train a task, or resume its training. With `args.dry_run`, print what would be trained instead. With
+    `args.eval_only`, evaluate the initial model or the checkpoint of `args.resume_from_checkpoint` instead, which needs
+    no training data.
+
+    Args:
+        task ([`Task`]): What to train.
+        args ([`LoopArguments`]): How to train it.
+        accelerator (`Accelerator`, *optional*): Default: [`make_accelerator`] makes one from the arguments.
 
     Returns:
-        `dict[str, float]`: what is in `all_results.json`, with `eval_only` in `eval_results.json`.
+        `dict[str, float]`: the content of `all_results.json`, or with `eval_only` that of `eval_results.json`.
 
     Raises:
         FloatingPointError: if the loss or a weight is not finite; names the step and the last good checkpoint.
@@ -138,8 +147,13 @@ def train(task: Task, args: LoopArguments, accelerator: Accelerator) -> dict[str
         SystemExit: after a signal, when a checkpoint is saved; 128 plus the signal's number.
         ValueError: for damaged checkpoints, and for arguments that do not fit together or to the checkpoint.
     """
+    accelerator = accelerator or make_accelerator(args)
     if args.eval_only:
         return EvaluationLoop(task, args, accelerator).run()
+    if task.train_data is None:
+        raise ValueError("`train_data` of the task must be given unless `eval_only` is set, got None")
+    if args.push_to_hub and task.write_card is None:
+        raise ValueError("--push_to_hub needs a task with `write_card`, which completes the repository")
     plan = TrainingPlan.make(args, task.train_data.num_samples, accelerator.num_processes)
     if args.dry_run:
         return dry_run(task, plan, accelerator)
@@ -468,7 +482,7 @@ class TrainingLoop(Loop):
         self._report()
 
     def _keep_best(self, metric: float):
-        if self.state.best_metric is not None and metric <= self.state.best_metric:
+        if not self.task.is_better(metric, self.state.best_metric):
             return
         self.state.best_metric, self.state.best_step = metric, self.state.step
         best = self.output_dir / f"best-{self.state.step}"
@@ -481,8 +495,13 @@ class TrainingLoop(Loop):
     def _save_model(self, folder: Path):
         """Model and processor as a repository that `from_pretrained` loads."""
         model = self._gather_model()
-        if model is not None:
+        if model is None:
+            return
+        if hasattr(model, "save_pretrained"):
             model.save_pretrained(folder)
+        else:
+            save_model(model, str(folder / WEIGHTS))
+        if self.task.processor is not None:
             self.task.processor.save_pretrained(folder)
 
     def _save_checkpoint(self):

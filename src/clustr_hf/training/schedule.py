@@ -12,6 +12,7 @@ from torch import nn
 
 from .arguments import LoopArguments
 from .devices import device_name, peak_memory, total_memory
+from .task import batch_size, batch_tensor
 
 
 MULTISTEP_FACTOR = 0.1
@@ -146,7 +147,7 @@ def estimate_memory(
     del loss
     weights = sum(parameter.numel() for parameter in parameters) * 4 / 1e9
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * 4 / 1e9
-    activations = sum(saved.values()) / 1e9 / len(batch["pixel_values"]) * num_images
+    activations = sum(saved.values()) / 1e9 / batch_size(batch) * num_images
     return {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "activations": activations}
 
 
@@ -165,7 +166,7 @@ def try_step(
         `dict[str, float | str | None]`: `device`; `peak_gb`, allocated by torch, infinite where memory ran out, None
         where the backend does not count; and `device_gb`, all memory of the device, None where it is not known.
     """
-    device = batch["pixel_values"].device
+    device = batch_tensor(batch).device
 
     def step():
         with autocast():
