@@ -103,7 +103,7 @@ def test_what_a_task_lacks_is_named(tmp_path):
 
 def test_a_dry_run_needs_no_pixels(tmp_path, capsys):
     train(Task(model=Line(), train_data=rows(8), eval_data=rows(4)), settings(tmp_path, dry_run=True))
-    assert "memory of a device" in capsys.readouterr().out
+    assert "memory per device" in capsys.readouterr().out
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

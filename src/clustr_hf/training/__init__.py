@@ -24,7 +24,9 @@ if _missing:
 
 from .arguments import LoopArguments, parse_arguments  # noqa: E402 (after the check above)
 from .data.samples import EvaluationSamples, TrainingData, TrainingSamples, UnreadableSample  # noqa: E402
-from .loop import freeze_stages, make_accelerator, train  # noqa: E402
+from .distributed import make_accelerator  # noqa: E402
+from .loop import train  # noqa: E402
+from .optimizers import freeze_stages  # noqa: E402
 from .signals import run_interruptibly  # noqa: E402
 from .task import Task  # noqa: E402
 

@@ -19,11 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
 from .checksums import CHECKSUMS, checked_files, find_damage, write_checksums
+from .distributed import decided_by_main_process
 
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,26 @@ def remove_incomplete(output_dir: Path):
             path.unlink()
 
 
+def prepare_folder(output_dir: Path, accelerator: Accelerator):
+    """
+    Make the output folder of a run and remove unfinished files of a killed run. All processes must call it.
+
+    Raises:
+        ValueError: if the machines do not share the disk: they do not see a mark that the main process leaves.
+    """
+    mark = output_dir / f"mark-{gather_object([os.getpid()])[0]}{INCOMPLETE}"
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        remove_incomplete(output_dir)
+        mark.touch()
+    accelerator.wait_for_everyone()
+    if not mark.is_file():
+        raise ValueError(f"--output_dir {output_dir} must be on a disk that all machines share")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        mark.unlink()
+
+
 def damage_of_checkpoint(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, one sentence a file; of one without checksums little can be said."""
     if not has_checksums(folder):
@@ -273,17 +294,7 @@ def _names(folders: list[Path]) -> str:
     return ", ".join(folder.name for folder in folders) or "none"
 
 
-def decided_by_main_process(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns or raises in the main process, in all of them; all must call it."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return decide()
-    answer = [None, None]
-    if torch.distributed.get_rank() == 0:
-        try:
-            answer[0] = decide()
-        except Exception as error:  # the others would wait for an answer
-            answer[1] = error
-    torch.distributed.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+def describe_last_good(output_dir: Path, step: int) -> str:
+    """Name the last checkpoint up to a step, for the error of a run that fails."""
+    checkpoints = [folder for folder in numbered_folders(output_dir, "checkpoint") if folder_step(folder) <= step]
+    return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"

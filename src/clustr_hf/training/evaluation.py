@@ -6,23 +6,22 @@ Every sample counts once, whatever the number of processes and the size of the b
 """
 
 import copy
-import functools
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, gather_object, load_fsdp_model, send_to_device
+from accelerate.utils import gather_object, load_fsdp_model, send_to_device
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import batch_norm
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from tqdm.auto import tqdm
 
 from .arguments import LoopArguments
 from .checkpoints import AVERAGE, LOADING_ERRORS, WEIGHTS, TrainingState, find_checkpoint, write_json
 from .data.samples import LoaderOptions, evaluation_loader
+from .distributed import broadcast_buffers, fix_batch_norms_of_fsdp, uses_fsdp
 from .report import EVALUATION, format_values
 from .task import Task
 
@@ -76,7 +75,8 @@ class Loop:
         """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
-        self._share_buffers(model)
+        # Processes keep statistics of batch norms of their own on CPUs; those of the main process are saved.
+        broadcast_buffers(model, self.accelerator)
         records = []
         show_bar = self.accelerator.is_local_main_process
         for loaded in tqdm(self.eval_loader, desc="evaluation", leave=False, disable=not show_bar, mininterval=1):
@@ -91,15 +91,6 @@ class Loop:
 
     def _check_for_stop(self):
         """Where a loop that listens to signals may leave an evaluation."""
-
-    def _share_buffers(self, model: nn.Module):
-        """
-        Give all processes the main process's statistics of batch norms, which are those that are saved. Each process
-        has its own where they are not synchronised (CPUs), and averages its own.
-        """
-        if self.accelerator.num_processes > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
     def _gather_model(self) -> nn.Module | None:
         """What is saved, whole and on the CPU, in the main process; None in the others. All of them must call it."""
@@ -139,7 +130,7 @@ class EvaluationLoop(Loop):
 
     def _prepare_model(self, sharded_checkpoint: Path | None):
         model, accelerator = self.task.model, self.accelerator
-        if accelerator.distributed_type != DistributedType.FSDP:
+        if not uses_fsdp(accelerator):
             if sharded_checkpoint is not None:
                 raise ValueError(
                     f"--resume_from_checkpoint {sharded_checkpoint} must have {WEIGHTS}, or shards and a launch with "
@@ -149,7 +140,7 @@ class EvaluationLoop(Loop):
             return
         unused = torch.optim.SGD(model.parameters(), lr=0.0)  # Accelerate shards models with their optimizers only
         self.model, _ = accelerator.prepare(model, unused)
-        keep_batch_norms_of_fsdp(self.model)
+        fix_batch_norms_of_fsdp(self.model)
         if sharded_checkpoint is not None:
             load_fsdp_model(accelerator.state.fsdp_plugin, accelerator, self.model, str(sharded_checkpoint))
 
@@ -190,19 +181,3 @@ def load_weights(model: nn.Module, checkpoint: Path):
             f"--resume_from_checkpoint {checkpoint} is of another model: the arguments must name the model as those of "
             f"its training did ({error})"
         ) from error
-
-
-def keep_batch_norms_of_fsdp(model: nn.Module):
-    """FSDP casts weights to half precision, but no statistics; torch's batch norm takes both in one precision only."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.forward = functools.partial(_normalize_in_float32, module)
-
-
-def _normalize_in_float32(norm: nn.modules.batchnorm._BatchNorm, features: torch.Tensor) -> torch.Tensor:
-    weight, bias = norm.weight.float(), norm.bias.float()
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    statistics = (norm.running_mean, norm.running_var)
-    normalized = batch_norm(features.float(), *statistics, weight, bias, norm.training, norm.momentum, norm.eps)
-    return normalized.to(features.dtype)

@@ -4,20 +4,15 @@
 import io
 import json
 import logging
-import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from ..visualization import plot_training_curves
 from .checkpoints import TrainingState, write_atomically, write_json
-from .schedule import TrainingPlan, estimate_memory, plot_learning_rate
 
 
 logger = logging.getLogger(__name__)
@@ -103,48 +98,6 @@ def summarize(state: TrainingState) -> dict[str, float]:
         "skipped_samples": len(state.skipped),
         "train_runtime": round(state.seconds, 1),
     }
-
-
-def print_dry_run(
-    plan: TrainingPlan,
-    model: nn.Module,
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
-    batch: dict,
-    try_step: Callable[[], dict] | None = None,
-) -> dict[str, float]:
-    """
-    Print the arguments, what they amount to, and the memory they need; draw the learning rate. `try_step`, if given,
-    takes a step on the accelerator and returns what training_plan.try_step returns.
-    """
-    args = plan.args
-    memory = estimate_memory(model, compute_loss, batch, plan.per_device_batch_size)
-    path = Path(args.output_dir) / "learning_rate.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(plot_learning_rate(plan), path)
-    parts = ", ".join(f"{name} {gigabytes:.2f}" for name, gigabytes in memory.items())
-    rows = {
-        **{f"--{name}": value for name, value in asdict(args).items() if value is not None},
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.3f} M",
-        **plan.describe(),
-        "memory of a device, float32": f"{sum(memory.values()):.2f} GB: {parts}",
-        "picture of the learning rate": path,
-    }
-    summary = {"memory_gb": sum(memory.values()), "num_steps": plan.num_steps}
-    if try_step is not None:
-        tried = try_step()
-        rows["memory of a step, measured"] = format_step_memory(**tried)
-        summary |= {"measured_memory_gb": tried["peak_gb"], "device_memory_gb": tried["device_gb"]}
-    print("\n".join(f"{name:<32}{value}" for name, value in rows.items()))
-    return summary
-
-
-def format_step_memory(device: str, peak_gb: float | None, device_gb: float | None) -> str:
-    whole = device if device_gb is None else f"{device}, which has {device_gb:.2f} GB"
-    if peak_gb is None:
-        return f"not counted by torch on {whole}"
-    if math.isinf(peak_gb):
-        return f"out of memory on {whole}: use a smaller --per_device_train_batch_size"
-    return f"{peak_gb:.2f} GB at its peak on {whole}"
 
 
 def format_values(values: Mapping[str, float]) -> str:
