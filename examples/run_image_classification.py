@@ -3,8 +3,8 @@
 """
 Fine-tune ClusTR for image classification with Trainer, or train it from random weights.
 
-    python examples/run_image_classification.py --model_name_or_path out/clustr-small --dataset_name AI-Lab-Makerere/beans \
-        --label_column_name labels --ignore_mismatched_sizes --do_train --do_eval --output_dir out/beans
+    python examples/run_image_classification.py --model_name_or_path out/clustr-small --ignore_mismatched_sizes \
+        --dataset_name AI-Lab-Makerere/beans --label_column_name labels --do_train --do_eval --output_dir out/beans
 
 The arguments are those of transformers' `run_image_classification.py` without `--model_type`, since there is one type,
 and with `--variant`, `--image_size`, `--train_file` and `--validation_file`.

@@ -16,16 +16,17 @@ from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, shipped_checkpoint
 from clustr_hf.training.data.class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
-from clustr_hf.training.data.samples import decode_image
-from clustr_hf.training.sources import ModelArguments, known_names
+from clustr_hf.training.data.decoding import decode_image
+from clustr_hf.training.known_names import known_names
+from clustr_hf.training.models import ModelArguments
 from clustr_hf.training.tasks.image_classification.data import (
     HEADS,
-    DataArguments,
+    ClassificationDataArguments,
     label_names,
-    load_classifier,
-    load_data,
+    load_labelled_images,
     load_stream,
 )
+from clustr_hf.training.tasks.image_classification.model import load_classifier
 
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -151,8 +152,8 @@ def test_trainer_goes_on_with_the_order_that_it_began_with(run_script, pictures,
 
 def load(*files, **arguments):
     train_file, validation_file = files if len(files) == 2 else (*files, None)
-    args = DataArguments(train_file=train_file, validation_file=validation_file)
-    return load_data(args, ModelArguments(**arguments), seed=0)
+    args = ClassificationDataArguments(train_file=train_file, validation_file=validation_file)
+    return load_labelled_images(args, ModelArguments(**arguments), seed=0)
 
 
 def named_rows(rows):
@@ -186,8 +187,11 @@ def test_a_data_set_in_a_folder_and_a_stream_of_it(pictures, tmp_path):
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "train.parquet", pictures, NAMES)
     write_rows(tmp_path / "data" / "validation.parquet", pictures, REVERSED)
-    args, model_args = DataArguments(dataset_name=str(tmp_path / "data")), ModelArguments(cache_dir=str(tmp_path))
-    data = load_data(args, model_args, seed=0)
+    args, model_args = (
+        ClassificationDataArguments(dataset_name=str(tmp_path / "data")),
+        ModelArguments(cache_dir=str(tmp_path)),
+    )
+    data = load_labelled_images(args, model_args, seed=0)
     assert named_rows(data["train"]) == named_rows(data["validation"]) == expected
     known = KnownNames([*NAMES[3:], *NAMES[:3]], "the checkpoint")
     stream, _, kept = load_stream(args, model_args, known)
@@ -233,11 +237,13 @@ def test_another_number_of_classes_names_the_scripts_flag(score, pictures, tmp_p
     for index, fields in enumerate(({"num_labels": 7}, named("cat", "dog"))):
         model = make_checkpoint(tmp_path / str(index), **fields)
         with pytest.raises(ValueError, match=r"has \d classes, .* the data has 10.*--ignore_mismatched_sizes"):
-            load_data(DataArguments(train_file=file), ModelArguments(model_name_or_path=model), 0)
+            load_labelled_images(
+                ClassificationDataArguments(train_file=file), ModelArguments(model_name_or_path=model), 0
+            )
         with pytest.raises(ValueError, match=r"--ignore_mismatched_sizes"):
             load_classifier(ModelArguments(model_name_or_path=model), NAMES)
         for script in (loop_script, trainer_script):
-            with pytest.raises(ValueError, match=r"Nothing is trained, so that --ignore_mismatched_sizes"):
+            with pytest.raises(ValueError, match=r"Nothing is trained, so --ignore_mismatched_sizes"):
                 score(script, *files, "--ignore_mismatched_sizes", model=model)
 
 

@@ -11,7 +11,7 @@ from transformers import SwinForImageClassification
 
 from clustr_hf import ClusTRImageProcessor
 from clustr_hf.training.arguments import LoopArguments
-from clustr_hf.training.baselines import PeerArguments, load_peer
+from clustr_hf.training.baselines import BaselineArguments, load_baseline
 from clustr_hf.training.optimizers import make_optimizer
 
 
@@ -81,8 +81,8 @@ def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(tab
 def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monkeypatch):
     """Revision and folder for downloads too; and its own processor comes along."""
     processor = ClusTRImageProcessor(size={"shortest_edge": 44}, crop_size={"height": 32, "width": 32})
-    new = PeerArguments(peer=peer, config_overrides=SMALL, image_size=32)
-    model, same = load_peer(new, kind, ["a", "b"], processor)
+    new = BaselineArguments(baseline=peer, config_overrides=SMALL, image_size=32)
+    model, same = load_baseline(new, kind, ["a", "b"], processor)
     assert same is processor
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -94,10 +94,10 @@ def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monk
         return original(cls, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "from_pretrained", classmethod(spy))
-    saved = PeerArguments(
-        peer=peer, model_name_or_path=str(tmp_path), model_revision="4f2a0c9", cache_dir=str(tmp_path / "cache")
+    saved = BaselineArguments(
+        baseline=peer, model_name_or_path=str(tmp_path), model_revision="4f2a0c9", cache_dir=str(tmp_path / "cache")
     )
-    _, loaded = load_peer(saved, kind, ["a", "b"], ClusTRImageProcessor())
+    _, loaded = load_baseline(saved, kind, ["a", "b"], ClusTRImageProcessor())
     assert (given["revision"], given["cache_dir"]) == ("4f2a0c9", str(tmp_path / "cache"))
     assert loaded.to_dict() == processor.to_dict()
 

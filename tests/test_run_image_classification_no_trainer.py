@@ -26,6 +26,7 @@ from clustr_hf.training import dry_run
 from clustr_hf.training.arguments import LoopArguments
 from clustr_hf.training.distributed import check_fsdp_arguments
 from clustr_hf.training.optimizers import make_optimizer
+from clustr_hf.training.tasks.image_classification import task
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
 
         return compute_loss
 
-    monkeypatch.setattr(script, "make_loss", make_loss)
+    monkeypatch.setattr(task, "make_loss", make_loss)
     message = r"the loss of step 4 is nan; the last good checkpoint is .*checkpoint-2"
     with pytest.raises(FloatingPointError, match=message):
         train("--max_train_steps", 9, "--checkpointing_steps", 2, "--logging_steps", interval)
@@ -222,7 +223,7 @@ def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch)
 
         return compute_loss
 
-    monkeypatch.setattr(script, "make_loss", make_loss)
+    monkeypatch.setattr(task, "make_loss", make_loss)
     with pytest.raises(FloatingPointError, match="weights are not finite after step 1; there is no checkpoint yet"):
         train("--max_train_steps", 3, "--checkpointing_steps", 1, "--eval_steps", "never")
     assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -24,27 +24,23 @@ from clustr_hf import (
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
 from clustr_hf.metrics import keypoint_average_precision
 from clustr_hf.remote_code.image_processing_clustr_pose import decode_heatmaps
-from clustr_hf.training.tasks.pose_estimation.data import (
-    DataArguments,
-    Place,
-    annotated_places,
-    detected_places,
-    load_data,
-    parse_persons,
-)
-from clustr_hf.training.tasks.pose_estimation.evaluation import EvaluationArguments, Predictor, Scores, group_by_image
+from clustr_hf.training.data.loaders import collate
+from clustr_hf.training.data.splits import load_data
+from clustr_hf.training.tasks.pose_estimation.annotations import parse_persons
+from clustr_hf.training.tasks.pose_estimation.data import PoseDataArguments, pose_format
+from clustr_hf.training.tasks.pose_estimation.evaluation import PoseScores, group_by_image, predict
+from clustr_hf.training.tasks.pose_estimation.person_boxes import PersonBox, annotated_boxes, detected_boxes
 from clustr_hf.training.tasks.pose_estimation.transforms import (
-    AugmentationArguments,
-    EvaluationTransform,
+    PoseAugmentationArguments,
+    PoseTransform,
     ReadPerson,
     Sample,
-    TrainingTransform,
-    collate,
+    prepare_for_evaluation,
 )
 
 
 SCRIPT = run_pose_estimation_no_trainer
-PLAIN = AugmentationArguments(
+PLAIN = PoseAugmentationArguments(
     flip_probability=0, shift_probability=0, half_body_probability=0, rotation_probability=0, scale_factor=0
 )
 
@@ -198,7 +194,7 @@ def test_persons_and_their_keypoints_are_found_by_name(person_folders, tmp_path)
     (tmp_path / "boxes.json").write_text(
         json.dumps([*boxes, {key: boxes[0][key] for key in boxes[0] if key[0] != "c"}])
     )
-    assert len(detected_places(load(changed)["validation"], str(tmp_path / "boxes.json"))) == 3
+    assert len(detected_boxes(load(changed)["validation"], str(tmp_path / "boxes.json"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -271,7 +267,7 @@ def make_sample(points, box=(10.0, 10.0, 60.0, 80.0), size=(120, 100), conventio
     for index, (x, y) in points.items():
         canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill="white")
         keypoints[index] = torch.tensor([x, y, 2.0])
-    return Sample(image, Place(0, 0, box), keypoints)
+    return Sample(image, PersonBox(0, 0, box), keypoints)
 
 
 @pytest.mark.slow
@@ -302,7 +298,7 @@ AUGMENTATIONS = {
 def test_heat_is_where_the_keypoint_is_in_the_crop(name):
     """Whatever is done to the crop; and a mirror makes the left elbow the right one."""
     processor = ClusTRPoseImageProcessor(size={"height": 128, "width": 96})
-    transform = TrainingTransform(processor, COCO, AugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
+    transform = PoseTransform(processor, COCO, PoseAugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
     left, right = COCO.names.index("left_elbow"), COCO.names.index("right_elbow")
     expected = right if "flip_probability" in AUGMENTATIONS[name] else left
     found = 0
@@ -327,10 +323,10 @@ def test_heat_is_where_the_keypoint_is_in_the_crop(name):
 def test_random_regions_are_as_the_arguments_say():
     processor, sample = ClusTRPoseImageProcessor(), make_sample(dict.fromkeys(range(5), (40.0, 50.0)))
     whole = (torch.tensor([40.0, 50.0]), torch.tensor([75.0, 100.0]))
-    regions = [TrainingTransform(processor, COCO, PLAIN)._random_region(sample) for _ in range(3)]
+    regions = [PoseTransform(processor, COCO, PLAIN)._random_region(sample) for _ in range(3)]
     for center, extent, rotation in regions:
         assert torch.equal(center, whole[0]) and torch.equal(extent, whole[1]) and rotation == 0
-    transform = TrainingTransform(processor, COCO, AugmentationArguments(flip_probability=0))
+    transform = PoseTransform(processor, COCO, PoseAugmentationArguments(flip_probability=0))
     centers, extents, rotations = map(torch.stack, zip(*(transform._random_region(sample) for _ in range(4000))))
     shift = (centers - whole[0]) / extents * (extents / whole[1])
     assert (shift != 0).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.03)
@@ -344,8 +340,8 @@ def test_random_regions_are_as_the_arguments_say():
 
 
 def plain_but(**changes):
-    arguments = AugmentationArguments(**{**vars(PLAIN), **changes})
-    return TrainingTransform(ClusTRPoseImageProcessor(), COCO, arguments)
+    arguments = PoseAugmentationArguments(**{**vars(PLAIN), **changes})
+    return PoseTransform(ClusTRPoseImageProcessor(), COCO, arguments)
 
 
 def test_half_bodies():
@@ -371,23 +367,23 @@ def test_half_bodies():
 
 
 def load(folder, **changes):
-    args = DataArguments(**{**{name[2:]: str(value) for name, value in files_of(folder).items()}, **changes})
-    return load_data(args, seed=0)
+    args = PoseDataArguments(**{**{name[2:]: str(value) for name, value in files_of(folder).items()}, **changes})
+    return load_data(args, {}, 0, pose_format(args))
 
 
 def test_who_is_trained_and_evaluated_on(person_folders):
     rows = load(person_folders)["validation"]
-    places = annotated_places(rows, COCO)
+    places = annotated_boxes(rows, COCO)
     assert [(place.row, place.person) for place in places] == [(row, person) for row in range(4) for person in (0, 1)]
     processor = ClusTRPoseImageProcessor()
     read = ReadPerson(rows, places, processor, COCO, "validation")
     sample = read(3)
     expected = parse_persons(rows[1], COCO)
     torch.testing.assert_close(sample.keypoints, torch.from_numpy(expected.keypoints[1]).float())
-    evaluated, trained_on = EvaluationTransform(processor)(sample), TrainingTransform(processor, COCO, PLAIN)(sample)
+    evaluated, trained_on = prepare_for_evaluation(sample, processor), PoseTransform(processor, COCO, PLAIN)(sample)
     torch.testing.assert_close(evaluated["pixel_values"], trained_on["pixel_values"], atol=1e-4, rtol=0)
     target = processor(
-        sample.image, boxes=[[sample.place.box]], keypoints=[sample.keypoints[None]], return_tensors="pt"
+        sample.image, boxes=[[sample.person_box.box]], keypoints=[sample.keypoints[None]], return_tensors="pt"
     )
     torch.testing.assert_close(target["labels"][0], trained_on["labels"], atol=1e-4, rtol=0)
     assert torch.equal(target["label_weights"][0], trained_on["label_weights"])
@@ -417,24 +413,25 @@ def test_the_truth_through_the_whole_chain_is_worth_all_there_is(shared, folder,
     files = {}
     for split in ("train", "validation"):
         files |= {f"{split}_dir": str(folder / images), f"{split}_annotation_file": str(folder / file)}
-    args = DataArguments(**files, keypoints=name)
-    rows, processor = load_data(args, seed=0)["validation"], ClusTRPoseImageProcessor()
-    places = annotated_places(rows, args.convention)
+    args = PoseDataArguments(**files, keypoints=name)
+    rows, processor = load_data(args, {}, 0, pose_format(args))["validation"], ClusTRPoseImageProcessor()
+    places = annotated_boxes(rows, args.convention)
     read = ReadPerson(rows, places, processor, args.convention, "validation")
-    predict, scores = Predictor(processor, args.convention, EvaluationArguments()), Scores(rows, args.convention)
+    flip_pairs, scores = args.convention.flip_pairs, PoseScores(rows, args.convention)
     records = []
     for index, place in enumerate(places):
         person = read(index)
         keypoints = [person.keypoints[None]]
         target = processor(person.image, boxes=[[place.box]], keypoints=keypoints, return_tensors="pt")
-        records += predict(TrueHeat(target["labels"]), collate([EvaluationTransform(processor)(person)]))
-    found = scores(records)
+        batch = collate([prepare_for_evaluation(person, processor)])
+        records += predict(TrueHeat(target["labels"]), batch, processor, flip_pairs)
+    found, table = scores(records)
     annotations = read_json(folder / file)["annotations"]
     assert len(records) == sum(row["num_keypoints"] > 0 and not row["iscrowd"] for row in annotations) > 10
     assert found["eval_body_ap50"] == 1.0 and found["eval_body_ap"] > 0.98
     if name == "coco_wholebody":
-        assert [row["ap"] for row in scores.table.values()] == [1.0] * 7
-        persons = {name: row["persons"] for name, row in scores.table.items()}
+        assert [row["ap"] for row in table.values()] == [1.0] * 7
+        persons = {name: row["persons"] for name, row in table.items()}
         assert persons == {"body": 12, "foot": 10, "face": 4, "lefthand": 5, "righthand": 5, "hand": 7, "wholebody": 12}
 
 
@@ -444,7 +441,7 @@ def test_predictions_by_image_without_those_found_twice():
     nearly, other = (points + np.array(offset) for offset in ([0.5, 0, 0], [40, 30, 0]))
     places = [(2, 0.5, points), (2, 0.9, nearly), (0, 1.0, other)]
     records = [
-        (Place(row, None, (0.0, 0.0, 100.0, 100.0), score), {"keypoints": keypoints, "score": 0.6, "area": 10000.0})
+        (PersonBox(row, None, (0.0, 0.0, 100.0, 100.0), score), {"keypoints": keypoints, "score": 0.6, "area": 10000.0})
         for row, score, keypoints in places
     ]
     first, second, third = group_by_image(records, 3, COCO.sigmas)
@@ -519,7 +516,7 @@ def spoil(folder, target, change):
         (lambda c: c["annotations"][0]["keypoints"].pop(), r"image 50: an annotation must have 17 keypoints .* got 50"),
         (lambda c: c["annotations"][1].pop("bbox"), r"image 50: an annotation must have \['bbox'\]"),
         (lambda c: c["annotations"].clear(), "the validation images must have persons to look at, got none"),
-        (lambda c: c["images"][0].update(file_name="no.png"), "must name images that are there .* missing"),
+        (lambda c: c["images"][0].update(file_name="no.png"), "must name images that exist .* missing"),
     ],
 )
 def test_wrong_annotations_are_named(person_folders, tmp_path, run_script, change, message):

@@ -22,16 +22,22 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
 from clustr_hf.metrics import MeanIoU
 from clustr_hf.training.baselines import (
-    PeerArguments,
+    BaselineArguments,
     PvtV2ForSemanticSegmentation,
     SwinForSemanticSegmentation,
-    load_peer,
+    load_baseline,
 )
-from clustr_hf.training.tasks.semantic_segmentation.data import class_weights, read_folder, segmentation_processor
-from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments, predict_logits, window_starts
+from clustr_hf.training.tasks.semantic_segmentation.data import read_folder
+from clustr_hf.training.tasks.semantic_segmentation.evaluation import (
+    SegmentationEvaluationArguments,
+    predict_logits,
+    window_starts,
+)
+from clustr_hf.training.tasks.semantic_segmentation.model import segmentation_processor
+from clustr_hf.training.tasks.semantic_segmentation.recipe import class_weights
 from clustr_hf.training.tasks.semantic_segmentation.transforms import (
-    AugmentationArguments,
-    TrainingTransform,
+    SegmentationAugmentationArguments,
+    SegmentationTransform,
     scaled_size,
 )
 
@@ -255,15 +261,15 @@ def test_peers_go_on_from_their_classifiers(train, image_folders, tmp_path, run_
     assert shared and all(torch.allclose(before[name], after[name], atol=1e-5) for name in shared)
     model = SwinForSemanticSegmentation.from_pretrained(folder).eval()
     assert model.config.embed_dim == 8 and model(torch.randn(1, 3, 50, 34)).logits.shape == (1, 3, 25, 17)
-    with pytest.raises(ValueError, match="must be a checkpoint of --peer pvt_v2"):
+    with pytest.raises(ValueError, match="must be a checkpoint of --baseline pvt_v2"):
         train("--peer", "pvt_v2", "--model_name_or_path", classifier, output_dir=tmp_path / "other")
 
 
 def test_maps_of_swin_are_those_of_its_backbone():
     """transformers' own backbone of the same weights."""
     fields = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2], "strides": [4, 2, 2, 2]}
-    arguments = PeerArguments(peer="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
-    model = load_peer(arguments, "segmenter", ["a", "b"], None)[0].eval()
+    arguments = BaselineArguments(baseline="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
+    model = load_baseline(arguments, "segmenter", ["a", "b"], None)[0].eval()
     stages = [f"stage{index}" for index in range(1, 5)]
     fields = {name: value for name, value in model.config.to_dict().items() if name != "out_indices"}
     backbone = SwinBackbone(SwinConfig.from_dict({**fields, "out_features": stages})).eval()
@@ -278,7 +284,7 @@ def test_maps_of_swin_are_those_of_its_backbone():
 
 
 def test_a_swin_that_cannot_be_is_refused(train):
-    with pytest.raises(ValueError, match=r"--peer swin needs hidden_sizes that double .* got \[32, 64, 128, 160\]"):
+    with pytest.raises(ValueError, match=r"--baseline swin needs hidden_sizes that double .* got \[32, 64, 128, 160\]"):
         train("--peer", "swin", "--max_train_steps", 1)
 
 
@@ -380,7 +386,7 @@ def spoil_endings(data):
         (spoil_kind, r"label map of train sample 3 must hold one label a pixel, got shape \(96, 96, 3\)"),
         (spoil_pairs, r"12 images, 11 label maps, without a partner: \['03'\]"),
         (spoil_json, "id2label.json must be a JSON object from indices to names of classes"),
-        (spoil_number, "must name at most 255 classes, since 255 does not count"),
+        (spoil_number, "must name at most 255 classes, since 255 marks ignored pixels"),
         (spoil_endings, "must have one file of each name, got 03.bmp, 03.png"),
         (spoil_doubled_names, r"must give each class a name of its own, got \['ground', 'disc', 'disc'\]"),
         (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
@@ -432,7 +438,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
 @pytest.mark.parametrize(
     "arguments, without, message",
     [
-        (["--peer", "vit"], (), r"--peer must be one of \['pvt_v2', 'swin'\], got 'vit'"),
+        (["--peer", "vit"], (), r"--baseline must be one of \['pvt_v2', 'swin'\], got 'vit'"),
         (["--segmentation_head", "mask2former"], (), "`segmentation_head` must be one of"),
         (["--eval_window", 64, "--eval_stride", 65], (), "--eval_stride must be from 1 to --eval_window, got 65"),
         (["--min_scale", 3], (), r"--min_scale and --max_scale must be 0 < min <= max, got \(3.0, 2.0\)"),
@@ -442,7 +448,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
         (["--config_overrides", '{"hiden_sizes": 1}'], (), r"names \['hiden_sizes'\], which are no fields"),
         (["--config_overrides", "[1]"], (), r"--config_overrides must be a JSON object, got \[1\]"),
         ([], ("--id2label_file",), "--id2label_file is needed"),
-        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --peer"),
+        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --baseline"),
         (
             ["--segmentation_head", "upernet", "--per_device_train_batch_size", 1],
             (),
@@ -466,7 +472,7 @@ class ByPosition(torch.nn.Module):
 @pytest.mark.parametrize("size, window, stride", [((40, 60), 16, 10), ((33, 17), 16, 16), ((12, 50), 20, 7)])
 def test_windows_cover_an_image_and_are_averaged(size, window, stride):
     pixel_values = torch.randn(2, 1, *size)
-    args = EvaluationArguments(eval_window=window, eval_stride=stride)
+    args = SegmentationEvaluationArguments(eval_window=window, eval_stride=stride)
     logits = predict_logits(ByPosition(), pixel_values, args)
     torch.testing.assert_close(logits, torch.cat([pixel_values, -pixel_values], dim=1))
 
@@ -475,8 +481,8 @@ def test_one_window_is_the_whole_image():
     torch.manual_seed(0)
     model = ClusTRForSemanticSegmentation(ClusTRConfig.from_variant("nano", num_labels=3)).eval()
     pixel_values = torch.randn(1, 3, 48, 64)
-    whole = predict_logits(model, pixel_values, EvaluationArguments())
-    window = predict_logits(model, pixel_values, EvaluationArguments(eval_window=64))
+    whole = predict_logits(model, pixel_values, SegmentationEvaluationArguments())
+    window = predict_logits(model, pixel_values, SegmentationEvaluationArguments(eval_window=64))
     resized = interpolate(whole, size=(48, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(window, resized)
 
@@ -512,7 +518,7 @@ def test_images_are_scaled_as_by_the_papers_framework(size, scale, expected):
 
 def make_transform(**settings):
     processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
-    return processor, TrainingTransform(processor, AugmentationArguments(crop_size=48, **settings))
+    return processor, SegmentationTransform(processor, SegmentationAugmentationArguments(crop_size=48, **settings))
 
 
 def checkered(size, square=16):
@@ -565,11 +571,11 @@ def test_distorted_colours_keep_their_channels():
 def test_labels_are_scaled_to_where_their_pixels_go(scale):
     """The edge between two halves lies in the middle of image and labels alike."""
     processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
-    arguments = AugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
+    arguments = SegmentationAugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
     labels = torch.zeros(64, 64, dtype=torch.int64)
     labels[:, 32:] = 1
     image = Image.fromarray((labels * 200).to(torch.uint8).numpy()).convert("RGB")
-    sample = TrainingTransform(processor, arguments)((image, labels))
+    sample = SegmentationTransform(processor, arguments)((image, labels))
     side = round(64 * scale)
     expected = torch.zeros(side, side, dtype=torch.int64)
     expected[:, side // 2 :] = 1

@@ -12,25 +12,22 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
-from run_image_classification import add_transforms
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.data.samples import (
-    EvaluationSamples,
+from clustr_hf.training.data.decoding import UnreadableSample, decode_image, decode_rgb
+from clustr_hf.training.data.loaders import (
     LoaderOptions,
-    StreamedBatches,
     TrainingBatches,
-    TrainingData,
-    TrainingSamples,
-    UnreadableSample,
-    decode_image,
-    decode_rgb,
+    collate,
     evaluation_loader,
-    spread_evenly,
     training_loader,
 )
-from clustr_hf.training.tasks.image_classification.data import DataArguments, resized_processor
-from clustr_hf.training.tasks.image_classification.transforms import ReadRow, collate, training_transform
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
+from clustr_hf.training.data.streams import StreamedBatches
+from clustr_hf.training.tasks.image_classification.data import ClassificationDataArguments
+from clustr_hf.training.tasks.image_classification.model import resized_processor
+from clustr_hf.training.tasks.image_classification.trainer import add_transforms
+from clustr_hf.training.tasks.image_classification.transforms import ReadRow, training_transform
 
 
 def reader(broken=()):
@@ -387,7 +384,7 @@ def test_the_trainer_script_reads_malformed_metadata():
     split = Dataset.from_dict({"image": rows, "label": [0, 0]}, features=features)
     data = DatasetDict(train=split, validation=split)
     processor = ClusTRImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    add_transforms(data, processor, DataArguments(train_dir="x"))
+    add_transforms(data, processor, ClassificationDataArguments(train_dir="x"))
     expected = processor(Image.fromarray(PIXELS), return_tensors="pt").pixel_values[0]
     assert data["train"][0]["pixel_values"].shape == (3, 32, 32)
     torch.testing.assert_close(data["validation"][1]["pixel_values"], expected)

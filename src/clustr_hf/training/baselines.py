@@ -127,8 +127,8 @@ def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
     doubled = [config.hidden_sizes[0] * 2**stage for stage in range(len(config.depths))]
     if config.hidden_sizes != doubled or len(set(config.mlp_ratios)) > 1 or set(config.strides[1:]) > {2}:
         raise ValueError(
-            f"--baseline swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after the "
-            f"first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
+            f"--baseline swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after "
+            f"the first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
         )
     return {
         "image_size": LARGE_IMAGE,
@@ -214,7 +214,9 @@ def _saved_config(args: BaselineArguments, baseline: Baseline) -> PreTrainedConf
         raise ValueError(f"--config_overrides can only change the head of a checkpoint of --baseline, got {overrides}")
     saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
     if not isinstance(saved, baseline.config_class) or not hasattr(saved, "strides"):
-        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --baseline {args.baseline}")
+        raise ValueError(
+            f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --baseline {args.baseline}"
+        )
     return saved
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 
 from ..publish import complete_repository
 from ..publish.card import CardContents, measurements_of
 from .arguments import LoopArguments, shorten_path
-from .report import format_table, write_table
-from .sources import ModelArguments, SourceArguments
+from .data.arguments import FolderArguments
+from .models import ModelArguments
 
 
 @dataclass
@@ -26,13 +25,13 @@ class TrainingCard:
 
     Args:
         args ([`LoopArguments`] or `TrainingArguments` with its `command` and `settings`): What was trained, and how.
-        data_args ([`SourceArguments`]): On which data.
+        data_args ([`FolderArguments`]): On which data.
         model_args ([`ModelArguments`]): From which model.
         summary (`str`): What a trained model is.
     """
 
     args: LoopArguments | TrainingArguments
-    data_args: SourceArguments
+    data_args: FolderArguments
     model_args: ModelArguments
     summary: str
 
@@ -58,56 +57,6 @@ class TrainingCard:
         return None if name is None or Path(name).exists() else name
 
 
-@dataclass(kw_only=True)
-class Report:
-    """
-    What people look at after an evaluation: a table and pictures; and the card of a trained model. It is the loop's
-    `write_card`, and its `write_evaluation` the loop's. A task with pictures has a subclass that draws them.
-
-    Args:
-        scores: The loop's `compute_metrics`, whose `table` is that of the last evaluation.
-        card ([`TrainingCard`]): Of the training.
-        model_class (`type`): To load the saved model by.
-        num_pictures (`int`): Validation images to draw; 0 draws none.
-        kind (`str`): What the table has rows of.
-        has_card (`bool`): Whether the package can load the model, which is what a card is about.
-        shows_table (`bool`): Whether the card shows the table.
-        remark (`str`): What the card says before the table.
-    """
-
-    scores: Any
-    card: TrainingCard
-    model_class: type
-    num_pictures: int = 0
-    kind: str = "class"
-    has_card: bool = True
-    shows_table: bool = True
-    remark: str = ""
-
-    @property
-    def table(self) -> Path:
-        return Path(self.card.args.output_dir) / f"per_{self.kind}_results.json"
-
-    def __call__(self, folder: Path, results: dict[str, Any]):
-        """Table, pictures and card of the model that is saved in a folder."""
-        model = self.model_class.from_pretrained(folder).eval() if self.num_pictures > 0 else None
-        self.write_evaluation(model, folder)
-        if self.has_card:
-            tables = [format_table(self.table, self.kind)] if self.shows_table and self.table.is_file() else []
-            self.card.write(folder, results, [self.remark, *tables] if self.remark else tables)
-
-    def write_evaluation(self, model: nn.Module | None, folder: Path):
-        """The table in the output folder, and pictures of a model, on the CPU, in a folder."""
-        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
-            write_table(self.scores.table, self.table)
-        if self.num_pictures > 0:
-            self.draw_predictions(model, folder / "predictions.png")
-
-    def draw_predictions(self, model: nn.Module, path: Path):
-        """Validation images that lie evenly in the split, with what the model predicts."""
-        raise NotImplementedError
-
-
 def describe_training(results: dict[str, Any]) -> str:
     """How long it took, on what, in which versions."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
@@ -124,7 +73,7 @@ def describe_device() -> str:
     return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def describe_data(args: SourceArguments) -> tuple[str, str | None, str]:
+def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
     """
     What was evaluated on: the name of the data, without the folders of whoever trained, their id on the Hub if they are
     from there, and which part of them it was.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from .arguments import LoopArguments
-from .data.samples import LoaderOptions, training_loader
+from .data.loaders import LoaderOptions, training_loader
 from .devices import device_name, is_accelerator, peak_memory, total_memory
 from .optimizers import make_optimizer
 from .report import write_picture

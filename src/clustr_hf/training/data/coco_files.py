@@ -54,9 +54,9 @@ class CocoFile:
             for index, row in enumerate(content["annotations"]):
                 if not isinstance(row, dict):
                     raise ValueError(f"annotation {index} must be a dictionary, got {reprlib.repr(row)}")
-            _refuse_duplicates("categories", [row["id"] for row in categories])
-            _refuse_duplicates("images", [image_id for image_id, _ in images])
-            _refuse_duplicates("annotations", [row["id"] for row in content["annotations"] if row.get("id") is not None])
+            _check_unique("categories", [row["id"] for row in categories])
+            _check_unique("images", [image_id for image_id, _ in images])
+            _check_unique("annotations", [row["id"] for row in content["annotations"] if row.get("id") is not None])
             file = cls(path, {row["id"]: row for row in categories}, dict(images), content["annotations"])
             for row in file.annotations:
                 file._check_references(row)
@@ -92,7 +92,7 @@ def _check_types(kind: str, key: str, values: Sequence[Any], *types: type):
             raise ValueError(f"the {key} of the {kind} must be {wanted}, got {value!r}")
 
 
-def _refuse_duplicates(kind: str, ids: Sequence[Any]):
+def _check_unique(kind: str, ids: Sequence[Any]):
     seen = set()
     for value in ids:
         if value in seen:

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The files of a data set: loaded in pieces with equal class names; a file that cannot be read is named in the error."""
+"""Files of a data set, loaded in pieces with equal class names; errors name the file that cannot be read."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -39,7 +39,7 @@ class Labels(ABC):
     def renumber(self, rows: Rows, names: list[str], split: str) -> Rows:
         """The same rows with ids that refer to other names; raises a `ValueError` for an id without a name."""
 
-    def check(self, rows: Rows, split: str):
+    def check(self, rows: Rows, split: str):  # noqa: B027 (optional)
         """Raise a `ValueError` for a row with an invalid id, if this can be told without reading all columns."""
 
 

@@ -29,8 +29,8 @@ class DetectionEvaluationArguments(EvaluationArguments):
     max_detections: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of detections per image in the evaluation. Default: 100 for object detection, as in "
-            "COCO; for instance segmentation, `detections_per_image` of the model's configuration."
+            "help": "Maximum number of detections per image in the evaluation. Default: 100 for object detection, as "
+            "in COCO; for instance segmentation, `detections_per_image` of the model's configuration."
         },
     )
     picture_threshold: float = field(default=0.5, metadata={"help": "Minimum score of a detection in the pictures."})

@@ -108,8 +108,7 @@ def make_parts(detector: Detector, run: Run, data: TaskData, model: nn.Module, p
     labels, evaluation, with_masks = data.labels, run.evaluation, detector.with_masks
     parse = ParseObjects(run.data, labels, with_masks)
     readers = {
-        split: ReadSample(rows, parse, processor, len(labels), with_masks, split)
-        for split, rows in data.splits.items()
+        split: ReadSample(rows, parse, processor, len(labels), with_masks, split) for split, rows in data.splits.items()
     }
     make_transform = partial(DetectionTransform, processor, run.augmentation)
     samples = make_samples(run, readers, make_transform, partial(prepare_for_evaluation, processor=processor))

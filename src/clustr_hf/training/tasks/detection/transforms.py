@@ -98,7 +98,9 @@ class ReadSample:
         try:
             return self._make_sample(image, self.parse(row))
         except (LookupError, TypeError, ValueError) as error:
-            reason = repr(error) if isinstance(error, LookupError) else error  # the message of a LookupError is only the key
+            reason = (
+                repr(error) if isinstance(error, LookupError) else error
+            )  # the message of a LookupError is only the key
             kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
             raise kind(f"{name}: {reason}") from error
 
@@ -240,7 +242,7 @@ def collate_objects(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = collate([{**sample, "pixel_values": pad_to(sample["pixel_values"], size)} for sample in samples])
     batch["pixel_mask"] = pixel_mask
     if "labels" in batch:
-        # The processor's type of labels. FSDP casts tensors in plain dictionaries to half precision, too coarse for boxes.
+        # The processor's type of labels: FSDP casts tensors in dictionaries to half precision, too coarse for boxes.
         batch["labels"] = [BatchFeature(labels) for labels in batch["labels"]]
         for labels in batch["labels"]:
             if "masks" in labels:

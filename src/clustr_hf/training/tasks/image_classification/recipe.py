@@ -49,8 +49,8 @@ class ClassificationRecipe(RecipeArguments):
     lora_rank: int | None = field(
         default=None,
         metadata={
-            "help": "Rank of LoRA adapters on the attention projections, trained together with the head. Default: none, "
-            "all weights are trained."
+            "help": "Rank of LoRA adapters on the attention projections, trained together with the head. Default: "
+            "none, all weights are trained."
         },
     )
 

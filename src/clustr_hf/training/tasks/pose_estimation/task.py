@@ -70,9 +70,7 @@ def draw(
         images.append(samples[0].image)
         references.append(torch.from_numpy(scores.references[row]["keypoints"]))
         predictions.append(torch.from_numpy(found["keypoints"][found["scores"] > args.picture_threshold]))
-    return plot_keypoints(
-        images, references, predictions, convention.names, convention.edges, args.picture_threshold
-    )
+    return plot_keypoints(images, references, predictions, convention.names, convention.edges, args.picture_threshold)
 
 
 def make_parts(run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:

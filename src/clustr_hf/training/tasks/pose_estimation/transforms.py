@@ -22,8 +22,8 @@ from ....remote_code.image_processing_clustr_pose import (
     image_to_crop,
 )
 from ....remote_code.modeling_clustr_pose import mirror_order
-from ...data.coco_files import IMAGE
 from ...augmentation import check_probabilities
+from ...data.coco_files import IMAGE
 from ...data.decoding import decode_rgb
 from .annotations import parse_persons
 from .person_boxes import PersonBox
@@ -101,7 +101,9 @@ class ReadPerson:
         split (`str`): Name of the split in error messages.
     """
 
-    def __init__(self, rows: Dataset, boxes: Sequence[PersonBox], processor, convention: KeypointConvention, split: str):
+    def __init__(
+        self, rows: Dataset, boxes: Sequence[PersonBox], processor, convention: KeypointConvention, split: str
+    ):
         self.rows, self.boxes, self.processor, self.convention, self.split = rows, boxes, processor, convention, split
 
     def __len__(self) -> int:

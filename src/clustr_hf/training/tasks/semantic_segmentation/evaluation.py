@@ -43,9 +43,7 @@ class SegmentationEvaluationArguments(EvaluationArguments):
 
 
 @torch.no_grad()
-def predict_logits(
-    model: nn.Module, pixel_values: torch.Tensor, args: SegmentationEvaluationArguments
-) -> torch.Tensor:
+def predict_logits(model: nn.Module, pixel_values: torch.Tensor, args: SegmentationEvaluationArguments) -> torch.Tensor:
     """Logits (B, K, h, w) of images (B, 3, H, W), at the resolution of the model, or of the images for windows."""
     if args.eval_window is None:
         return model(pixel_values=pixel_values).logits.float()
@@ -75,9 +73,7 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return sorted({*range(0, length - window, stride), length - window})
 
 
-def predict(
-    model: nn.Module, batch: dict, args: SegmentationEvaluationArguments, num_labels: int
-) -> list[Record]:
+def predict(model: nn.Module, batch: dict, args: SegmentationEvaluationArguments, num_labels: int) -> list[Record]:
     """The record of every image of a batch."""
     records = []
     # One image at a time: sizes differ, and with FSDP all processes must run equally many forward passes.

@@ -37,7 +37,9 @@ def check(run: Run):
     if run.model.baseline is not None:
         refuse_with_baseline(push_to_hub=run.loop.push_to_hub, freeze_stages=run.loop.freeze_stages)
     if run.evaluation.eval_window is not None and run.accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("--eval_window does not work with FSDP: processes would run different numbers of forward passes")
+        raise ValueError(
+            "--eval_window does not work with FSDP: processes would run different numbers of forward passes"
+        )
 
 
 def load_data(run: Run) -> TaskData:
@@ -67,7 +69,7 @@ def load_model(run: Run, data: TaskData) -> tuple[nn.Module, Any]:
 
 
 def check_batch(run: Run, model: nn.Module):
-    """Raise a `ValueError` if UPerNet has one image per device: its batch norm sees one value where it pools to 1 x 1."""
+    """Raise a `ValueError` if UPerNet trains on one image per device: pooled to 1 x 1, batch norm sees one value."""
     if run.loop.eval_only or getattr(model.config, "segmentation_head", None) != "upernet":
         return
     # On several GPUs batch norm is synchronised.

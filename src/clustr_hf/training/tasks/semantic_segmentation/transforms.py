@@ -102,8 +102,7 @@ class ReadLabelMap:
         wrong = labels[((labels < 0) | (labels >= number)) & valid]
         if len(wrong):
             raise ValueError(
-                f"labels of {name} must be in [0, {number}), or {IGNORE_INDEX} to ignore a pixel, got "
-                f"{wrong[0].item()}"
+                f"labels of {name} must be in [0, {number}), or {IGNORE_INDEX} to ignore a pixel, got {wrong[0].item()}"
             )
         return torch.where(valid, self.class_ids[labels.where(valid, torch.zeros_like(labels))], IGNORE_INDEX)
 
