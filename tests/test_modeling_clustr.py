@@ -268,10 +268,46 @@ def test_feed_forward_in_pieces_agrees_with_the_whole(activation, monkeypatch):
     hidden = mlp.activation(features + mlp.depthwise(maps).flatten(2).mT)  # as the paper's release writes it
     expected = mlp.fc2(hidden)
     torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
+    torch.testing.assert_close(ClusTRMLP.forward.__wrapped__(mlp, tokens, (11, 7)), expected)  # the plain form
     for rows in (1, 3, 5, 11, 22, 10**6):
         monkeypatch.setattr(feed_forward_clustr, "FEED_FORWARD_ELEMENTS", rows * 7 * 64)
         with torch.no_grad():
             torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
+
+
+@pytest.fixture
+def private_operator(monkeypatch):
+    """Replaces the private operator, and forgets whether it works."""
+
+    def replace(operator):
+        monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", operator, raising=False)
+        feed_forward_clustr._convolve_with_gelu_works.cache_clear()
+
+    yield replace
+    feed_forward_clustr._convolve_with_gelu_works.cache_clear()
+
+
+def missing(*args):
+    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise'")
+
+
+def of_another_signature(features, kernel):
+    raise AssertionError("not called with these arguments")
+
+
+def of_another_meaning(features, *args):
+    return features
+
+
+@pytest.mark.parametrize("operator", [missing, of_another_signature, of_another_meaning])
+def test_without_the_private_operator_the_public_ones_run(operator, private_operator):
+    mlp = ClusTRMLP(tiny_config(), stage_index=1).eval()
+    tokens = torch.randn(2, 11 * 7, 32)
+    with torch.no_grad():
+        expected = ClusTRMLP.forward.__wrapped__(mlp, tokens, (11, 7))
+        private_operator(operator)
+        torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
+    assert not feed_forward_clustr._convolve_with_gelu_works()
 
 
 def test_gradients_agree_with_finite_differences():

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from transformers import SwinForImageClassification
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.arguments import LoopArguments
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.baselines import BaselineArguments, load_baseline
 from clustr_hf.training.optimizers import make_optimizer
 
@@ -105,3 +105,11 @@ def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monk
 def test_tables_of_peers_have_all_of_them():
     rows = {row for name in ("peers", "peers-32") for row in TABLES[name].rows}
     assert rows == {row for _, row in PEERS} | {"clustr", "clustr-32"}
+
+
+def test_the_former_name_of_the_option_still_works(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"peer": "swin"}')
+    for arguments in (["--baseline", "swin"], ["--peer", "swin"], ["--recipe", str(recipe)]):
+        args, _ = parse_arguments(BaselineArguments, LoopArguments, arguments=["--output_dir", "out", *arguments])
+        assert args.baseline == "swin"

@@ -547,7 +547,7 @@ def test_a_wrong_file_of_boxes_is_named(train, tmp_path, content, message):
         (["--rotation_factor", -1], "--rotation_factor must be 0 or more, got -1.0"),
         (["--num_pictures", -1], "--num_pictures must be 0 or more, got -1"),
         (["--picture_threshold", 1.5], r"--picture_threshold must be in \[0, 1\], got 1.5"),
-        (["--config_overrides", '{"strides": [1, 1, 2, 2]}'], "heat maps must be smaller than crops by a whole number"),
+        (["--config_overrides", '{"strides": [1, 1, 2, 2]}'], "the ratio of crops to heatmaps must be an integer"),
     ],
 )
 def test_wrong_arguments_are_named(train, arguments, message):

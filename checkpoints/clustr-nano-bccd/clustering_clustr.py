@@ -222,7 +222,7 @@ def aggregate_tokens(
 
 def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Tensor:
     """
-    [`aggregate_tokens`] for clusters of one token each (lambda = 1): x_i w_i / (w_i + 1e-6), in the order of the tokens.
+    [`aggregate_tokens`] for clusters of one token each (lambda = 1), in token order: x_i w_i / (w_i + 1e-6).
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.

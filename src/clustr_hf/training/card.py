@@ -13,7 +13,8 @@ from transformers import TrainingArguments
 
 from ..publish import complete_repository
 from ..publish.card import CardContents, measurements_of
-from .arguments import LoopArguments, shorten_path
+from .arguments import LoopArguments
+from .command_line import shorten_path
 from .data.arguments import FolderArguments
 from .models import ModelArguments
 
