@@ -1,4 +1,4 @@
-"""What the training scripts say of malformed data: which file, sample and field, what was expected, what came."""
+"""Errors of malformed data name the file, sample and field, what was expected and what was found."""
 
 import json
 from functools import partial
@@ -55,7 +55,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write columns of a data set to a parquet file of that name."""
+    """Write columns of a data set to a parquet file with the given name."""
 
     def write_file(name, number=4, features=None, **changes):
         columns = {"image": [encode(PIXELS, tmp_path)] * number, "label": [0, 1] * (number // 2)}
@@ -82,7 +82,7 @@ def test_splits_may_differ_in_their_columns_but_for_those_that_are_needed(write,
 
 
 def test_a_validation_file_without_label_maps_is_named(write, tmp_path, models):
-    """Whose rows would have None instead, and would be skipped as broken images."""
+    """Otherwise its rows would have None instead of a map, and would be skipped as broken."""
     maps = [encode(Image.new("L", (30, 20)), tmp_path)] * 4
     train, bare = write("train.parquet", label=None, annotation=maps), write("bare.parquet", label=None)
     args = SegmentationDataArguments(train_file=train, validation_file=bare, id2label_file="x")
@@ -139,7 +139,7 @@ def test_a_split_without_rows_is_named(write, models):
 
 @pytest.mark.parametrize("label", [None, 2, -1])
 def test_labels_of_streams_are_checked(write, models, label):
-    """Those of the validation data when they are kept, those of the training data when they are drawn."""
+    """In validation data when it is stored, in training data when a row is drawn."""
     whole, bad = write("whole.parquet"), write("bad.parquet", label=[0, 1, label, 0])
     with pytest.raises(ValueError, match=rf"the label of validation sample 2 must be in \[0, 2\), got {label}"):
         load_stream(ClassificationDataArguments(train_file=whole, validation_file=bad), models)
@@ -206,7 +206,7 @@ OBJECTS = {
 
 @pytest.mark.parametrize("change, message", OBJECTS.values(), ids=OBJECTS)
 def test_objects_that_do_not_fit_together_are_named(change, message, tmp_path):
-    """In a validation split as in one to train on."""
+    """In the validation split as in the training split."""
     objects = change if isinstance(change, list) else {**WHOLE, **change}
     rows = [{"image": encode(PIXELS, tmp_path), "objects": objects}] * 2
     parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
@@ -236,7 +236,7 @@ def test_optional_lists_of_objects_may_be_empty(tmp_path):
 
 
 def test_a_slim_image_is_evaluated(tmp_path):
-    """Its shorter side becomes less than a pixel."""
+    """The resized shorter side would be less than a pixel."""
     row = {"image": encode(PIXELS.resize((3, 2000)), tmp_path), "objects": {"bbox": [[0, 0, 3, 900]], "category": [1]}}
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
     parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
@@ -247,7 +247,7 @@ def test_a_slim_image_is_evaluated(tmp_path):
 
 @pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (1, 5000), (5000, 1)])
 def test_pictures_of_slim_images_are_drawn(size, tmp_path):
-    """Which matplotlib would make of gigabytes, or of no pixel."""
+    """Matplotlib would draw them with gigabytes of pixels, or with none."""
     image, persons = PIXELS.resize(size), torch.zeros(1, 2, 3)
     figures = {
         "keypoints": plot_keypoints([image] * 2, [persons] * 2, [persons] * 2, ["a", "b"], [(0, 1)]),
@@ -267,7 +267,7 @@ def test_pictures_of_slim_images_are_drawn(size, tmp_path):
     ],
 )
 def test_maps_of_other_numbers_than_labels_are_named(values, message, tmp_path):
-    """A TIFF of floats, whose fractions would be cut off."""
+    """A TIFF of floats, whose fractions would be truncated."""
     Image.fromarray(values).save(tmp_path / "map.tif")
     rows = Dataset.from_dict({"annotation": [{"bytes": None, "path": str(tmp_path / "map.tif")}]})
     with pytest.raises(ValueError, match=f"the label map of validation sample 0: .*{message}"):

@@ -1,4 +1,4 @@
-"""Folders of images with a sub-folder for each class, whatever lies in these."""
+"""Folders of images with a sub-folder for each class, which may have any content."""
 
 import os
 from collections import Counter

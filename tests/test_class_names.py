@@ -1,4 +1,4 @@
-"""Classes are matched by name: in lists, in files and splits of rows, and with those of a checkpoint."""
+"""Classes are matched by name: between lists, between files and splits, and with those of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ REVERSED = NAMES[::-1]
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Images, and the names that the bundled checkpoint gives them by transformers' own pipeline."""
+    """Images, and the classes that the bundled checkpoint predicts for them in transformers' pipeline."""
     generator = np.random.default_rng(0)
     images = []
     for index in range(24):
@@ -48,7 +48,7 @@ def pictures():
 
 
 def write_rows(path, pictures, names, part=slice(None)):
-    """A parquet file whose labels count in the given names."""
+    """A parquet file whose labels are indices into the given names."""
     images, labels = (list(values)[part] for values in pictures)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
     rows = {"image": images, "label": [list(names).index(label) for label in labels]}
@@ -62,7 +62,7 @@ def read_json(path):
 
 @pytest.fixture
 def score(tmp_path, run_script):
-    """Accuracy of a checkpoint by a script that only evaluates it."""
+    """Accuracy of a checkpoint, as evaluated by a script."""
 
     def run(script, *arguments, model=None):
         settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache"}
@@ -78,7 +78,7 @@ def score(tmp_path, run_script):
 
 
 def with_other_order(folder, names):
-    """the bundled checkpoint with its classes in another order: the same function of images to names."""
+    """The bundled checkpoint with its classes in another order: the same function from images to names."""
     model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint())
     order = torch.tensor([NAMES.index(name) for name in names])
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_fine_tuning_keeps_the_head_of_the_same_classes(run_script, pictures, tm
 
 
 def test_a_run_goes_on_with_the_order_that_it_began_with(run_script, pictures, tmp_path):
-    """A resumed training, and the evaluation of its last checkpoint, with files that have come to count otherwise."""
+    """Resumed training, and evaluation of its last checkpoint, after the label order of the files has changed."""
     settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache", "--train_batch_size": 4}
     settings |= {"--image_size": 32, "--max_train_steps": 2, "--checkpointing_steps": 1, "--learning_rate": 1e-2}
     first = write_rows(tmp_path / "first.parquet", pictures, NAMES)
@@ -157,7 +157,7 @@ def load(*files, **arguments):
 
 
 def named_rows(rows):
-    """The mean colour of each image, which tells it from the others, and the name of its class."""
+    """The mean colour of each image, which identifies it, and the name of its class."""
     names = label_names(rows, "label")
     return {mean_color(decode_image(row["image"], "it")): names[row["label"]] for row in rows}
 
@@ -167,7 +167,7 @@ def mean_color(image):
 
 
 def test_files_of_one_split_that_count_otherwise(pictures, tmp_path):
-    """Each file has some of the classes; the labels of all of them count in one list."""
+    """Each file has some of the classes; all labels refer to one list."""
     (tmp_path / "train").mkdir()
     expected = {mean_color(image): name for image, name in zip(*pictures)}
     for index in range(3):
@@ -248,7 +248,7 @@ def test_another_number_of_classes_names_the_scripts_flag(score, pictures, tmp_p
 
 
 def test_shapes_that_do_not_fit_name_the_scripts_flag(tmp_path):
-    """Here those of the backbone."""
+    """Here the shapes of the backbone differ."""
     model = make_checkpoint(tmp_path / "it", **named("cat", "dog"))
     args = ModelArguments(model_name_or_path=model, config_overrides={"mlp_ratios": [2, 2, 2, 2]})
     with pytest.raises(ValueError, match=r"differ in shape from the model's.*--ignore_mismatched_sizes"):
@@ -269,7 +269,7 @@ def test_other_classes_of_the_same_number_get_a_new_head(tmp_path, caplog):
     before, after = load_file(f"{model}/model.safetensors"), load_classifier(args, ["ant", "dog", "cat"])[0]
     for name, weight in after.state_dict().items():
         if name == "classifier.weight":
-            assert weight.std() < 0.1 < before[name].std()  # as a new one is initialised
+            assert weight.std() < 0.1 < before[name].std()  # initialised like a new weight
         elif "classifier" not in name:
             assert torch.equal(weight, before[name]), name
     assert after.config.id2label == {0: "ant", 1: "dog", 2: "cat"}
@@ -329,7 +329,7 @@ def test_names_that_are_used_twice_are_not_matched():
 
 
 def test_shared_pictures_score_the_same_in_another_order(shared, score, tmp_path):
-    """CIFAR-10's test images; their labels counted backwards."""
+    """CIFAR-10's test images with labels in reverse order."""
     file = shared / "data" / "cifar10" / "test.parquet"
     rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).select(range(300))
     pictures = rows["image"][:], [NAMES[label] for label in rows["label"]]

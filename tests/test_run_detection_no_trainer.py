@@ -1,4 +1,4 @@
-"""The detection scripts: what they learn and write, how they evaluate, what they say of bad data."""
+"""The detection scripts: training, output files, evaluation, errors of malformed data."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ from clustr_hf.training.tasks.detection.transforms import (
 
 
 def load(args, folder, known=None):
-    """The splits, and the names of the classes; downloads would go to a folder."""
+    """The splits and the class names; `folder` is the cache of downloads."""
     data_format = detection_format(args)
     data = load_data(args, {"cache_dir": str(folder)}, 0, data_format, known)
     return data, data_format.labels.chosen
@@ -106,7 +106,7 @@ def read_json(path):
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def trained(request, coco_folders, tmp_path_factory):
-    """Task and folder of a training that has learned the shapes, run as a user would."""
+    """Task and output folder of a training on the shapes, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / request.param
     steps = {"object_detection": 200, "instance_segmentation": 120}[request.param]
     settings = {**arguments_for(output_dir), **files_of(coco_folders), "--max_train_steps": steps}
@@ -121,7 +121,7 @@ def test_learns_shapes_and_writes_a_repository(trained):
     results = read_json(folder / "all_results.json")
     assert results["eval_samples"] == 6
     table = read_json(folder / "per_class_results.json")
-    assert list(table) == ["disc", "square"]  # by the ids of the categories, whatever their order in the file
+    assert list(table) == ["disc", "square"]  # sorted by category id, whatever the order in the file
     for kind in KINDS[task]:
         assert results[f"eval_{kind}_ap50"] > 0.4
         assert np.mean([row[f"{kind}_ap"] for row in table.values()]) == pytest.approx(results[f"eval_{kind}_ap"])
@@ -185,7 +185,7 @@ def _fill(box, height, width):
 
 
 def renumber_categories(folder, target, numbers, kept=("train", "validation")):
-    """COCO files like those of a folder, whose categories have other ids in some of the splits."""
+    """Copies of a folder's COCO files with other category ids in some of the splits."""
     shutil.copytree(folder, target, symlinks=True)
     for split in kept:
         content = read_json(folder / f"{split}.json")
@@ -199,7 +199,7 @@ def renumber_categories(folder, target, numbers, kept=("train", "validation")):
 
 @pytest.mark.parametrize("kept", [("train", "validation"), ("validation",)])
 def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, coco_folders, tmp_path, train, kept):
-    """Discs come first by the ids 3 and 7, squares by 9 and 2."""
+    """Discs are first with the ids 3 and 7, squares with 9 and 2."""
     task, folder = trained
     data = files_of(renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2}, kept))
     start = ["--eval_only", "--model_name_or_path", folder]
@@ -210,7 +210,7 @@ def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, 
 
 
 def test_fine_tuning_keeps_the_checkpoints_order(trained, coco_folders, tmp_path, train):
-    """And validates on a file that lacks a category."""
+    """Validation is on a file that lacks a category."""
     task, folder = trained
     data = renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2})
     content = read_json(data / "validation.json")
@@ -261,7 +261,7 @@ def test_objects_without_a_class_are_refused_before_they_are_matched(coco_folder
 
 
 def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
-    """One polygon of pairs, a list of such, and COCO's own form are the same."""
+    """One polygon of pairs, a list of them, and COCO's own format are equivalent."""
     corners = [[10, 10], [40, 10], [40, 30.5], [10, 30.5]]
     flat = [number for pair in corners for number in pair]
     forms = [[flat], corners, [corners], [flat, [1, 2, 3, 4]], [corners, [[5, 6]]]]
@@ -277,7 +277,7 @@ def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
         masks.append(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(0).masks[0])
     assert all(torch.equal(mask, masks[0]) for mask in masks) and 580 < masks[0].sum() < 640
     rle = encode_mask(masks[0])
-    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to those who decode them
+    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to the decoder of masks
         assert flatten_polygons(other, "it") == other
 
 
@@ -293,7 +293,7 @@ def test_a_column_may_have_polygons_as_pairs():
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):
-    """Random proposals, scales, crops and colours are those of a run that was not stopped."""
+    """Random proposals, scales, crops and colours equal those of an uninterrupted run."""
     steps = ["--max_train_steps", 4, "--photometric_distortion", "--checkpointing_steps", 2, "--crop_size", 64]
     steps += ["--min_scale", 0.8, "--max_scale", 1.3]
     whole = train("instance_segmentation", *steps, output_dir=tmp_path / "whole")
@@ -390,7 +390,7 @@ def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train)
 
 
 def read_rows(folder, file):
-    """Rows with images as files, and the names of the classes."""
+    """Rows with image files, and the class names."""
     rows, labels = read_coco(str(folder), str(file), OBJECT_KEYS)
     return rows.cast_column("image", datasets.Image(decode=False)), labels
 
@@ -405,7 +405,7 @@ def make_sample(coco_folders, index=0):
 
 @pytest.mark.parametrize("crop_size", [None, 60])
 def test_training_images_and_their_labels_stay_together(coco_folders, crop_size):
-    """After scale, crop and flips boxes are still those of the masks, and these still lie on the bright shapes."""
+    """After scale, crop and flips, boxes still enclose the masks, and the masks cover the bright shapes."""
     sample = make_sample(coco_folders)
     assert sample.iscrowd.tolist() == [0, 0, 1]
     processor = ClusTRDetectionImageProcessor(
@@ -437,7 +437,7 @@ def test_training_images_and_their_labels_stay_together(coco_folders, crop_size)
 
 
 def test_objects_that_a_crop_hardly_has_are_left_out():
-    """Of four squares in the corners of an image, a crop of half its sides keeps those of which it has a fifth."""
+    """Of four squares in the corners of an image, a crop keeps those of which it shows a fifth."""
     boxes = torch.tensor([[x, y, x + 30.0, y + 30.0] for x in (0, 70) for y in (0, 70)])
     zeros = torch.zeros(4, dtype=torch.int64)
     sample = Sample(Image.new("RGB", (100, 100)), boxes, torch.arange(4), torch.full((4,), 900.0), zeros)
@@ -468,7 +468,7 @@ def test_processors_that_training_cannot_follow_are_named():
 
 @pytest.mark.parametrize("size", [(96, 96), (300, 322), (90, 215)])
 def test_whole_images_without_augmentation_are_those_of_the_processor(size):
-    """The recipe of Table A4 trains on what the processor makes of an image."""
+    """Without augmentation, training images equal those of the processor."""
     mask = torch.zeros(1, *size, dtype=torch.bool)
     mask[0, 20:70, 30:85] = True
     pixels = torch.rand(12, 16, 3, generator=torch.Generator().manual_seed(0)).mul(255).byte().numpy()
@@ -510,7 +510,7 @@ def test_batches_are_padded(coco_folders):
 
 
 def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
-    """Records as the predictor makes them; crowds are neither demanded nor held against anyone."""
+    """Records as `predict` returns them; crowds are ignored."""
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 70, "longest_edge": 140})
     references = [prepare_for_evaluation(make_sample(coco_folders, i), processor)["reference"] for i in range(13)]
     records = [({**reference, "scores": np.ones(len(reference["labels"]))}, reference) for reference in references]
@@ -541,7 +541,7 @@ def test_the_predictor_sees_images_without_their_padding(coco_folders):
 
 
 def test_all_detections_of_the_model_count(coco_folders):
-    """Also beyond COCO's hundred; with a limit, the best ones. The model's own threshold holds, too."""
+    """Also beyond COCO's hundred; with a limit, the best ones. The threshold of the model applies."""
     overrides = {"num_labels": 2, "detections_per_image": 130, "detection_nms_threshold": 1.0}
     model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", **overrides)).eval()
     model.config.detection_score_threshold = 0.01
@@ -568,9 +568,7 @@ def test_more_detections_than_the_model_returns_are_refused():
         ValueError, match="--max_detections must be at most the model's detections_per_image, 50, got 60"
     ):
         DetectionEvaluationArguments(max_detections=60).check_model(config, with_masks=True)
-    DetectionEvaluationArguments(max_detections=60).check_model(
-        config, with_masks=False
-    )  # which RetinaNet knows nothing of
+    DetectionEvaluationArguments(max_detections=60).check_model(config, with_masks=False)  # RetinaNet has no such limit
     for limit in (None, 50):
         DetectionEvaluationArguments(max_detections=limit).check_model(config, with_masks=True)
 
@@ -588,7 +586,7 @@ def test_more_detections_than_the_model_returns_are_refused():
     ],
 )
 def test_malformed_segmentations_are_named_and_skipped(coco_folders, tmp_path, segmentation, message):
-    """They count as samples that cannot be read, as those whose image is broken do."""
+    """They are unreadable samples, like those with a broken image."""
     content = read_json(coco_folders / "train.json")
     content["annotations"][0]["segmentation"] = segmentation
     first = content["annotations"][0]["image_id"]
@@ -601,7 +599,7 @@ def test_malformed_segmentations_are_named_and_skipped(coco_folders, tmp_path, s
         read(0)
     loaded = TrainingSamples(read, lambda sample: sample, len(rows))[0, 1]
     assert loaded["index"] != 0 and len(loaded["skipped"]) == 1 and "train sample 0: " in loaded["skipped"][0]
-    # Where only boxes are needed, nothing is missing.
+    # Boxes alone do not need masks.
     assert len(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, False, "train")(0).boxes) > 0
 
 
@@ -782,7 +780,7 @@ def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
 
 
 def test_shared_truth_as_prediction_is_perfect(shared):
-    """COCO's own polygons, encodings and crowds, images resized and padded: boxes as outputs, masks in the metric."""
+    """COCO's polygons, encodings and crowds with resized and padded images: boxes as outputs, masks in the metric."""
     folder = shared / "data" / "coco-mini"
     rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), OBJECT_KEYS)
     rows = rows.cast_column("image", datasets.Image(decode=False))
@@ -800,7 +798,7 @@ def test_shared_truth_as_prediction_is_perfect(shared):
         boxes[index, : len(label["boxes"])] = label["boxes"]
     output = type("Output", (), {"logits": logits, "pred_boxes": boxes})
     sizes = [reference["size"] for reference in references]
-    # Nothing is suppressed: true boxes of one class may overlap.
+    # No suppression: true boxes of one class may overlap.
     found = processor.post_process_object_detection(output, target_sizes=sizes, nms_threshold=1.0)
     assert coco_average_precision(found, references, 80)["ap"] == pytest.approx(1.0)
     perfect = [{**reference, "scores": np.ones(len(reference["labels"]))} for reference in references]
@@ -809,7 +807,7 @@ def test_shared_truth_as_prediction_is_perfect(shared):
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_every_image_once(trained, coco_folders, tmp_path):
-    """With a learning rate of almost 0, the scores are those that one process has given the model, or close in bf16."""
+    """With a learning rate of almost 0, the scores equal those of one process, or nearly so in bf16."""
     task, folder = trained
     kind, precision = {"object_detection": ("ddp_cpu", "no"), "instance_segmentation": ("fsdp2_cpu", "bf16")}[task]
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"

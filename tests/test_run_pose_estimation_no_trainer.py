@@ -1,4 +1,4 @@
-"""The pose estimation script: what it learns and writes, how it augments and evaluates, what it says of bad data."""
+"""The pose estimation script: training, output files, augmentation, evaluation, errors of malformed data."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def train(person_folders, tmp_path, run_script):
 
 @pytest.fixture(scope="module")
 def trained(person_folders, tmp_path_factory):
-    """Folder of a training that has learned the drawn persons, run as a user would."""
+    """Output folder of a training on the drawn persons, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / "dots"
     settings = {**arguments_for(person_folders, output_dir), "--max_train_steps": 80, "--eval_steps": 40}
     settings |= {"--num_pictures": 2, "--warmup_steps": 10, "--rotation_factor": 10, "--scale_factor": 0.1}
@@ -135,12 +135,12 @@ def test_what_a_user_finds_is_what_the_script_has_evaluated(trained, person_fold
 
 
 def moves(name):
-    """Whether it is a statistic of batch norm, which a step changes whatever the learning rate."""
+    """Whether a weight is a statistic of batch norm, which a step changes at any learning rate."""
     return "running" in name or "num_batches" in name
 
 
 def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, trained, tmp_path):
-    """The same function of crops to names: heat maps and names in another order."""
+    """The same function with heatmaps and names in another order."""
     model = ClusTRForPoseEstimation.from_pretrained(trained)
     order = torch.arange(16, -1, -1)
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, t
 
 
 def change_files(folder, target, change):
-    """The persons' files, in both of which `change` has changed what they say."""
+    """The persons' files, both modified by `change`."""
     shutil.copytree(folder, target)
     for split in ("train", "validation"):
         content = read_json(folder / f"{split}.json")
@@ -175,7 +175,7 @@ def change_files(folder, target, change):
 
 
 def turn_around(content):
-    """Keypoints in another order, which the category names; persons are not the first category."""
+    """The category names keypoints in another order; persons are not the first category."""
     content["categories"] = [{"id": 1, "name": "dog"}, {"id": 4, "name": "Person", "keypoints": list(COCO.names[::-1])}]
     for row in content["annotations"]:
         row["category_id"] = 4
@@ -241,7 +241,7 @@ def test_a_classifier_is_fine_tuned(train, tmp_path):
 
 
 def test_evaluates_on_the_boxes_of_a_detector(train, trained, person_folders, tmp_path):
-    """Boxes found twice count once; a person that is not found is missed; other categories and images are left out."""
+    """Duplicate boxes count once; other categories and images are ignored."""
     content = read_json(person_folders / "validation.json")
     found = [
         {"image_id": row["image_id"], "bbox": row["bbox"], "score": score, "category_id": 1}
@@ -296,7 +296,7 @@ AUGMENTATIONS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_heat_is_where_the_keypoint_is_in_the_crop(name):
-    """Whatever is done to the crop; and a mirror makes the left elbow the right one."""
+    """With each augmentation of the crop; a flip turns the left elbow into the right one."""
     processor = ClusTRPoseImageProcessor(size={"height": 128, "width": 96})
     transform = PoseTransform(processor, COCO, PoseAugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
     left, right = COCO.names.index("left_elbow"), COCO.names.index("right_elbow")
@@ -345,7 +345,7 @@ def plain_but(**changes):
 
 
 def test_half_bodies():
-    """The upper or the lower keypoints, of persons with more than eight; around them half as much again."""
+    """Crops of the upper or the lower keypoints of persons with more than eight, 1.5 times as large as their box."""
     upper = {index: (20.0 + index, 20.0 + 2 * index) for index in range(11)}
     lower = {index: (30.0 + index, 70.0 + index) for index in range(11, 17)}
     whole = [40.0, 50.0]
@@ -358,9 +358,9 @@ def test_half_bodies():
     few = make_sample({index: (20.0 + index, 20.0) for index in range(8)})
     assert transform._random_region(few)[0].tolist() == whole
     together = make_sample(dict.fromkeys(range(9), (20.0, 20.0)))
-    assert transform._random_region(together)[0].tolist() == whole  # half of it has no extent
+    assert transform._random_region(together)[0].tolist() == whole  # a half without extent
     transform = plain_but(half_body_probability=1, half_body_keypoints=2)
-    two_above = make_sample({0: (1, 1), 1: (2, 2), 15: (3, 3), 16: (4, 5)})  # two below are too few
+    two_above = make_sample({0: (1, 1), 1: (2, 2), 15: (3, 3), 16: (4, 5)})  # two lower keypoints are too few
     assert {tuple(transform._random_region(two_above)[0].tolist()) for _ in range(20)} == {(1.5, 1.5)}
     one_above = make_sample({0: (1, 1), 15: (3, 3), 16: (4, 5)})
     assert transform._random_region(one_above)[0].tolist() == whole
@@ -390,7 +390,7 @@ def test_who_is_trained_and_evaluated_on(person_folders):
 
 
 class TrueHeat(torch.nn.Module):
-    """Gives the target heat maps that it was told."""
+    """Returns given target heatmaps."""
 
     def __init__(self, heatmaps):
         super().__init__()
@@ -452,7 +452,7 @@ def test_predictions_by_image_without_those_found_twice():
 
 @pytest.mark.slow
 def test_learns_the_persons_of_the_sample_by_heart(shared, tmp_path, run_script):
-    """COCO-WholeBody's sample through the recipe, with a shorter schedule: the whole chain on real persons."""
+    """The recipe on COCO-WholeBody's sample with a shorter schedule: the whole chain on real persons."""
     folder = shared / "data" / "coco-wholebody-sample"
     settings = {"--recipe": REPOSITORY / "examples" / "recipes" / "clustr_nano_wholebody_sample.json"}
     for split in ("train", "validation"):
@@ -482,11 +482,11 @@ def test_trains_and_evaluates_on_cocos_keypoints(shared, tmp_path, run_script):
 
 def test_broken_images_are_skipped_counted_and_not_drawn(person_folders, tmp_path, run_script):
     data = shutil.copytree(person_folders, tmp_path / "data")
-    for path in (data / "train" / "11.png", data / "validation" / "50.png"):  # the first one that would be drawn
+    for path in (data / "train" / "11.png", data / "validation" / "50.png"):  # the first one in the pictures
         path.write_bytes(b"broken")
     run_script(SCRIPT, arguments_for(data, tmp_path / "out"), "--num_train_epochs", 1)
     results = read_json(tmp_path / "out" / "all_results.json")
-    assert results["skipped_samples"] == 2 and results["eval_samples"] == 6  # images, of two persons each
+    assert results["skipped_samples"] == 2 and results["eval_samples"] == 6  # two persons per image
     assert (tmp_path / "out" / "predictions.png").is_file()
 
 
@@ -499,7 +499,7 @@ def test_dry_run_of_the_papers_recipe(train, capsys):
 
 
 def spoil(folder, target, change):
-    """Files like those of a folder, of which `change` has spoiled the validation annotations."""
+    """Copies of a folder's files, with validation annotations that `change` has damaged."""
     content = read_json(folder / "validation.json")
     change(content)
     (target / "validation.json").write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""`--exclude_train_names`: training images that are left out by their file names, for every source of data."""
+"""`--exclude_train_names` leaves training images out by their file names, whatever the source of the data."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def png(shade: int) -> bytes:
 
 
 def rows_of(names, with_path=True):
-    """Rows of images and labels, as parquet files have them; the label is the row's number."""
+    """Rows of images and labels, as in parquet files; the label is the index of the row."""
     images = [{"bytes": png(index), "path": name if with_path else None} for index, name in enumerate(names)]
     features = Features({"image": Image(), "label": ClassLabel(names=list(map(str, range(len(names)))))})
     return Dataset.from_dict({"image": images, "label": list(range(len(names)))}, features=features)
@@ -49,9 +49,9 @@ def test_rows_with_paths_are_left_out_by_the_whole_name(source, tmp_path):
         settings = {f"{split}_file": str(tmp_path / f"{split}.parquet") for split in ("train", "validation")}
     data = load_classes("^0016E5_", **settings)
     assert data["train"]["label"][:] == [1, 3]
-    assert data["validation"]["label"][:] == [0, 1, 2, 3]  # only the training is restricted
-    assert load_classes("0016E5_", **settings)["train"]["label"][:] == [1]  # found anywhere in a name
-    assert load_classes("^0016E5_", max_train_samples=2, **settings)["train"].num_rows == 2  # counted afterwards
+    assert data["validation"]["label"][:] == [0, 1, 2, 3]  # only the training split is restricted
+    assert load_classes("0016E5_", **settings)["train"]["label"][:] == [1]  # matches anywhere in a name
+    assert load_classes("^0016E5_", max_train_samples=2, **settings)["train"].num_rows == 2  # applied last
 
 
 def test_the_validation_that_is_split_off_does_not_depend_on_it(tmp_path):
@@ -66,7 +66,7 @@ def test_the_validation_that_is_split_off_does_not_depend_on_it(tmp_path):
 def test_folders_of_classes(tmp_path):
     for split in ("train", "validation"):
         for index, name in enumerate(NAMES):
-            path = tmp_path / split / f"0016E5_{index % 2}" / name  # folders do not count, only names
+            path = tmp_path / split / f"0016E5_{index % 2}" / name  # only file names are matched, not folders
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(index))
     folders = {f"{split}_dir": str(tmp_path / split) for split in ("train", "validation")}
