@@ -81,6 +81,13 @@ def test_splits_may_differ_in_their_columns_but_for_those_that_are_needed(write,
         load_labelled_images(ClassificationDataArguments(train_file=train, validation_file=bare), models, 0)
 
 
+def test_a_test_split_may_lack_the_labels(write, models, tmp_path):
+    for name, settings in (("train", {}), ("validation", {}), ("test", {"label": None})):
+        write(f"{name}.parquet", **settings)
+    data = load_labelled_images(ClassificationDataArguments(dataset_name=str(tmp_path)), models, 0)
+    assert data.num_rows == {"train": 4, "validation": 4}
+
+
 def test_a_validation_file_without_label_maps_is_named(write, tmp_path, models):
     """Otherwise its rows would have None instead of a map, and would be skipped as broken."""
     maps = [encode(Image.new("L", (30, 20)), tmp_path)] * 4

@@ -88,7 +88,8 @@ def load_splits(
         args.holds_back = True
         split = data["train"].train_test_split(args.train_val_split, seed=seed)
         data = DatasetDict(train=split["train"], validation=split["test"])
-    return data
+    # A test split is not used and may lack columns.
+    return DatasetDict({split: data[split] for split in ("train", "validation") if split in data})
 
 
 def source_of(args: FolderArguments) -> dict[str, Any] | None:
