@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""A trained model as a complete repository: what its card says about command, settings, data and results."""
+"""The model card of a training: command, settings, data and results; and the [`Report`] of an evaluation."""
 
 import importlib.metadata
 import platform
@@ -22,13 +22,13 @@ from .models import ModelArguments
 @dataclass
 class TrainingCard:
     """
-    The card of a training.
+    The model card of a training.
 
     Args:
-        args ([`LoopArguments`] or `TrainingArguments` with its `command` and `settings`): What was trained, and how.
-        data_args ([`FolderArguments`]): On which data.
-        model_args ([`ModelArguments`]): From which model.
-        summary (`str`): What a trained model is.
+        args ([`LoopArguments`], or `TrainingArguments` with a `command` and `settings`): Arguments of the training.
+        data_args ([`FolderArguments`]): Arguments of the data.
+        model_args ([`ModelArguments`]): Arguments of the initial model.
+        summary (`str`): One sentence about the trained model.
     """
 
     args: LoopArguments | TrainingArguments
@@ -37,7 +37,7 @@ class TrainingCard:
     summary: str
 
     def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
-        """Handler, requirements and card beside a saved model, given what is in `all_results.json`."""
+        """Write handler, requirements and card to the folder of a saved model; `results` as in `all_results.json`."""
         name, dataset_id, part = describe_data(self.data_args)
         contents = CardContents(
             name=Path(self.args.output_dir).resolve().name,
@@ -53,13 +53,13 @@ class TrainingCard:
         complete_repository(folder, contents)
 
     def _base_model(self) -> str | None:
-        """Id on the Hub of the model that was fine-tuned."""
+        """Hub id of the model that was fine-tuned, if it is from the Hub."""
         name = self.model_args.model_name_or_path
         return None if name is None or Path(name).exists() else name
 
 
 def describe_training(results: dict[str, Any]) -> str:
-    """How long it took, on what, in which versions."""
+    """Number of steps, duration, device and versions."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
     duration = f", {results['train_runtime'] / 60:.1f} minutes" if "train_runtime" in results else ""
     return (
@@ -76,8 +76,11 @@ def describe_device() -> str:
 
 def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
     """
-    What was evaluated on: the name of the data, without the folders of whoever trained, their id on the Hub if they are
-    from there, and which part of them it was.
+    Describe the evaluation data.
+
+    Returns:
+        `tuple[str, str | None, str]`: their name, without private folders; their Hub id, if they are from the Hub; and
+        the part of them that was used.
     """
     hub_name = getattr(args, "dataset_name", None)
     is_part = getattr(args, "holds_back", False)
@@ -88,5 +91,5 @@ def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
     if hub_name is not None and not Path(hub_name).exists():
         return hub_name, hub_name, part
     validation = ("dataset_name", "validation_annotation_file", "validation_file", "validation_dir")
-    sources = (*validation, "train_annotation_file", "train_file", "train_dir")  # the first one that is given
+    sources = (*validation, "train_annotation_file", "train_file", "train_dir")  # the first one given names the data
     return shorten_path(next(filter(None, (getattr(args, source, None) for source in sources)))), None, part

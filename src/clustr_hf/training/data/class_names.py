@@ -7,25 +7,17 @@ are converted to the order of one list before anything is trained or evaluated.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from ...names import MAX_NAMES, shorten
+
 
 logger = logging.getLogger(__name__)
 
-# Longer lists of names are shortened in messages.
-MAX_NAMES = 20
 FLAG = "--ignore_mismatched_sizes"
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The names as a list; a long list is reduced to its beginning and its length."""
-    names = list(names)
-    if len(names) <= MAX_NAMES:
-        return str(names)
-    return f"[{', '.join(map(repr, names[: MAX_NAMES // 2]))}, ...] ({len(names)} names)"
 
 
 def are_placeholders(names: Sequence[str]) -> bool:

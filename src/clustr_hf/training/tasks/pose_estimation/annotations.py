@@ -13,7 +13,8 @@ import numpy as np
 from datasets import Dataset
 
 from ....keypoints import COCO, KeypointConvention
-from ....remote_code.annotations_clustr import GREATEST_COORDINATE, clean_annotation
+from ....remote_code.annotations_clustr import clean_annotation
+from ....remote_code.image_reading_clustr import MAX_COORDINATE
 from ...data.class_names import shorten
 from ...data.coco_files import ANNOTATIONS, CocoFile, make_rows
 
@@ -112,9 +113,9 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
         raise ValueError(f"`annotations[{index}]['keypoints']` must be numbers, got {reprlib.repr(wrong)}")
     points = np.asarray(values, dtype=np.float64).reshape(-1, 3)
     visible = points[points[:, 2] > 0]
-    if not ((abs(visible[:, :2]) <= GREATEST_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
+    if not ((abs(visible[:, :2]) <= MAX_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
         raise ValueError(
-            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got "
+            f"`annotations[{index}]['keypoints']` must be finite, at most {MAX_COORDINATE}, got "
             f"{reprlib.repr(visible.tolist())}"
         )
     return {name: cleaned[name] for name in annotation}

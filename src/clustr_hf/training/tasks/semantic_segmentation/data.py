@@ -9,9 +9,9 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import hf_hub_download
 
+from ....names import shorten
 from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ...data.arguments import DataArguments
-from ...data.class_names import shorten
 from ...data.splits import DataFormat
 
 
