@@ -10,8 +10,9 @@ from typing import Any
 
 from datasets import Dataset, Image
 
+from ...names import shorten
 from ...remote_code.annotations_clustr import join_pairs
-from .class_names import find_places, shorten
+from .class_names import find_places
 
 
 # Columns of the rows; annotations are JSON because their values differ in type.

@@ -10,8 +10,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 
+from ....names import shorten
 from ...data.arguments import CocoArguments, DataArguments
-from ...data.class_names import find_place, find_places, shorten
+from ...data.class_names import find_place, find_places
 from ...data.coco_files import ANNOTATIONS, IMAGE, flatten_polygons, read_coco, renumber
 from ...data.data_files import class_labels
 from ...data.labelled_rows import Labels, check_columns, replace_column
