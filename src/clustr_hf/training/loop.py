@@ -46,7 +46,8 @@ from .checkpoints import (
     remove_folder,
     write_folder,
 )
-from .data.samples import seed_everything, training_loader
+from .data.loaders import training_loader
+from .data.seeds import seed_everything
 from .distributed import (
     broadcast_buffers,
     check_fsdp_arguments,
