@@ -8,7 +8,7 @@ from benchmark import clustering_cost
 from benchmark.clustering_cost import Clustering, count_launches, find_clusterings, shares_looked_at_again
 from benchmark.measure import Setting
 
-from clustr_hf.remote_code.clustering_triton_clustr import Launch
+from clustr_hf.remote_code.clustering_triton_launches_clustr import Launch
 
 
 pytest.importorskip("triton", reason="launches of Triton kernels are counted with Triton")

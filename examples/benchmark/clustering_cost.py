@@ -29,9 +29,14 @@ from benchmark.compile_triton_kernels import Recorder
 from benchmark.measure import Setting, count_operations
 from benchmark.models import build_model
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.remote_code import clustering_clustr, clustering_triton_clustr, modeling_clustr_attention
+from clustr_hf.remote_code import (
+    clustering_clustr,
+    clustering_triton_clustr,
+    clustering_triton_support_clustr,
+    modeling_clustr_attention,
+)
 from clustr_hf.remote_code.clustering_tensor_clustr import _center, log_local_density, nearest_tokens
-from clustr_hf.remote_code.clustering_triton_clustr import LAUNCHES, Launch, choose_launch, error_bound
+from clustr_hf.remote_code.clustering_triton_launches_clustr import LAUNCHES, Launch, choose_launch, error_bound
 
 
 # H100 SXM, dense, from NVIDIA's data sheet: operations and bytes a second.
@@ -126,7 +131,7 @@ def find_clusterings(name: str, setting: Setting) -> tuple[list[Clustering], Tra
     pixel_values = torch.empty(setting.batch, 3, setting.height, setting.width, dtype=torch.bfloat16, device="meta")
     with (
         mock.patch.object(modeling_clustr_attention, "find_clusters", stand_in),
-        mock.patch.object(clustering_triton_clustr, "is_on_gpu", lambda tokens: True),
+        mock.patch.object(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True),
         mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", traffic.attend),
         torch.no_grad(),
         traffic,
@@ -141,7 +146,7 @@ def count_launches(clustering: Clustering, dtype: torch.dtype) -> int:
     numbers = [max(1, clustering.tokens // 4**scale) for scale in range(clustering.scales)]
     recorder = Recorder()
     launch = choose_launch(LAUNCHES["sm_90"], 8 * tokens.element_size(), clustering.channels)
-    with mock.patch.object(clustering_triton_clustr, "_kernels", lambda: recorder), Traffic() as traffic:
+    with mock.patch.object(clustering_triton_clustr, "load_kernels", lambda: recorder), Traffic() as traffic:
         clustering_triton_clustr.cluster(tokens, numbers, 5, "density_parent", launch)
     return recorder.number + traffic.launches
 
@@ -183,7 +188,7 @@ def operation_rows(settings: list[Setting]) -> Iterator[dict[str, Any]]:
         entry = {"setting": f"{setting.height} x {setting.batch}"}
         entry["ClusTR-S, tensor operations"] = _count_dispatched(models["clustr-small"], pixel_values)
         with (
-            mock.patch.object(clustering_triton_clustr, "is_on_gpu", lambda tokens: True),
+            mock.patch.object(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True),
             mock.patch.object(clustering_clustr, "cluster_by_triton", torch.ops.clustr_hf.find_clusters),
         ):
             entry["ClusTR-S, Triton's operators as one each"] = _count_dispatched(models["clustr-small"], pixel_values)

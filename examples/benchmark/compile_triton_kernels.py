@@ -27,8 +27,8 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clustr_hf.remote_code import clustering_triton_clustr
-from clustr_hf.remote_code.clustering_triton_clustr import choose_launch, launches_of
+from clustr_hf.remote_code import clustering_triton_clustr, clustering_triton_merge_clustr
+from clustr_hf.remote_code.clustering_triton_launches_clustr import choose_launch, launches_of, load_kernels
 
 
 # Most shared memory of a program, in bytes.
@@ -55,7 +55,7 @@ class KernelLaunch(NamedTuple):
     options: tuple[tuple[str, int], ...]
 
     def source(self) -> ASTSource:
-        kernel = getattr(clustering_triton_clustr._kernels(), self.name)
+        kernel = getattr(load_kernels(), self.name)
         positions = {name: (position,) for position, name in enumerate(kernel.arg_names)}
         aligned = {positions[name]: [["tt.divisibility", 16]] for name, kind in self.signature if kind.startswith("*")}
         constants = {positions[name]: value for name, value in self.constants}
@@ -66,7 +66,7 @@ class Recorder:
     """Stands in for the module of kernels: launches are noted, different ones once, and counted instead of run."""
 
     def __init__(self):
-        self.kernels = clustering_triton_clustr._kernels()
+        self.kernels = load_kernels()
         self.tl = self.kernels.tl
         self.launches: dict[KernelLaunch, None] = {}
         self.number = 0
@@ -105,13 +105,16 @@ def record_launches(target: str, channels: int, dtype: torch.dtype, num_neighbor
     launch = choose_launch(launches_of(target, target), 8 * tokens.element_size(), channels)
     weight = torch.empty(2, 3136, device="meta")
     recorder = Recorder()
-    with mock.patch.object(clustering_triton_clustr, "_kernels", lambda: recorder):
+    with (
+        mock.patch.object(clustering_triton_clustr, "load_kernels", lambda: recorder),
+        mock.patch.object(clustering_triton_merge_clustr, "load_kernels", lambda: recorder),
+    ):
         for assignment in ("density_parent", "nearest_center"):
             clustering_triton_clustr.cluster(tokens, [49, 196], num_neighbors, assignment, launch)
         cluster_index = torch.empty(2, 3136, dtype=torch.long, device="meta")
-        merged, weight_sum = clustering_triton_clustr.launch_merge(tokens, weight, cluster_index, 49, 1e-6)
+        merged, weight_sum = clustering_triton_merge_clustr.launch_merge(tokens, weight, cluster_index, 49, 1e-6)
         arguments = (tokens, weight, cluster_index, merged, weight_sum, merged, 1e-6)
-        clustering_triton_clustr.launch_merge_gradients(*arguments)
+        clustering_triton_merge_clustr.launch_merge_gradients(*arguments)
     return list(recorder.launches)
 
 
@@ -208,7 +211,7 @@ def main():
     parser.add_argument("--workers", type=int, default=2, help="number of kernels compiled at a time (default: 2)")
     parser.add_argument("--output_dir", type=Path, default=Path("out/triton"))
     args = parser.parse_args()
-    if clustering_triton_clustr._kernels().filter_nearest.__class__.__name__ != "JITFunction":
+    if load_kernels().filter_nearest.__class__.__name__ != "JITFunction":
         parser.error(
             "kernels are interpreted, not compiled, with the environment variable TRITON_INTERPRET=1: unset it"
         )

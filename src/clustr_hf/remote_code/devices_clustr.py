@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Where functions of other libraries make tensors without saying on which device."""
+"""For functions of other libraries that create tensors without naming a device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,9 +8,17 @@ import torch
 
 def default_device(device: torch.device) -> AbstractContextManager:
     """
-    A context in which tensors are made on the given device where none is named, whatever `torch.set_default_device`
-    says. It costs time at every call of an operator, so there is none where the default will do: single numbers on the
-    CPU go with tensors everywhere.
+    A context in which new tensors are on the given device unless another one is named, overriding
+    `torch.set_default_device`.
+
+    Such a context slows down every operator. So it is omitted when the default device is already right, or is the CPU,
+    whose scalars can be combined with tensors on any device.
+
+    Args:
+        device (`torch.device`): The device of the tensors that a function works on.
+
+    Returns:
+        A context manager.
     """
     if torch.compiler.is_compiling():
         return nullcontext()
