@@ -19,7 +19,7 @@ space: $(INSTALLED)
 
 # One report about ClusTR on the accelerator of this machine, with the models it is compared with: out/benchmark-gpu.
 benchmark-gpu: $(INSTALLED)
-	$(BIN)/python examples/benchmark.py --device accelerator \
+	$(BIN)/python examples/benchmark --device accelerator \
 	    --models clustr-small clustr-small+options swin-small convnext-small pvtv2-b2 \
 	    --settings 224x128 512x16 --passes forward training --dtypes float32 bfloat16 autocast \
 	    --modes eager compiled --throughput 224 --clustering 3136x64 16384x64 --output_dir out/benchmark-gpu

@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 from transformers import Trainer, TrainingArguments, pipeline, set_seed
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
-from clustr_hf.bundled import shipped_checkpoint
+from clustr_hf.bundled import bundled_checkpoint
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.publish import build_repository
 from clustr_hf.publish.card import CardContents, Measurement
@@ -176,7 +176,7 @@ def draw_clusters(model: ClusTRForImageClassification, processor, photograph: Im
 
 def classify_photograph(path: Path) -> dict:
     """What the checkpoint of the package sees in a photograph of a cat, label and score; its clusters there, drawn."""
-    classify = pipeline("image-classification", model=str(shipped_checkpoint()))
+    classify = pipeline("image-classification", model=str(bundled_checkpoint()))
     cat = Image.fromarray(chelsea())
     draw_clusters(classify.model, classify.image_processor, cat, SHIPPED_SCALING, path)
     return classify(cat, top_k=1)[0]

@@ -1,6 +1,5 @@
 """The benchmark: what it records, what it reports, and that it counts and compares what it says."""
 
-import importlib
 import json
 import math
 import os
@@ -13,6 +12,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from benchmark import (
+    arguments,
+    attempts,
+    clustering_measurements,
+    clusterings,
+    command,
+    inputs,
+    model_measurements,
+    models,
+    operations,
+    plan,
+    steps,
+    throughput,
+    timing,
+)
 from conftest import REPOSITORY, run_process
 from PIL import Image
 from torch import nn
@@ -25,20 +39,10 @@ EXAMPLES = REPOSITORY / "examples"
 OPTIONS = {"cluster_window": 5, "cluster_sharing": "stage", "max_clusters": 7}
 
 
-@pytest.fixture
-def measure():
-    return importlib.import_module("benchmark.measure")
-
-
-@pytest.fixture
-def models():
-    return importlib.import_module("benchmark.models")
-
-
-def run_benchmark(folder, *arguments):
+def run_benchmark(folder, *given, script="benchmark.py"):
     """Run the script on clustr-nano unless the arguments say otherwise; what it wrote to `benchmark.json`."""
-    command = [sys.executable, EXAMPLES / "benchmark.py", "--repeats", 2, "--warmup", 1, "--models", "clustr-nano"]
-    run_process([*command, *arguments, "--output_dir", folder / "out"], folder)
+    default = ["--repeats", 2, "--warmup", 1, "--models", "clustr-nano"]
+    run_process([sys.executable, EXAMPLES / script, *default, *given, "--output_dir", folder / "out"], folder)
     return json.loads((folder / "out" / "benchmark.json").read_text())
 
 
@@ -57,36 +61,34 @@ def assert_summary_follows_from_rounds(summary, seconds, reference, batch):
 
 
 def test_times_models_in_both_passes_at_several_sizes(tmp_path):
-    models = ["clustr-nano", "clustr-nano+options", "pvtv2-b1"]
-    arguments = ["--models", *models, "--reference", "pvtv2-b1", "--passes", "forward", "training"]
-    results = run_benchmark(tmp_path, *arguments, "--settings", "64x2", "64x96x2", "--max_clusters", 8)
+    names = ["clustr-nano", "clustr-nano+options", "pvtv2-b1"]
+    given = ["--models", *names, "--reference", "pvtv2-b1", "--passes", "forward", "training"]
+    results = run_benchmark(tmp_path, *given, "--settings", "64x2", "64x96x2", "--max_clusters", 8)
     expected = [(64, width, 2, pass_name) for width in (64, 96) for pass_name in ("forward", "training")]
     assert [(e["height"], e["width"], e["batch"], e["pass"]) for e in results["times"]] == expected
     assert results["failures"] == results["agreement"] == []
     for entry in results["times"]:
-        assert list(entry["seconds"]) == models
+        assert list(entry["seconds"]) == names
         assert all(len(times) == 2 and min(times) > 0 for times in entry["seconds"].values())
         assert_summary_follows_from_rounds(entry["models"], entry["seconds"], "pvtv2-b1", batch=2)
         shares = {name: model.get("clustering_share") for name, model in entry["models"].items()}
         assert shares["pvtv2-b1"] is None
-        assert all(
-            (0 < shares[name] < 1) if entry["pass"] == "forward" else shares[name] is None for name in models[:2]
-        )
+        assert all((0 < shares[name] < 1) if entry["pass"] == "forward" else shares[name] is None for name in names[:2])
 
     assert [(entry["model"], entry["pass"]) for entry in results["growth"]] == [
-        (name, pass_name) for pass_name in ("forward", "training") for name in models
+        (name, pass_name) for pass_name in ("forward", "training") for name in names
     ]
     for entry in results["growth"]:
         small, large = entry["median_seconds"]
         assert entry["sizes"] == [[64, 64], [64, 96]]
         assert entry["exponent"] == pytest.approx(np.log(large / small) / np.log(96 / 64))
-    assert [entry["model"] for entry in results["operations"]] == models * 2
+    assert [entry["model"] for entry in results["operations"]] == names * 2
 
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"benchmark.{kind}" for kind in ("json", "md", "png")
     }
     tables = (tmp_path / "out" / "benchmark.md").read_text()
-    assert all(f"\n| {name} | " in tables for name in models) and "64 x 96, batch 2, eager training, float32" in tables
+    assert all(f"\n| {name} | " in tables for name in names) and "64 x 96, batch 2, eager training, float32" in tables
     assert "| clustering path | " in tables and "| triton | " in tables
     assert_names_no_machine(tmp_path / "out")
     with Image.open(tmp_path / "out" / "benchmark.png") as picture:
@@ -110,7 +112,7 @@ def test_measures_memory_of_a_backbone(tmp_path):
 
 
 def test_compares_clusterings(tmp_path):
-    (entry,) = run_benchmark(tmp_path, "--settings", "--clustering", "3000x8")["clustering"]
+    (entry,) = run_benchmark(tmp_path, "--settings", "--clustering", "3000x8", script="benchmark")["clustering"]
     assert entry["num_clusters"] == [46, 187]
     assert list(entry["seconds"]) == ["find_clusters", "direct"]
     assert_summary_follows_from_rounds(entry["algorithms"], entry["seconds"], "direct", batch=1)
@@ -127,26 +129,25 @@ def test_times_compiled_models(tmp_path):
 
 
 def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
-    benchmark = importlib.import_module("benchmark.command")
-    time_models = benchmark.time_models
+    time_models = plan.time_models
 
     def interrupted(args, setting, *others):
         if setting.width == 96:
             raise KeyboardInterrupt
         return time_models(args, setting, *others)
 
-    monkeypatch.setattr(benchmark, "time_models", interrupted)
+    monkeypatch.setattr(plan, "time_models", interrupted)
     arguments = ["--models", "clustr-nano", "--settings", "64x1", "96x1", "--repeats", "1", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments, "--output_dir", str(tmp_path)])
     with pytest.raises(KeyboardInterrupt):
-        benchmark.main()
+        command.main()
     (entry,) = json.loads((tmp_path / "benchmark.json").read_text())["times"]
     assert entry["width"] == 64
     assert {path.name for path in tmp_path.iterdir()} == {f"benchmark.{kind}" for kind in ("json", "md", "png")}
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "given, message",
     [
         (["--models", "resnet"], r"--models: expected one of swin-tiny.*got 'resnet'"),
         (
@@ -166,39 +167,38 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
         (["--device", "accelerator"], r"--device: expected cpu, for torch .* finds no accelerator.*got 'accelerator'"),
     ],
 )
-def test_names_bad_arguments(arguments, message, monkeypatch, capsys):
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu"])
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+def test_names_bad_arguments(given, message, monkeypatch, capsys):
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu"])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
     with pytest.raises(SystemExit):
-        importlib.import_module("benchmark.command").parse_args()
+        arguments.parse_args()
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_reads_sizes_and_chooses_the_reference(monkeypatch):
-    benchmark = importlib.import_module("benchmark.command")
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--settings", "224x4", "800x1333x1"])
-    args = benchmark.parse_args()
+    args = arguments.parse_args()
     assert args.settings == [(224, 224, 4), (800, 1333, 1)]
     assert args.reference == "swin-small"
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--models", "pvtv2-b1", "clustr-tiny"])
-    assert benchmark.parse_args().reference == "pvtv2-b1"
+    assert arguments.parse_args().reference == "pvtv2-b1"
 
 
 @pytest.fixture
-def count_operations(measure, models):
+def count_operations():
     def count(name, *arguments):
         with torch.device("meta"):
             model = models.build_model(name, arguments[0])
-        return measure.count_operations(model, *arguments[1:])
+        return operations.count_operations(model, *arguments[1:])
 
     return count
 
 
-def test_rounds_run_every_action_once_in_changing_order(measure):
+def test_rounds_run_every_action_once_in_changing_order():
     calls = []
     actions = {name: lambda name=name: calls.append(name) for name in "abc"}
     settings = {"rounds": 20, "warmup": 2, "seed": 0, "device": "cpu", "description": "test"}
-    seconds, failures = measure.interleaved_seconds(actions, **settings)
+    seconds, failures = timing.interleaved_seconds(actions, **settings)
     assert failures == {} and [len(times) for times in seconds.values()] == [20] * 3
     assert calls[:6] == list("aabbcc")
     rounds = ["".join(calls[i : i + 3]) for i in range(6, len(calls), 3)]
@@ -206,16 +206,16 @@ def test_rounds_run_every_action_once_in_changing_order(measure):
 
 
 @pytest.mark.parametrize("exponent", [1, 1.7, 2])
-def test_growth_exponent_of_a_power_law(measure, exponent):
+def test_growth_exponent_of_a_power_law(exponent):
     pixels = [224**2, 512**2, 800 * 1333]
-    assert measure.growth_exponent(pixels, [3e-7 * number**exponent for number in pixels]) == pytest.approx(exponent)
+    assert timing.growth_exponent(pixels, [3e-7 * number**exponent for number in pixels]) == pytest.approx(exponent)
 
 
-def test_noise_is_like_images(measure):
+def test_noise_is_like_images():
     """As much variance in coarse structure as photographs have: neighbours are alike, unlike in white noise."""
-    noise = measure.image_like_noise(measure.Setting(64, 96, 2), seed=0)
+    noise = inputs.image_like_noise(inputs.Setting(64, 96, 2), seed=0)
     assert noise.shape == (2, 3, 64, 96) and noise.std() == pytest.approx(1)
-    assert torch.equal(noise, measure.image_like_noise(measure.Setting(64, 96, 2), seed=0))
+    assert torch.equal(noise, inputs.image_like_noise(inputs.Setting(64, 96, 2), seed=0))
     correlation = (noise[..., 1:] * noise[..., :-1]).mean()
     assert 0.6 < correlation < 0.95
 
@@ -269,7 +269,7 @@ def test_models_have_the_published_size(count_operations, name, parameters, gmac
 
 
 @pytest.mark.parametrize("switches", [(), ("window",), ("sharing",), ("max",), ("window", "max"), ("options",)])
-def test_switches_set_the_speed_options(models, switches):
+def test_switches_set_the_speed_options(switches):
     config = models.build_model("+".join(["clustr-nano", *switches]), OPTIONS).config
     default = {"cluster_window": None, "cluster_sharing": "block", "max_clusters": None}
     chosen = [models.SWITCHES[switch] for switch in switches] if switches != ("options",) else OPTIONS
@@ -278,14 +278,14 @@ def test_switches_set_the_speed_options(models, switches):
 
 
 @pytest.mark.parametrize("num_tokens, channels", [(5, 3), (64, 1), (300, 16), (1000, 64)])
-def test_direct_transcription_gives_the_clusters_of_find_clusters(measure, num_tokens, channels):
+def test_direct_transcription_gives_the_clusters_of_find_clusters(num_tokens, channels):
     tokens = torch.randn(2, num_tokens, channels, dtype=torch.float64)
-    num_clusters = [1, *measure.benchmark_num_clusters(num_tokens)]
-    for direct, ours in zip(measure.direct_clusters(tokens, num_clusters), find_clusters(tokens, num_clusters)):
+    num_clusters = [1, *inputs.benchmark_num_clusters(num_tokens)]
+    for direct, ours in zip(clusterings.direct_clusters(tokens, num_clusters), find_clusters(tokens, num_clusters)):
         assert torch.equal(direct, ours)
 
 
-def test_an_action_that_fails_leaves_the_rounds_and_is_named(measure):
+def test_an_action_that_fails_leaves_the_rounds_and_is_named():
     calls = []
 
     def fails_in_the_second_round():
@@ -295,13 +295,13 @@ def test_an_action_that_fails_leaves_the_rounds_and_is_named(measure):
 
     actions = {"a": lambda: None, "b": fails_in_the_second_round}
     settings = {"rounds": 4, "warmup": 1, "seed": 0, "device": "cpu", "description": "test"}
-    seconds, failures = measure.interleaved_seconds(actions, **settings)
+    seconds, failures = timing.interleaved_seconds(actions, **settings)
     assert list(seconds) == ["a"] and len(seconds["a"]) == 4
     assert failures == {"b": "OutOfMemoryError: no memory is left"} and len(calls) == 3
 
 
-def test_ratios_need_the_reference(measure):
-    summary = measure.summarize({"a": [1.0, 3.0, 2.0]}, reference="b", batch=4)
+def test_ratios_need_the_reference():
+    summary = timing.summarize({"a": [1.0, 3.0, 2.0]}, reference="b", batch=4)
     assert summary == {"a": {"median_seconds": 2.0, "median_seconds_per_image": 0.5, "ratio": None}}
 
 
@@ -329,34 +329,34 @@ class Recorder(nn.Module):
         ("autocast", (torch.float32, torch.float32, torch.bfloat16)),
     ],
 )
-def test_precision_of_images_weights_and_features(measure, dtype, expected):
+def test_precision_of_images_weights_and_features(dtype, expected):
     model = Recorder()
-    measure.make_step(model, torch.rand(2, 3, 4, 4), "forward", compiled=False, dtype=dtype)()
+    steps.make_step(model, torch.rand(2, 3, 4, 4), "forward", compiled=False, dtype=dtype)()
     assert model.seen == [expected]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
-def test_training_in_each_precision_moves_the_weights(measure, models, monkeypatch, dtype):
-    monkeypatch.setattr(measure, "LEARNING_RATE", 1.0)
+def test_training_in_each_precision_moves_the_weights(monkeypatch, dtype):
+    monkeypatch.setattr("LEARNING_RATE", 1.0)
     model = models.build_model("clustr-nano", OPTIONS)
     before = model.classifier.weight.detach().clone()
-    measure.make_step(model, torch.rand(1, 3, 32, 32), "training", compiled=False, dtype=dtype)()
+    steps.make_step(model, torch.rand(1, 3, 32, 32), "training", compiled=False, dtype=dtype)()
     assert model.classifier.weight.isfinite().all() and not torch.equal(model.classifier.weight.float(), before)
 
 
 @pytest.mark.parametrize("largest_batch, stops", [(None, True), (4, False), (3, False)])
-def test_batches_double_until_memory_is_full(measure, largest_batch, stops):
-    found = measure.images_a_second(Recorder(), (8, 8), "forward", "float32", "cpu", largest_batch, seed=0)
+def test_batches_double_until_memory_is_full(largest_batch, stops):
+    found = throughput.images_per_second(Recorder(), (8, 8), "forward", "float32", "cpu", largest_batch, seed=0)
     assert [row["batch"] for row in found["batches"]] == ([1, 2] if largest_batch == 3 else [1, 2, 4])
     assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in found["batches"])
     assert found["stopped_by"] == ("OutOfMemoryError: eight images do not fit" if stops else None)
 
 
-def test_large_batches_repeat_images(measure, monkeypatch):
+def test_large_batches_repeat_images(monkeypatch):
     seen = []
-    monkeypatch.setattr(measure, "MOST_DIFFERENT_IMAGES", 2)
-    monkeypatch.setattr(measure, "make_step", lambda model, images, *args, **kwargs: lambda: seen.append(images))
-    measure._time_batch(None, measure.Setting(8, 8, 5), "forward", "float32", "cpu", seed=0)
+    monkeypatch.setattr("MOST_DIFFERENT_IMAGES", 2)
+    monkeypatch.setattr("make_step", lambda model, images, *args, **kwargs: lambda: seen.append(images))
+    throughput._time_batch(None, inputs.Setting(8, 8, 5), "forward", "float32", "cpu", seed=0)
     assert seen[0].shape == (5, 3, 8, 8) and torch.equal(seen[0][:2], seen[0][2:4])
 
 
@@ -374,21 +374,20 @@ class FakeClock:
         return float(end - start)
 
 
-def test_share_of_the_clustering_is_between_its_marks(measure, models, monkeypatch):
+def test_share_of_the_clustering_is_between_its_marks(monkeypatch):
     """n clusterings of a second each, and n + 1 seconds around them."""
-    monkeypatch.setattr(measure, "make_clock", lambda device: FakeClock())
-    monkeypatch.setattr(measure, "clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
+    monkeypatch.setattr("make_clock", lambda device: FakeClock())
+    monkeypatch.setattr("clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
     model = models.build_model("clustr-nano", OPTIONS)
-    step = measure.make_step(model, torch.rand(1, 3, 32, 32), "forward", compiled=False)
+    step = steps.make_step(model, torch.rand(1, 3, 32, 32), "forward", compiled=False)
     number = sum(
         depth for depth, ratios in zip(model.config.depths, model.config.reduction_ratios) if list(ratios) != [1]
     )
-    found = measure.clustering_share(step, "cpu")
+    found = clusterings.clustering_share(step, "cpu")
     assert found == {"clustering_share": number / (2 * number + 1), "clustering_paths": ["torch.float32 5"]}
 
 
 def test_a_crash_of_a_process_is_a_failure():
-    attempts = importlib.import_module("benchmark.attempts")
     assert attempts.attempt_in_fresh_process(math.sqrt, 4) == (2.0, None)
     assert attempts.attempt_in_fresh_process(math.sqrt, -1)[1].startswith("ValueError: ")
     result, failure = attempts.attempt_in_fresh_process(os._exit, 1)
@@ -405,24 +404,24 @@ def test_a_crash_of_a_process_is_a_failure():
     ],
 )
 def test_failures_are_one_line_without_folders(message, described):
-    attempts = importlib.import_module("benchmark.attempts")
     assert attempts.describe_failure(ValueError(message)) == f"ValueError: {described}"
 
 
 @pytest.fixture
 def run_in_this_process(monkeypatch, tmp_path):
     """Run the script here, by default on a CPU that passes for an accelerator; the results, and what it exits with."""
-    benchmark = importlib.import_module("benchmark.command")
 
-    def run(*arguments, is_accelerator=True):
-        monkeypatch.setattr(benchmark, "is_accelerator", lambda device: is_accelerator)
-        monkeypatch.setattr(benchmark, "allocated_memory", lambda device: 0)
-        monkeypatch.setattr(benchmark, "attempt_in_fresh_process", benchmark.attempt)
-        command = ["benchmark.py", "--device", "cpu", "--output_dir", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", [*command, *map(str, arguments)])
+    def run(*given, is_accelerator=True):
+        for module in (command, model_measurements):
+            monkeypatch.setattr(module, "is_accelerator", lambda device: is_accelerator)
+        monkeypatch.setattr(model_measurements, "allocated_memory", lambda device: 0)
+        for module in (command, clustering_measurements):
+            monkeypatch.setattr(module, "attempt_in_fresh_process", attempts.attempt)
+        script = ["benchmark.py", "--device", "cpu", "--output_dir", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", [*script, *map(str, given)])
         ended = None
         try:
-            benchmark.main()
+            command.main()
         except SystemExit as error:
             ended = error.code
         return json.loads((tmp_path / "out" / "benchmark.json").read_text()), ended
@@ -454,7 +453,7 @@ def test_an_accelerators_clusters_and_memory_are_in_the_report(run_in_this_proce
 
 
 @pytest.mark.parametrize("broken", ["find_clusters", "clustering_path"])
-def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, measure, monkeypatch, broken):
+def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, monkeypatch, broken):
     """Labels of the second clustering, which is the accelerator's, are turned; or it fails."""
     calls = []
 
@@ -466,7 +465,7 @@ def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, measure, m
     def fails(tokens, num_neighbors):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(measure, broken, wrong if broken == "find_clusters" else fails)
+    monkeypatch.setattr(broken, wrong if broken == "find_clusters" else fails)
     results, ended = run_in_this_process(*TINY)
     assert results["times"] == results["operations"] == []
     if broken == "find_clusters":
@@ -479,15 +478,14 @@ def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, measure, m
 
 @pytest.mark.parametrize("broken", ["clustr-nano", "pvtv2-b1", "all"])
 def test_models_that_fail_are_in_the_report_with_the_others(run_in_this_process, monkeypatch, tmp_path, broken):
-    benchmark = importlib.import_module("benchmark.command")
-    make_step = benchmark.make_step
+    make_step = model_measurements.make_step
 
     def make_step_or_fail(model, *args):
         if broken == "all" or type(model).__name__.lower().startswith(broken[:3]):
             raise torch.OutOfMemoryError("no | memory")
         return make_step(model, *args)
 
-    monkeypatch.setattr(benchmark, "make_step", make_step_or_fail)
+    monkeypatch.setattr(model_measurements, "make_step", make_step_or_fail)
     results, ended = run_in_this_process(*TINY, "--clustering", "300x4")
     named = ["clustr-nano", "pvtv2-b1"] if broken == "all" else [broken]
     failure = {"measurement": "times of 64x64x1 forward float32 eager", "message": "OutOfMemoryError: no | memory"}
@@ -505,17 +503,17 @@ def test_a_run_in_which_everything_fails_says_so(run_in_this_process, monkeypatc
         raise RuntimeError("broken")
 
     for name in ("count_model", "time_models"):
-        monkeypatch.setattr(importlib.import_module("benchmark.command"), name, fails)
+        monkeypatch.setattr(plan, name, fails)
     results, ended = run_in_this_process(*TINY)
     assert ended == "every measurement failed"
     assert [failure["message"] for failure in results["failures"]] == ["RuntimeError: broken"] * 3
 
 
-def test_a_direct_clustering_without_memory_leaves_ours(run_in_this_process, measure, monkeypatch):
+def test_a_direct_clustering_without_memory_leaves_ours(run_in_this_process, monkeypatch):
     def fails(tokens, num_clusters):
         raise torch.OutOfMemoryError("N x N")
 
-    monkeypatch.setitem(measure.CLUSTERINGS, "direct", fails)
+    monkeypatch.setitem(clusterings.CLUSTERINGS, "direct", fails)
     results, _ = run_in_this_process("--settings", "--clustering", "300x4", "--repeats", 1, is_accelerator=False)
     [entry] = results["clustering"]
     assert list(entry["algorithms"]) == ["find_clusters"] and entry["agreement"] is None
@@ -523,20 +521,19 @@ def test_a_direct_clustering_without_memory_leaves_ours(run_in_this_process, mea
 
 
 def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
-    command = subprocess.run(
+    printed = subprocess.run(
         ["make", "--no-print-directory", "-n", "benchmark-gpu"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=True,
     )
-    arguments = command.stdout.replace("\\\n", " ").split("examples/benchmark.py")[1].split()
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu", "cuda:0"])
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
-    benchmark = importlib.import_module("benchmark.command")
-    args = benchmark.parse_args()
+    given = printed.stdout.replace("\\\n", " ").split("examples/benchmark ")[1].split()
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
+    args = arguments.parse_args()
     assert args.device == "cuda:0" and str(args.output_dir) == "out/benchmark-gpu"
-    planned = [measurement.section for measurement in benchmark.planned_measurements(args)]
+    planned = [measurement.section for measurement in plan.planned_measurements(args)]
     # Modes, settings, passes and precisions; then passes and precisions of each of five models.
     assert planned.count("times") == 2 * 2 * 2 * 3 and planned.count("throughput") == 2 * 3 * 5
     assert planned.count("clustering") == 2

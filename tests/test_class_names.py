@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, shipped_checkpoint
+from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, bundled_checkpoint
 from clustr_hf.training.data.class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
 from clustr_hf.training.data.samples import decode_image
 from clustr_hf.training.sources import ModelArguments, known_names
@@ -34,13 +34,13 @@ REVERSED = NAMES[::-1]
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Images, and the names that the shipped checkpoint gives them by transformers' own pipeline."""
+    """Images, and the names that the bundled checkpoint gives them by transformers' own pipeline."""
     generator = np.random.default_rng(0)
     images = []
     for index in range(24):
         coarse = generator.integers(0, 256, (2 + index % 4, 2 + index % 3, 3), dtype=np.uint8)
         images.append(Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC))
-    classify = pipeline("image-classification", model=str(shipped_checkpoint()))
+    classify = pipeline("image-classification", model=str(bundled_checkpoint()))
     names = [answer[0]["label"] for answer in classify(images, top_k=1)]
     assert len(set(names)) > 3
     return images, names
@@ -65,7 +65,7 @@ def score(tmp_path, run_script):
 
     def run(script, *arguments, model=None):
         settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache"}
-        settings["--model_name_or_path"] = model or shipped_checkpoint()
+        settings["--model_name_or_path"] = model or bundled_checkpoint()
         if script is loop_script:
             settings["--train_batch_size"] = 4
             run_script(script, settings, "--eval_only", *arguments)
@@ -77,8 +77,8 @@ def score(tmp_path, run_script):
 
 
 def with_other_order(folder, names):
-    """The shipped checkpoint with its classes in another order: the same function of images to names."""
-    model = ClusTRForImageClassification.from_pretrained(shipped_checkpoint())
+    """the bundled checkpoint with its classes in another order: the same function of images to names."""
+    model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint())
     order = torch.tensor([NAMES.index(name) for name in names])
     with torch.no_grad():
         for parameter in model.classifier.parameters():
@@ -86,7 +86,7 @@ def with_other_order(folder, names):
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     model.save_pretrained(folder)
-    ClusTRImageProcessor.from_pretrained(shipped_checkpoint()).save_pretrained(folder)
+    ClusTRImageProcessor.from_pretrained(bundled_checkpoint()).save_pretrained(folder)
     return folder
 
 
@@ -113,7 +113,7 @@ def test_fine_tuning_keeps_the_head_of_the_same_classes(run_script, pictures, tm
     train_file = write_rows(tmp_path / "train.parquet", pictures, REVERSED)
     validation_file = write_rows(tmp_path / "validation.parquet", pictures, [*NAMES[5:], *NAMES[:5]])
     settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache", "--train_file": train_file}
-    settings |= {"--validation_file": validation_file, "--model_name_or_path": shipped_checkpoint()}
+    settings |= {"--validation_file": validation_file, "--model_name_or_path": bundled_checkpoint()}
     settings |= {"--max_train_steps": 1, "--train_batch_size": 4, "--learning_rate": 1e-12}
     run_script(loop_script, settings, "--ignore_mismatched_sizes")
     assert read_json(tmp_path / "out" / "all_results.json")["eval_accuracy"] == 1.0

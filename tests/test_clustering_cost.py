@@ -4,14 +4,17 @@ import sys
 
 import pytest
 import torch
-from benchmark import clustering_cost
-from benchmark.clustering_cost import Clustering, count_launches, find_clusterings, shares_looked_at_again
-from benchmark.measure import Setting
+from benchmark.cost_model import Clustering
+from benchmark.inputs import Setting
+from conftest import REPOSITORY, run_process
 
 from clustr_hf.remote_code.clustering_triton_launches_clustr import Launch
 
 
 pytest.importorskip("triton", reason="launches of Triton kernels are counted with Triton")
+
+from benchmark.sweep_shares import shares_processed_again
+from benchmark.traffic import count_launches, find_clusterings
 
 
 def test_clusterings_of_a_forward_are_found():
@@ -34,14 +37,13 @@ def test_costs_grow_as_they_should():
 
 def test_shares_of_tokens_that_are_looked_at_again():
     torch.manual_seed(0)
-    spread = shares_looked_at_again(torch.randn(1, 300, 64), Launch())
+    spread = shares_processed_again(torch.randn(1, 300, 64), Launch())
     assert spread["flagged"] == spread["measured"] == 0 and 0 < spread["missing"] < 0.5
-    copies = shares_looked_at_again(torch.randn(1, 10, 64).repeat(1, 30, 1), Launch())
+    copies = shares_processed_again(torch.randn(1, 10, 64).repeat(1, 30, 1), Launch())
     assert copies["flagged"] == 1 and copies["measured"] == 1
 
 
-def test_tables_are_printed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["clustering_cost.py", "--settings", "224x1"])
-    clustering_cost.main()
-    printed = capsys.readouterr().out
+def test_tables_are_printed(tmp_path):
+    script = REPOSITORY / "examples" / "benchmark" / "clustering_cost.py"
+    printed = run_process([sys.executable, script, "--settings", "224x1"], tmp_path)
     assert "| 224 x 1 |" in printed and "clustering of bfloat16 tokens" in printed and "not measured" in printed

@@ -264,7 +264,7 @@ def test_detections_that_do_not_fit_are_named():
     record = {"boxes": [[0, 0, 5, 5]], "labels": [3], "scores": [1.0]}
     with pytest.raises(ValueError, match="`iou_type` must be 'bbox' or 'segm', got 'keypoints'"):
         coco_average_precision([record], [record], iou_type="keypoints")
-    with pytest.raises(ValueError, match="`predictions` must be as many as `references`, 2 images, got 1"):
+    with pytest.raises(ValueError, match="`predictions` must have one entry for each of the 2 images of `references`, got 1"):
         coco_average_precision([record], [record, record])
     with pytest.raises(ValueError, match=r"'labels' of `predictions` .* must be in \[0, 3\), got values from 3 to 3"):
         coco_average_precision([record], [record], num_labels=3)
@@ -508,13 +508,13 @@ def test_scores_of_parts_that_do_not_fit_are_named():
 def test_classes_and_parts_that_do_not_occur_are_named():
     """Means leave them out: a model that says 0 everywhere has 100 % where nothing else is labelled."""
     maps = {"predictions": [np.zeros((4, 4), int)], "references": [np.diag([255] * 4)]}
-    with pytest.warns(UserWarning, match="no pixels of 1 classes or parts, of which the scores say nothing: 1"):
+    with pytest.warns(UserWarning, match="no pixels of 1 classes or parts, which the scores therefore exclude: 1"):
         assert MeanIoU().compute(**maps, num_labels=2)["mean_iou"] == 1.0
     boxes = {"boxes": [[10.0, 10.0, 50.0, 50.0]], "labels": [0]}
     crowd = {"boxes": [[0.0, 0.0, 9.0, 9.0]], "labels": [2]}
     reference = {key: boxes[key] + crowd[key] for key in boxes} | {"iscrowd": [0, 1]}
     data = {"predictions": [{**boxes, "scores": [0.9]}], "references": [reference]}
-    with pytest.warns(UserWarning, match="no objects of 2 classes or parts, of which the scores say nothing: 1, 2"):
+    with pytest.warns(UserWarning, match="no objects of 2 classes or parts, which the scores therefore exclude: 1, 2"):
         assert CocoAveragePrecision().compute(**data, num_labels=3)["ap"] == 1.0
     _, references = random_persons(4)
     for reference in references:
@@ -594,7 +594,7 @@ def test_persons_that_do_not_fit_are_named():
         ([{"keypoints": []}], [person], r"`predictions\[0\]` must have \['keypoints', 'scores'\], got \['keypoints'\]"),
         ([found], [found], r"`references\[0\]` must have \['keypoints', 'boxes', 'area'\], got"),
         ([{"scores": []}], [person], r"`predictions\[0\]` must have \['keypoints', 'scores'\], got \['scores'\]"),
-        ([], [person], "`predictions` must be as many as `references`, 1 images, got 0"),
+        ([], [person], "`predictions` must have one entry for each of the 1 images of `references`, got 0"),
         ([{**found, "keypoints": np.ones((1, 17, 2))}], [person], r"`predictions\[0\]` must have shape \(n, 17, 3\)"),
         ([found], [{**person, "keypoints": np.ones((1, 16, 3))}], r"`references\[0\]` must have shape \(n, 17, 3\)"),
         ([{**found, "scores": []}], [person], r"`predictions\[0\]` must have 1 of 'scores', .* got 0"),

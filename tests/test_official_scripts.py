@@ -23,7 +23,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 import clustr_hf
-from clustr_hf.bundled import shipped_checkpoint
+from clustr_hf.bundled import bundled_checkpoint
 from clustr_hf.metrics import Accuracy, MeanIoU, coco_average_precision
 
 
@@ -172,8 +172,8 @@ def test_semantic_segmentation(run_official, shared, tmp_path, script, ignore_in
 
 
 def accuracy(rows) -> float:
-    model = clustr_hf.ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
-    processor = AutoImageProcessor.from_pretrained(shipped_checkpoint())
+    model = clustr_hf.ClusTRForImageClassification.from_pretrained(bundled_checkpoint()).eval()
+    processor = AutoImageProcessor.from_pretrained(bundled_checkpoint())
     with torch.no_grad():
         logits = model(**processor(list(rows["image"]), return_tensors="pt")).logits
     return Accuracy().compute(predictions=logits.argmax(-1), references=rows["label"])["accuracy"]
@@ -184,7 +184,7 @@ def test_image_classification(run_official, shared, tmp_path, script):
     rows = load_rows(shared, "cifar10", tmp_path, train="train.parquet", validation="test.parquet")
     assert isinstance(rows["train"].features["label"], ClassLabel)
     data = write_splits(rows, tmp_path / "cifar10", train=("train", 4), validation=("validation", 100))
-    common = {"--model_name_or_path": shipped_checkpoint(), "--dataset_name": data}
+    common = {"--model_name_or_path": bundled_checkpoint(), "--dataset_name": data}
     arguments = {**(NO_TRAINER if "no_trainer" in script else TRAINER), **common}
     found = run_official(f"image-classification/{script}", arguments, "all_results.json")["eval_accuracy"]
     expected = accuracy(rows["validation"].select(range(100)))

@@ -10,9 +10,9 @@ from conftest import REPOSITORY
 from transformers import SwinForImageClassification
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training import loop as training_loop
 from clustr_hf.training.arguments import LoopArguments
 from clustr_hf.training.baselines import PeerArguments, load_peer
+from clustr_hf.training.optimizers import make_optimizer
 
 
 SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
@@ -65,7 +65,7 @@ def test_a_swin_without_small_maps_is_transformers_own():
 def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(table, row):
     model = classifier(table, row)
     args = LoopArguments(output_dir="x", optimizer="muon", weight_decay=0.1)
-    groups = training_loop.make_optimizer(model, args).param_groups
+    groups = make_optimizer(model, args).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     matrices, decayed, undecayed = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
     assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.0]

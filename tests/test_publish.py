@@ -171,6 +171,16 @@ def test_code_of_a_checkpoint_is_brought_up_to_date(kind, tmp_path):
     validate_repository(folder)
 
 
+def test_code_of_another_release_is_not_uploaded_but_replaced(repository):
+    (repository / "modeling_clustr_old.py").write_text("outdated = True\n")
+    assert "modeling_clustr_old.py" not in repository_files(repository)
+    with pytest.raises(ValueError, match=r"must hold no code of other releases, .* holds \['modeling_clustr_old.py'\]"):
+        validate_repository(repository)
+    complete_repository(repository)
+    assert not (repository / "modeling_clustr_old.py").exists()
+    assert {*CODE_FILES, "handler.py"} == {path.name for path in repository.glob("*.py")}
+
+
 def test_code_is_added_to_no_other_models(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
     for architecture, message in [("ViTModel", "`architectures` must be one of"), ("ClusTRModel", "got 'ViTImagePr")]:

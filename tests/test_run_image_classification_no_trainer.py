@@ -22,8 +22,10 @@ from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
 from clustr_hf.metrics import Accuracy
-from clustr_hf.training import loop as training_loop
+from clustr_hf.training import dry_run
 from clustr_hf.training.arguments import LoopArguments
+from clustr_hf.training.distributed import check_fsdp_arguments
+from clustr_hf.training.optimizers import make_optimizer
 
 
 @pytest.fixture
@@ -147,7 +149,7 @@ def test_moving_average_is_what_is_saved(train):
 def test_biases_and_norms_are_not_decayed():
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano"))
     model.clustr.stages[0].requires_grad_(False)
-    optimizer = training_loop.make_optimizer(model, LoopArguments(output_dir="x", weight_decay=0.1))
+    optimizer = make_optimizer(model, LoopArguments(output_dir="x", weight_decay=0.1))
     decayed, undecayed = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     for name, parameter in model.named_parameters():
@@ -162,9 +164,7 @@ def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizers = {
-        name: training_loop.make_optimizer(
-            model, LoopArguments(output_dir="x", optimizer=name, learning_rate=1e-3, weight_decay=0.0)
-        )
+        name: make_optimizer(model, LoopArguments(output_dir="x", optimizer=name, learning_rate=1e-3, weight_decay=0.0))
         for name in ("adamw", "muon")
     }
     for parameter in model.parameters():
@@ -191,9 +191,9 @@ def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
 
 @pytest.mark.parametrize("name, value", [("ema_decay", 0.9), ("optimizer", "muon")])
 def test_what_needs_whole_weights_is_refused_with_fsdp(name, value):
-    training_loop.refuse_with_fsdp(LoopArguments(output_dir="x"))
+    check_fsdp_arguments(LoopArguments(output_dir="x"))
     with pytest.raises(ValueError, match=f"--{name}.* does not work with FSDP"):
-        training_loop.refuse_with_fsdp(LoopArguments(output_dir="x", **{name: value}))
+        check_fsdp_arguments(LoopArguments(output_dir="x", **{name: value}))
 
 
 @pytest.mark.parametrize("interval", [1, 3])
@@ -398,15 +398,15 @@ def test_dry_run_says_what_would_be_done_and_trains_nothing(train, capsys):
 
 def test_dry_run_measures_a_step_on_the_accelerator(train, capsys, monkeypatch):
     """Here on the CPU, whose memory is that of the process."""
-    monkeypatch.setattr(training_loop, "is_accelerator", lambda device: True)
+    monkeypatch.setattr(dry_run, "is_accelerator", lambda device: True)
     images = []
-    try_step = training_loop.try_step
+    try_step = dry_run.try_step
 
     def noted(model, optimizer, compute_loss, batch, autocast):
         images.append(len(batch["pixel_values"]))
         return try_step(model, optimizer, compute_loss, batch, autocast)
 
-    monkeypatch.setattr(training_loop, "try_step", noted)
+    monkeypatch.setattr(dry_run, "try_step", noted)
     arguments = ["--train_batch_size", 16, "--per_device_train_batch_size", 4, "--gradient_checkpointing", "true"]
     folder = train("--dry_run", *arguments)
     assert re.search(r"\nmemory of a step, measured +\d+\.\d\d GB at its peak on ", capsys.readouterr().out)

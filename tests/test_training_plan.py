@@ -9,10 +9,10 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, PolynomialLR
 
-from clustr_hf.training import schedule as training_plan
+from clustr_hf.training import dry_run
 from clustr_hf.training.arguments import LoopArguments
-from clustr_hf.training.report import format_step_memory
-from clustr_hf.training.schedule import TrainingPlan, estimate_memory, plot_learning_rate, try_step
+from clustr_hf.training.dry_run import estimate_memory, format_step_memory, plot_learning_rate, try_step
+from clustr_hf.training.schedule import TrainingPlan
 
 
 def make_plan(num_samples=1000, num_processes=1, **arguments):
@@ -179,9 +179,9 @@ def test_a_tried_step_is_taken_whole_and_twice(monkeypatch):
         action()
         return {"peak_bytes": 3 * 10**9, "increase_bytes": 0}
 
-    monkeypatch.setattr(training_plan, "peak_memory", peak_memory)
-    monkeypatch.setattr(training_plan, "total_memory", lambda device: 8 * 10**9)
-    monkeypatch.setattr(training_plan, "device_name", lambda device: "accelerator")
+    monkeypatch.setattr(dry_run, "peak_memory", peak_memory)
+    monkeypatch.setattr(dry_run, "total_memory", lambda device: 8 * 10**9)
+    monkeypatch.setattr(dry_run, "device_name", lambda device: "accelerator")
     model = nn.Linear(8, 4).eval()
     steps = torch.optim.AdamW(model.parameters())
     losses = []

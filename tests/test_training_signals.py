@@ -15,8 +15,8 @@ from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.checkpoints import decided_by_main_process
 from clustr_hf.training.data.samples import LoaderOptions, make_loader
+from clustr_hf.training.distributed import decided_by_main_process
 from clustr_hf.training.signals import StopRequests, run_interruptibly
 
 

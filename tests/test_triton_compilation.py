@@ -35,7 +35,8 @@ def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
 
 def test_the_channels_that_are_not_compiled_are_launched_as_others():
     from benchmark.compile_triton_kernels import CHANNELS as ALL
-    from benchmark.compile_triton_kernels import SHARED_MEMORY, choose_launch, launches_of
+    from benchmark.triton_launches import choose_launch, launches_of
+    from benchmark.triton_usage import SHARED_MEMORY
 
     for chip in SHARED_MEMORY:
         for size in (2, 4):
@@ -44,12 +45,13 @@ def test_the_channels_that_are_not_compiled_are_launched_as_others():
 
 
 def test_spills_and_large_programs_are_complained_about():
-    from benchmark.compile_triton_kernels import complaints, read_amd_usage
+    from benchmark.compile_triton_kernels import find_problems
+    from benchmark.triton_usage import read_amd_usage
 
     row = {"kernel": "k", "target": "sm_80", "tokens": "fp32", "channels": 64, "spilled": 0, "shared_memory": 10}
     row["shared_memory_limit"] = 10
-    assert complaints([row]) == []
-    assert "8 bytes spill" in complaints([{**row, "spilled": 8}])[0]
-    assert "11 of 10 bytes" in complaints([{**row, "shared_memory": 11}])[0]
+    assert find_problems([row]) == []
+    assert "8 bytes spilled" in find_problems([{**row, "spilled": 8}])[0]
+    assert "11 of 10 bytes" in find_problems([{**row, "shared_memory": 11}])[0]
     assembly = ".vgpr_count: 7\n.vgpr_spill_count: 1\n.sgpr_spill_count: 2\n"
     assert read_amd_usage(assembly) == {"registers": 7, "spilled": 12}

@@ -175,7 +175,7 @@ def test_boxes_are_drawn_in_the_colours_of_their_classes(halves):
     assert (written != drawn).any()
     nothing = draw_detections(image, torch.zeros(0, 4), torch.zeros(0).long(), ["a"], masks=torch.zeros(0, 40, 60) > 0)
     assert np.array_equal(np.asarray(nothing), np.asarray(image))
-    with pytest.raises(ValueError, match="`labels` must be as many as `boxes`, 2, got 1"):
+    with pytest.raises(ValueError, match="`labels` must have one entry for each of the 2 boxes, got 1"):
         draw_detections(image, BOXES, labels[:1], ["a", "b", "c"])
 
 
@@ -291,9 +291,9 @@ def test_skeletons_are_drawn_in_the_colours_of_their_sides(halves):
     arrays = draw_keypoints(image, keypoints.numpy(), NAMES, EDGES, scores.numpy())
     assert np.array_equal(np.asarray(arrays), drawn)
     for wrong, message in (
-        ({"names": NAMES[:2], "edges": []}, r"`keypoints` must have shape \(2, 2, 2\), as `names`, got \(2, 3, 2\)"),
-        ({"keypoints": torch.zeros(2, 3, 3)}, r"`keypoints` must have shape \(2, 3, 2\), as `names`, got \(2, 3, 3\)"),
-        ({"scores": scores[:1]}, r"`scores` must have shape \(2, 3\), as `keypoints`, got \(1, 3\)"),
+        ({"names": NAMES[:2], "edges": []}, r"`keypoints` must have shape \(2, 2, 2\), like `names`, got \(2, 3, 2\)"),
+        ({"keypoints": torch.zeros(2, 3, 3)}, r"`keypoints` must have shape \(2, 3, 2\), like `names`, got \(2, 3, 3\)"),
+        ({"scores": scores[:1]}, r"`scores` must have shape \(2, 3\), like `keypoints`, got \(1, 3\)"),
         ({"edges": [(0, 3)]}, r"`edges` must hold pairs of keypoints in \[0, 3\), got \[\(0, 3\)\]"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.transforms.functional import to_tensor
 
-from clustr_hf import ClusTRForImageClassification, shipped_checkpoint
+from clustr_hf import ClusTRForImageClassification, bundled_checkpoint
 from clustr_hf.remote_code import feed_forward_clustr
 from clustr_hf.remote_code.feed_forward_clustr import can_fuse
 from clustr_hf.remote_code.modeling_clustr import ClusTRMLP
@@ -87,8 +87,8 @@ def test_loaded_with_weights_on_the_disk(device_map, task, tmp_path):
     assert_same(predict(loaded.eval(), pixel_values), expected)
 
 
-def test_the_shipped_checkpoint_offloaded():
-    model = ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
+def test_the_bundled_checkpoint_offloaded():
+    model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint()).eval()
     image = torch.rand(1, 3, 64, 64)
     expected = predict(model, image)
     assert_same(predict(cpu_offload(model, execution_device=torch.device("cpu")), image), expected)
@@ -307,7 +307,7 @@ def quantize_with_torchao(model):
 @pytest.mark.parametrize("quantize", [quantize_with_torch, quantize_with_torchao])
 def test_dynamic_int8_is_close_to_float(quantize):
     """Linear layers in int8, with the range of what each call sees: of the whole image, not of strips of it."""
-    model = ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
+    model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint()).eval()
     images = torch.stack([to_tensor(make_image((96, 96)).rotate(90 * turn)) for turn in range(4)])
     expected = predict(model, images)["logits"]
     quantized = quantize(model)

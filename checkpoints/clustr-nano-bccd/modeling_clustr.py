@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .clustering_kernel_clustr import is_plain
 from .configuration_clustr import ClusTRConfig
-from .feed_forward_clustr import can_fuse, fused_feed_forward
+from .feed_forward_clustr import fuse_if_possible
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
 
 
@@ -101,7 +101,10 @@ class ClusTRPatchEmbeddings(nn.Module):
 
 
 class ClusTRMLP(nn.Module):
-    """Feed-forward network with a depthwise 3x3 convolution, which gives the tokens their position; (B, N, C)."""
+    """
+    Mix-FFN (Xie et al. 2021): a feed-forward network whose depthwise 3x3 convolution encodes the tokens' positions,
+    (B, N, C) -> (B, N, C) with E hidden features.
+    """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -114,21 +117,26 @@ class ClusTRMLP(nn.Module):
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}.")
         self.activation = ACT2FN[config.hidden_act]
-        self.activation_class = type(self.activation)
+        self.activation_class = type(self.activation)  # what `can_fuse` expects to find
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
+    @fuse_if_possible
     def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Tokens (B, N, C) of a grid of (height, width) -> (B, N, C)."""
-        if can_fuse(self, tokens):
-            return fused_feed_forward(self, tokens, size)
-        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)
+        features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # (B, E, h, w)
         features = self.activation(features + self.depthwise(features))
-        return self.dropout(self.fc2(self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))))
+        features = self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))
+        return self.dropout(self.fc2(features))
 
 
 class ClusTRDropPath(nn.Module):
-    """Stochastic depth: in training, drops the residual branch of whole images with the given probability."""
+    """
+    Stochastic depth: in training, drops the residual branch of whole images with the given probability.
+
+    torchvision's `StochasticDepth` draws the same random numbers, but multiplies by a rounded 1 / (1 - p) instead of
+    dividing by 1 - p: training runs would no longer resume bit by bit, and classifiers would require torchvision.
+    """
 
     def __init__(self, drop_probability: float):
         super().__init__()

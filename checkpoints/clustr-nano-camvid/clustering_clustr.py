@@ -1,22 +1,27 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-kNN-based density peaks clustering of vision tokens (section 3.1 of the paper) and their aggregation.
+kNN-based density peaks clustering of vision tokens and their aggregation (Eqs. 1 to 3, section 3.1 of the paper).
 
-Functions that know no model: [`find_clusters`] decides which tokens belong together, without gradient;
-[`aggregate_tokens`] merges them, with gradient. Each has several forms, which this module chooses from: a compiled
-kernel for CPUs, Triton kernels for GPUs, and tensor operations, which are the reference.
+- [`reference_clusters`] and [`reference_aggregation`] are the equations as written, on N x N matrices. Tests and
+  benchmarks compare against them.
+- [`find_clusters`] and [`aggregate_tokens`] compute the same in memory linear in N. They choose an implementation for
+  the device: a compiled kernel for CPUs, Triton kernels for GPUs, or tensor operations.
 
-Shapes: B images, N tokens, C channels, k neighbours, M clusters.
+Clustering decides which tokens belong together, without gradient; aggregation merges them, with gradient. Neither
+depends on a model.
 
-Ties go to the lower index: of two equally dense tokens the first is the denser one, of two equally near tokens the
-first is the nearer one, and so for decision values and for the labels of equally near centres.
+Shapes: B images, N tokens, C channels, k neighbours, M clusters, S scales.
+
+Ties go to the lower index: of two equally dense tokens the first counts as denser, of two equally near tokens the first
+counts as nearer. The same holds for decision values and for equally near centres.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from .clustering_kernel_clustr import can_cluster as can_cluster_by_kernel
 from .clustering_kernel_clustr import cluster as cluster_by_kernel
@@ -32,14 +37,80 @@ from .clustering_triton_clustr import aggregate as aggregate_by_triton
 from .clustering_triton_clustr import attempt, can_aggregate
 from .clustering_triton_clustr import can_cluster as can_cluster_by_triton
 from .clustering_triton_clustr import cluster as cluster_by_triton
+from .clustering_windows_clustr import check_window, count_clusters, find_clusters_in_windows
 
 
 ASSIGNMENTS = ("density_parent", "nearest_center")
 
 # Keeps the aggregation finite when a cluster is empty or its weights underflow (the value of the authors' release).
 WEIGHT_EPSILON = 1e-6
-# No image has so many tokens; what all forms can count to.
+# The largest number of clusters or neighbours that every implementation can represent; no image has as many tokens.
 MAX_CLUSTERS = 2**31 - 1
+
+
+@torch.no_grad()
+def reference_clusters(
+    tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int = 5, assignment: str = "density_parent"
+) -> list[torch.Tensor]:
+    """
+    Density peaks clustering as the paper writes it, on N x N matrices.
+
+    The arguments and the result are those of [`find_clusters`] without windows. Use float64 to compare the two: in
+    float32, `torch.cdist` computes large problems by a matrix product, which rounds small distances coarsely.
+    """
+    num_tokens, channels = tokens.shape[1:]
+    distance = torch.cdist(tokens, tokens) / math.sqrt(channels)  # d(x_i, x_j), (B, N, N)
+
+    # Eq. 1, the local density rho of each token. Its logarithm gives the same order without underflow.
+    to_neighbors = distance.topk(min(num_neighbors, num_tokens), largest=False).values
+    log_density = -to_neighbors.square().mean(dim=-1)
+    density_rank = log_density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+    # Eq. 2, the distance delta to the nearest denser token, its parent; for the densest token to the farthest token.
+    is_denser = density_rank.unsqueeze(1) < density_rank.unsqueeze(2)  # [i, j]: j is denser than i
+    parent = distance.masked_fill(~is_denser, torch.inf).argmin(dim=-1)
+    is_densest = density_rank == 0
+    to_parent = distance.gather(2, parent.unsqueeze(2)).squeeze(2)
+    separation = torch.where(is_densest, distance.amax(dim=-1), to_parent)
+
+    # The decision value gamma = rho delta: the M tokens with the largest values are the centres, the densest first.
+    log_decision_value = (log_density + separation.log()).masked_fill(is_densest, torch.inf)
+    centers = log_decision_value.argsort(dim=1, descending=True, stable=True)
+    decision_rank = centers.argsort(dim=1)
+
+    labels = []
+    for number in num_clusters:
+        is_center = decision_rank < number
+        if assignment == "nearest_center":
+            to_centers = distance.gather(2, centers[:, None, :number].expand(-1, num_tokens, -1))
+            label = to_centers.argmin(dim=-1)
+        else:
+            # A token joins the cluster of its parent, up to a centre; each step doubles the length of the path.
+            ancestor = torch.where(is_center, torch.arange(num_tokens, device=tokens.device), parent)
+            for _ in range(num_tokens.bit_length()):
+                ancestor = ancestor.gather(1, ancestor)
+            label = decision_rank.gather(1, ancestor)
+        labels.append(torch.where(is_center, decision_rank, label))
+    return labels
+
+
+def reference_aggregation(
+    tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, token_weight: torch.Tensor
+) -> torch.Tensor:
+    """
+    Eq. 3 as a matrix product, with the normalisation of [`aggregate_tokens`].
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.
+        cluster_index (`torch.LongTensor` of shape `(B, N)`): Cluster of each token, values in `[0, num_clusters)`.
+        num_clusters (`int`): M.
+        token_weight (`torch.Tensor` of shape `(B, N, 1)`): Positive weights w.
+
+    Returns:
+        `torch.Tensor` of shape `(B, M, C)`.
+    """
+    membership = token_weight * nn.functional.one_hot(cluster_index, num_clusters)  # w_i in column m of i in G_m, or 0
+    return membership.mT @ tokens / (membership.sum(dim=1).unsqueeze(-1) + WEIGHT_EPSILON)
 
 
 @torch.no_grad()
@@ -54,30 +125,31 @@ def find_clusters(
     """
     Cluster the tokens of each image by density peaks, at several scales from one density pass (Eqs. 1, 2 and 7).
 
-    Tokens of at most 32 bits are clustered by a compiled kernel on CPUs, where one was built
-    (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py); all
-    others by tensor operations (clustering_tensor_clustr.py). The clusters are the same, except where two distances,
-    densities or decision values differ only by the rounding of float32. Squared distances must fit into float32: where
-    tokens are more than about 1e18 apart, or all less than 1e-18, the forms' clusters differ, and mean little.
+    Tokens of at most 32 bits are clustered by a compiled kernel on CPUs, if one was built
+    (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py).
+    Everything else is clustered by tensor operations (clustering_tensor_clustr.py). The implementations find the same
+    clusters, except where two distances, densities or decision values differ only by float32 rounding. Squared
+    distances must fit into float32: clusters of tokens that are more than about 1e18 apart, or all less than 1e-18
+    apart, depend on the implementation and mean little.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
             Floating point tokens. float64 is clustered in float64, everything else in float32, under any autocast.
-            (Where TF32 matrix products are switched on for a GPU, tensor operations rank candidates with TF32's
-            precision; the Triton kernels do not.)
+            (If TF32 matrix products are enabled on a GPU, tensor operations rank candidates with TF32 precision; the
+            Triton kernels do not.)
         num_clusters (`Sequence[int]`):
-            M for each scale, at least 1, of any size. A scale with M >= N makes every token a cluster of its own.
+            M for each scale, at least 1. A scale with M >= N makes every token a cluster of its own.
         num_neighbors (`int`, defaults to 5):
-            k of Eq. 1, the token itself included; N if that is less.
+            k of Eq. 1, the token itself included. Values above N mean N.
         assignment (`str`, defaults to `"density_parent"`):
             `"density_parent"`: each token joins the cluster of its nearest token with higher density (the paper).
             `"nearest_center"`: each token joins the nearest centre (the authors' release).
         size (`tuple[int, int]`, *optional*):
-            (height, width) of the grid whose tokens these are, in row-major order; needed for `window`.
+            (height, width) of the token grid, whose tokens are in row-major order. Required with `window`.
         window (`int`, *optional*):
-            Not the paper's: clusters are found within windows of the grid, the fewest of nearly equal sides of at most
-            this many tokens. A window has its share of the M clusters, rounded down, but at least one;
-            [`count_clusters`] gives their sum. They are numbered window by window.
+            Not in the paper: finds clusters within windows of the grid whose sides are at most this many tokens. Each
+            window receives its share of the M clusters, rounded down but at least one; [`count_clusters`] returns the
+            total. Clusters are numbered window by window.
 
     Returns:
         `list[torch.LongTensor]`: for each scale the cluster of every token, shape `(B, N)`, values in
@@ -85,31 +157,20 @@ def find_clusters(
         the same centre in every scale. The result for an image does not depend on the other images of the batch.
 
     Raises:
-        ValueError: for tokens of a wrong rank, size or dtype, and for numbers or an assignment out of range.
+        ValueError: for tokens of a wrong rank, size or dtype, and for a number or an assignment out of range.
     """
     _check_arguments(tokens, num_clusters, num_neighbors, assignment)
     num_clusters = [min(int(number), MAX_CLUSTERS) for number in num_clusters]
     num_neighbors = min(num_neighbors, MAX_CLUSTERS)
     if window is not None:
-        _check_window(tokens, size, window)
-    if window is not None and window < max(size):
-        return _find_clusters_in_windows(tokens, num_clusters, num_neighbors, assignment, size, window)
+        check_window(tokens.shape[1], size, window)
+        if window < max(size):
+            cluster = functools.partial(find_clusters, num_neighbors=num_neighbors, assignment=assignment)
+            return find_clusters_in_windows(cluster, tokens, num_clusters, size, window)
     if torch.compiler.is_compiling() and not is_exporting():
-        # One opaque node for the compiler: the chunk loops would be unrolled into thousands of nodes.
+        # One opaque node for the compiler, which would unroll the loops over blocks into thousands of nodes.
         return list(torch.ops.clustr_hf.find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
     return list(_find_clusters(tokens, num_clusters, num_neighbors, assignment).unbind())
-
-
-def count_clusters(num_clusters: int, size: tuple[int, int], window: int | None = None) -> int:
-    """
-    How many clusters [`find_clusters`] finds in a grid of (height, width) = `size`: `num_clusters`, or with windows the
-    sum of their shares.
-    """
-    if window is None:
-        return num_clusters
-    return sum(
-        region.num_windows * region.share(num_clusters, math.prod(size)) for region in _regions_of_windows(size, window)
-    )
 
 
 def aggregate_tokens(
@@ -121,25 +182,25 @@ def aggregate_tokens(
     """
     Merge the tokens of each cluster into one, h_m = sum_i w_i x_i / (sum_i w_i + 1e-6) over its members (Eq. 3).
 
-    The normalisation is that of the authors' release; Eq. 3 leaves the weights unnormalised. Sums are taken in float32
-    or wider.
+    The normalisation follows the authors' release; Eq. 3 leaves the weights unnormalised. Sums are accumulated in
+    float32 or wider.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
             Floating point tokens.
         cluster_index (`torch.LongTensor` of shape `(B, N)`):
-            Cluster of each token, values in `[0, num_clusters)`. (Others raise an error; on the Triton path, which does
-            not wait for the device, they make their image NaN.)
+            Cluster of each token, values in `[0, num_clusters)`. Other values raise an error; the Triton kernels, which
+            do not wait for the device, return NaN for the image instead.
         num_clusters (`int`):
             M.
         token_weight (`torch.Tensor` of shape `(B, N, 1)` or `(B, N)`, *optional*):
-            Positive weights w; default is 1 for every token.
+            Positive weights w. Defaults to 1 for every token.
 
     Returns:
         `torch.Tensor` of shape `(B, M, C)` in the dtype of `tokens`; zeros for a cluster without members.
 
     Raises:
-        ValueError: if the shapes or devices do not belong together, or `num_clusters` is less than 1.
+        ValueError: if shapes or devices do not match, or `num_clusters` is less than 1.
     """
     batch_size, num_tokens, _ = tokens.shape
     if cluster_index.device != tokens.device:
@@ -161,8 +222,7 @@ def aggregate_tokens(
 
 def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Tensor:
     """
-    What [`aggregate_tokens`] gives when every token is a cluster of its own (lambda = 1), in the order of the tokens:
-    x_i w_i / (w_i + 1e-6).
+    [`aggregate_tokens`] for clusters of one token each (lambda = 1), in token order: x_i w_i / (w_i + 1e-6).
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.
@@ -177,7 +237,7 @@ def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Ten
 
 def clustering_path(tokens: torch.Tensor, num_neighbors: int = 5) -> str:
     """
-    What [`find_clusters`] clusters these tokens by.
+    Name of the implementation that [`find_clusters`] uses for these tokens.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.
@@ -186,7 +246,7 @@ def clustering_path(tokens: torch.Tensor, num_neighbors: int = 5) -> str:
     Returns:
         `str`: `"compiled kernel"`, `"triton"` or `"tensor operations"`.
     """
-    # Other paths' clusters would become constants of an exported graph.
+    # An exported graph would store the clusters of the other implementations as constants.
     if is_exporting():
         return "tensor operations"
     if can_cluster_by_kernel(tokens, num_neighbors):
@@ -197,7 +257,7 @@ def clustering_path(tokens: torch.Tensor, num_neighbors: int = 5) -> str:
 
 
 def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
-    """[`find_clusters`] on checked arguments; the scales stacked, (S, B, N)."""
+    """[`find_clusters`] for validated arguments and without windows; the scales stacked, (S, B, N)."""
     arguments = (tokens, num_clusters, num_neighbors, assignment)
     if not is_exporting():
         _check_memory(tokens)
@@ -211,69 +271,8 @@ def _find_clusters(tokens: torch.Tensor, num_clusters: list[int], num_neighbors:
     return cluster_by_tensors(*arguments)
 
 
-class _Region(NamedTuple):
-    """A rectangle of the grid that windows of one size fill."""
-
-    rows: slice
-    columns: slice
-    windows: tuple[int, int]  # how many, (down, across)
-    side: tuple[int, int]  # of a window, (height, width)
-
-    @property
-    def num_windows(self) -> int:
-        return math.prod(self.windows)
-
-    def share(self, num_clusters: int, num_tokens: int) -> int:
-        """Clusters of each window, in proportion to its tokens."""
-        return max(1, num_clusters * math.prod(self.side) // num_tokens)
-
-
-def _regions_of_windows(size: tuple[int, int], window: int) -> list[_Region]:
-    """At most four: windows differ by at most one token in height and in width."""
-    return [
-        _Region(rows, columns, (down, across), (height, width))
-        for rows, down, height in _nearly_equal_parts(size[0], window)
-        for columns, across, width in _nearly_equal_parts(size[1], window)
-    ]
-
-
-def _nearly_equal_parts(length: int, longest: int) -> list[tuple[slice, int, int]]:
-    """The fewest parts of a length: where they lie, how many, and how long; first the longer ones, if there are two."""
-    parts = -(-length // longest)
-    side, longer = divmod(length, parts)
-    border = longer * (side + 1)
-    shorter = (slice(border, length), parts - longer, side)
-    return [(slice(0, border), longer, side + 1), shorter] if longer else [shorter]
-
-
-def _find_clusters_in_windows(
-    tokens: torch.Tensor,
-    num_clusters: list[int],
-    num_neighbors: int,
-    assignment: str,
-    size: tuple[int, int],
-    window: int,
-) -> list[torch.Tensor]:
-    """[`find_clusters`] in each window; windows are images of a larger batch."""
-    batch_size, num_tokens, _ = tokens.shape
-    grid = tokens.unflatten(1, size)
-    labels = [torch.empty(batch_size, *size, dtype=torch.long, device=tokens.device) for _ in num_clusters]
-    taken = [0] * len(num_clusters)
-    for region in _regions_of_windows(size, window):
-        (down, across), (height, width) = region.windows, region.side
-        parts = grid[:, region.rows, region.columns].unflatten(1, (down, height)).unflatten(3, (across, width))
-        windows = parts.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-        shares = [region.share(number, num_tokens) for number in num_clusters]
-        for scale, found in enumerate(find_clusters(windows, shares, num_neighbors, assignment)):
-            offset = torch.arange(region.num_windows, device=tokens.device).view(down, across, 1, 1) * shares[scale]
-            found = found.view(batch_size, down, across, height, width) + (taken[scale] + offset)
-            labels[scale][:, region.rows, region.columns] = found.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-            taken[scale] += region.num_windows * shares[scale]
-    return [label.flatten(1) for label in labels]
-
-
 def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    """Weights as (B, N, 1), in float32 or wider."""
+    """Weights of shape (B, N, 1), in float32 or wider."""
     batch_size, num_tokens, _ = tokens.shape
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     if token_weight is None:
@@ -286,13 +285,6 @@ def _as_weight(token_weight: torch.Tensor | None, tokens: torch.Tensor) -> torch
             f"got {tuple(token_weight.shape)}."
         )
     return token_weight.reshape(batch_size, num_tokens, 1).to(dtype)
-
-
-def _check_window(tokens: torch.Tensor, size: tuple[int, int] | None, window: int):
-    if window < 1:
-        raise ValueError(f"`window` must be at least 1, got {window}.")
-    if size is None or math.prod(size) != tokens.shape[1]:
-        raise ValueError(f"`size` must be (height, width) of a grid of {tokens.shape[1]} tokens, got {size}.")
 
 
 def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int, assignment: str):
@@ -309,10 +301,10 @@ def _check_arguments(tokens: torch.Tensor, num_clusters: Sequence[int], num_neig
 
 
 def _check_memory(tokens: torch.Tensor):
-    """PyTorch's own operations crash the process for freed memory."""
+    """Raise a `ValueError` for freed memory, for which PyTorch's own operations crash the process."""
     try:
         is_freed = tokens.numel() > 0 and tokens.untyped_storage().nbytes() == 0
-    except (RuntimeError, NotImplementedError):  # wrapped, or of a kind that has no memory
+    except (RuntimeError, NotImplementedError):  # a wrapped tensor, or one of a kind without memory
         return
     if is_freed:
         raise ValueError(
@@ -340,6 +332,8 @@ __all__ = [
     "find_clusters",
     "log_local_density",
     "nearest_tokens",
+    "reference_aggregation",
+    "reference_clusters",
     "separation_and_parent",
     "weight_tokens",
 ]

@@ -1,10 +1,11 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Runs this folder as a command: `python examples/benchmark`."""
 
 import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package `benchmark`
 
 from benchmark.command import main
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The command line of benchmark.py."""
+"""The command line of the benchmark."""
 
 import argparse
 import itertools
@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from benchmark.measure import DTYPES, Setting
-from benchmark.models import PEERS, is_model_name, least_image_side
-from clustr_hf.training.devices import default_device, is_accelerator, parse_device
+from benchmark.models import BASELINES, is_model_name, min_image_side
+from clustr_hf.devices import default_device, is_accelerator, parse_device
 
 
 CLUSTR_MODELS = ["clustr-tiny", "clustr-small", "clustr-base"]
@@ -43,52 +43,73 @@ def parse_tokens(text: str) -> tuple[int, int]:
 def parse_model(text: str) -> str:
     if not is_model_name(text):
         raise argparse.ArgumentTypeError(
-            f"expected one of {', '.join(PEERS)} or clustr-VARIANT[-backbone][+SWITCH...], VARIANT nano, tiny, small "
-            f"or base, SWITCH window, sharing, max or options, got {text!r}"
+            f"expected one of {', '.join(BASELINES)} or clustr-VARIANT[-backbone][+SWITCH...], VARIANT nano, tiny, "
+            f"small or base, SWITCH window, sharing, max or options, got {text!r}"
         )
     return text
 
 
-def number_from(least: int):
+def number_from(minimum: int):
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text!r}")
         return int(text)
 
     return parse
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Time, memory and operations of ClusTR beside models of its size.")
+    description = "Time, memory and operations of ClusTR and of models of its size."
+    parser = argparse.ArgumentParser(prog="python examples/benchmark", description=description)
     add = parser.add_argument
-    add("--models", nargs="+", type=parse_model, default=[*CLUSTR_MODELS, *PEERS], metavar="MODEL")
-    add("--reference", help="model that the ratios refer to; default: swin-small, or the first of --models")
-    add(
-        "--settings",
-        nargs="*",
-        type=parse_setting,
-        default=[Setting(224, 224, 4)],
-        help="SIZExBATCH or HEIGHTxWIDTHxBATCH",
+    models_help = (
+        f"models to compare: {', '.join(BASELINES)} or clustr-VARIANT[-backbone][+SWITCH...]; default: all but nano"
     )
-    add("--passes", nargs="+", choices=("forward", "backward", "training"), default=["forward"])
-    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"])
-    dtypes_help = "bfloat16: weights and images in it; autocast: float32 weights under autocast to bfloat16"
-    add("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help=f"{dtypes_help}; default: float32")
-    add("--repeats", type=number_from(0), default=20, help="rounds; 0 leaves times out")
-    add("--warmup", type=number_from(1), default=2, help="passes of each model before the first round")
-    add("--memory", action="store_true", help="peak memory of each model in eager passes, each in a fresh process")
-    throughput_help = "SIZE or HEIGHTxWIDTH: images a second, eager, for batches of 1, 2, 4, ... until memory is full"
-    add("--throughput", nargs="+", type=parse_size, default=[], metavar="SIZE", help=throughput_help)
-    add("--largest_batch", type=number_from(1), help="largest batch of --throughput; needed on a CPU")
-    add("--clustering", nargs="+", type=parse_tokens, default=[], help="TOKENSxCHANNELS to time find_clusters on")
-    add("--cluster_window", type=number_from(1), default=28, help="value for models with +window or +options")
-    add("--cluster_sharing", choices=("block", "stage"), default="stage", help="for +sharing or +options")
-    add("--max_clusters", type=number_from(1), default=196, help="for +max or +options")
-    device_help = "such as cpu, cuda, cuda:1, xpu, mps, or accelerator for any; default: an accelerator if there is one"
+    add(
+        "--models", nargs="+", type=parse_model, default=[*CLUSTR_MODELS, *BASELINES], metavar="MODEL", help=models_help
+    )
+    add("--reference", help="model that the ratios refer to; default: swin-small, or the first of --models")
+    device_help = "such as cpu, cuda, cuda:1, xpu or mps; accelerator: any; default: an accelerator if there is one"
     add("--device", type=parse_device, default=default_device(), help=device_help)
-    add("--seed", type=number_from(0), default=0)
-    add("--output_dir", type=Path, default=Path("out/benchmark"))
+    add("--seed", type=number_from(0), default=0, help="seed of weights, images and order; default: %(default)s")
+    output_help = "folder for benchmark.json, benchmark.md and benchmark.png; default: %(default)s"
+    add("--output_dir", type=Path, default=Path("out/benchmark"), help=output_help)
+    _add_measurements(parser.add_argument_group("measurements"))
+    _add_speed_options(parser.add_argument_group("speed options of the models that switch them on"))
     return parser
+
+
+def _add_measurements(group):
+    add = group.add_argument
+    settings_help = "image sizes and batches to time: SIZExBATCH or HEIGHTxWIDTHxBATCH; default: 224x4"
+    add("--settings", nargs="*", type=parse_setting, default=[Setting(224, 224, 4)], help=settings_help)
+    passes_help = "passes to time; training is backward and an AdamW step; default: forward"
+    add("--passes", nargs="+", choices=("forward", "backward", "training"), default=["forward"], help=passes_help)
+    modes_help = "modes to time; default: eager"
+    add("--modes", nargs="+", choices=("eager", "compiled"), default=["eager"], help=modes_help)
+    dtypes_help = "bfloat16: bfloat16 weights and images; autocast: float32 weights under autocast to bfloat16"
+    add("--dtypes", nargs="+", choices=DTYPES, default=["float32"], help=f"{dtypes_help}; default: float32")
+    repeats_help = "number of timed rounds; 0 skips the times; default: %(default)s"
+    add("--repeats", type=number_from(0), default=20, help=repeats_help)
+    warmup_help = "passes of each model before the first round; default: %(default)s"
+    add("--warmup", type=number_from(1), default=2, help=warmup_help)
+    memory_help = "also measure the peak memory of each model in eager passes, each in a fresh process"
+    add("--memory", action="store_true", help=memory_help)
+    throughput_help = "also measure images per second in eager batches of 1, 2, 4, ... until memory is full"
+    add("--throughput", nargs="+", type=parse_size, default=[], metavar="SIZE", help=throughput_help)
+    add("--largest_batch", type=number_from(1), help="largest batch of --throughput; required on a CPU")
+    clustering_help = "TOKENSxCHANNELS: also time find_clusters alone on tokens of these sizes"
+    add("--clustering", nargs="+", type=parse_tokens, default=[], help=clustering_help)
+
+
+def _add_speed_options(group):
+    add = group.add_argument
+    window_help = "cluster_window of models with +window or +options; default: %(default)s"
+    add("--cluster_window", type=number_from(1), default=28, help=window_help)
+    sharing_help = "cluster_sharing of models with +sharing or +options; default: %(default)s"
+    add("--cluster_sharing", choices=("block", "stage"), default="stage", help=sharing_help)
+    max_help = "max_clusters of models with +max or +options; default: %(default)s"
+    add("--max_clusters", type=number_from(1), default=196, help=max_help)
 
 
 def parse_args() -> argparse.Namespace:
@@ -101,9 +122,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"argument --reference: expected one of the models {args.models}, got {args.reference!r}")
     for option in ("settings", "throughput"):
         for size, name in itertools.product(getattr(args, option), args.models):
-            if min(size[:2]) < least_image_side(name):
+            if min(size[:2]) < min_image_side(name):
                 got = "x".join(map(str, size))
-                parser.error(f"argument --{option}: expected at least {least_image_side(name)} for {name}, got {got}")
+                parser.error(f"argument --{option}: expected at least {min_image_side(name)} for {name}, got {got}")
     if args.throughput and args.largest_batch is None and not is_accelerator(args.device):
-        parser.error("argument --largest_batch: expected a number beside --throughput on a CPU, got none")
+        parser.error("argument --largest_batch: expected a number with --throughput on a CPU, got none")
     return args

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What an image takes on a machine that is busy with something else, by the number of threads, with and without the
-compiled clustering kernel.
+Time per image on a busy machine, by number of threads, with and without the compiled clustering kernel.
 
-    python examples/busy_machine.py
-    OMP_WAIT_POLICY=PASSIVE python examples/busy_machine.py    # threads that wait asleep
+    python examples/benchmark/busy_machine.py
+    OMP_WAIT_POLICY=PASSIVE python examples/benchmark/busy_machine.py    # waiting threads sleep
 
-Times the forward pass of the classifier that the package ships on one image of 32 x 32 pixels: first on the machine as
-it is, then with endless loops beside it, one for each processor. Every round times each case once. Prints a table of
-medians, quartiles, and the median ratio to tensor operations on the same number of threads, taken round by round.
+Times the forward pass of the bundled classifier on one image of 32 x 32 pixels: first on the machine as it is, then
+beside busy loops, one for each processor. Every round times each case once. Prints a table of medians, quartiles, and
+the median ratio to tensor operations on the same number of threads, taken round by round.
 """
 
 import argparse
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from clustr_hf import ClusTRForImageClassification, shipped_checkpoint
+from clustr_hf import ClusTRForImageClassification, bundled_checkpoint
 from clustr_hf.remote_code.clustering_kernel_clustr import is_available
 
 
@@ -43,19 +42,25 @@ class Case(NamedTuple):
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--threads", type=int, default=os.cpu_count(), help="compared with one thread; default: all processors"
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="number of threads to compare with one thread; default: all processors",
     )
-    parser.add_argument("--busy_loops", type=int, default=os.cpu_count(), help="default: as many as processors")
-    parser.add_argument("--rounds", type=int, default=30, help="timings of each case (default: %(default)s)")
+    parser.add_argument(
+        "--busy_loops", type=int, default=os.cpu_count(), help="number of busy loops; default: one for each processor"
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="timings of each case; default: %(default)s")
     args = parser.parse_args()
-    for name, least in (("threads", 1), ("busy_loops", 0), ("rounds", 1)):
-        if getattr(args, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    for name, minimum in (("threads", 1), ("busy_loops", 0), ("rounds", 1)):
+        if getattr(args, name) < minimum:
+            parser.error(f"--{name} must be at least {minimum}, got {getattr(args, name)}")
     return args
 
 
 @contextlib.contextmanager
 def busy_loops(number: int) -> Iterator[None]:
+    """Keep this number of processors busy within the context."""
     loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(number)]
     try:
         yield
@@ -68,7 +73,7 @@ def busy_loops(number: int) -> Iterator[None]:
 def seconds(step: Callable[[], None], case: Case) -> float:
     os.environ["CLUSTR_KERNEL"] = case.kernel
     torch.set_num_threads(case.threads)
-    step()  # threads start and fall asleep with the case before
+    step()  # lets this case's threads start, and those of the previous case fall asleep
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin
@@ -93,8 +98,8 @@ def print_rows(situation: str, times: dict[Case, list[float]]):
 def main():
     args = parse_args()
     if not is_available():
-        raise SystemExit("The compiled kernel was not built, or is switched off by CLUSTR_KERNEL.")
-    model = ClusTRForImageClassification.from_pretrained(shipped_checkpoint()).eval()
+        raise SystemExit("The compiled kernel was not built or is switched off by CLUSTR_KERNEL.")
+    model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint()).eval()
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), device="cpu")
 
     @torch.inference_mode()

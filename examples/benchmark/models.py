@@ -1,10 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The models that benchmark.py compares, by name, with random weights: nothing is downloaded.
+The models that the benchmark compares, by name, with random weights: nothing is downloaded.
 
-Names are those of `PEERS`, and `clustr-VARIANT[-backbone][+SWITCH...]`: a variant of `ClusTRConfig.from_variant`, as a
-classifier or as a backbone that returns the maps of all stages, with the speed options that are switched on
-(`window`, `sharing`, `max`, or `options` for all three). No model has dropout or stochastic depth.
+Names are the keys of `BASELINES`, and `clustr-VARIANT[-backbone][+SWITCH...]`: a variant of
+`ClusTRConfig.from_variant`, as a classifier or as a backbone that returns the feature maps of all stages, with the
+speed options that are switched on (`window`, `sharing`, `max`, or `options` for all three).
+No model has dropout or stochastic depth.
 """
 
 import re
@@ -30,8 +31,8 @@ SWIN = {"embed_dim": 96, "num_heads": [3, 6, 12, 24], "window_size": 7, "drop_pa
 PVT_V2 = {"hidden_sizes": [64, 128, 320, 512], "num_attention_heads": [1, 2, 5, 8], "mlp_ratios": [8, 8, 4, 4]}
 CONVNEXT = {"hidden_sizes": [96, 192, 384, 768]}
 
-# Published depths and widths: class, configuration class, settings.
-PEERS: dict[str, tuple[type[nn.Module], type, dict[str, Any]]] = {
+# Models of published depths and widths: class, configuration class, settings.
+BASELINES: dict[str, tuple[type[nn.Module], type, dict[str, Any]]] = {
     "swin-tiny": (SwinForImageClassification, SwinConfig, {**SWIN, "depths": [2, 2, 6, 2]}),
     "swin-small": (SwinForImageClassification, SwinConfig, {**SWIN, "depths": [2, 2, 18, 2]}),
     "pvtv2-b1": (PvtV2ForImageClassification, PvtV2Config, {**PVT_V2, "depths": [2, 2, 2, 2]}),
@@ -40,22 +41,22 @@ PEERS: dict[str, tuple[type[nn.Module], type, dict[str, Any]]] = {
     "convnext-small": (ConvNextForImageClassification, ConvNextConfig, {**CONVNEXT, "depths": [3, 3, 27, 3]}),
 }
 
-# Field of the configuration that each switch in a name sets.
+# Switch in a name -> the field of the configuration that it sets.
 SWITCHES = {"window": "cluster_window", "sharing": "cluster_sharing", "max": "max_clusters"}
 
 _CLUSTR_NAME = re.compile(r"clustr-(nano|tiny|small|base)(-backbone)?((?:\+(?:window|sharing|max|options))*)")
 
 
 def is_model_name(name: str) -> bool:
-    return name in PEERS or _CLUSTR_NAME.fullmatch(name) is not None
+    return name in BASELINES or _CLUSTR_NAME.fullmatch(name) is not None
 
 
 def is_clustr(name: str) -> bool:
     return name.startswith("clustr-")
 
 
-def least_image_side(name: str) -> int:
-    """Pixels: the total stride, or so many that Swin's last stage has a window of 7 x 7 tokens."""
+def min_image_side(name: str) -> int:
+    """Minimum side of an image in pixels: the total stride; for Swin, the side with 7 x 7 tokens in the last stage."""
     return 6 * 32 + 1 if name.startswith("swin-") else 32
 
 
@@ -64,11 +65,11 @@ def build_model(name: str, speed_options: Mapping[str, Any]) -> nn.Module:
     A model with random weights, in training mode.
 
     Args:
-        name (`str`): For which `is_model_name` holds.
-        speed_options (`Mapping[str, Any]`): Value for each field in `SWITCHES`, used where the name switches it on.
+        name (`str`): Name of the model, see above.
+        speed_options (`Mapping[str, Any]`): Value of each field in `SWITCHES`, used if the name switches it on.
     """
-    if name in PEERS:
-        model_class, config_class, settings = PEERS[name]
+    if name in BASELINES:
+        model_class, config_class, settings = BASELINES[name]
         return model_class(config_class(**settings, num_labels=NUM_LABELS)).train()
     variant, backbone, switches = _CLUSTR_NAME.fullmatch(name).groups()
     chosen = set(switches.split("+")[1:])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import Pipeline, PreTrainedConfig, pipeline
 
-from clustr_hf import ClusTRKeypointDetectionPipeline, shipped_checkpoint
+from clustr_hf import ClusTRKeypointDetectionPipeline, bundled_checkpoint
 from clustr_hf.remote_code.handler_clustr import limit_masks, pipeline_task
 
 
@@ -87,7 +87,7 @@ def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceMod
         except Exception as error:  # a page without one of its models is better than none
             models.notes.append(f"{entry} could not be loaded: {type(error).__name__} {str(error)[:200]}")
     if "Classification" not in models.pipelines:
-        models.add(str(shipped_checkpoint()))
+        models.add(str(bundled_checkpoint()))
         models.names["Classification"] += ", which comes with the package and knows ten kinds of animals and vehicles"
     poses, detector = models.pipelines.get("Poses"), models.pipelines.get("Object detection")
     if poses is not None and detector is not None and "person" in detector.model.config.id2label.values():

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Bring the code in checkpoints up to date with this package: `python -m clustr_hf.publish checkpoints/*`."""
+"""Update the code in checkpoints to that of this package: `python -m clustr_hf.publish checkpoints/*`."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from .repository import refresh_repository
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Bring the code in checkpoints up to date with this package.")
+    parser = argparse.ArgumentParser(description="Update the code in checkpoints to that of this package.")
     parser.add_argument("folders", type=Path, nargs="+", help="folders of checkpoints")
     for folder in parser.parse_args().folders:
         refresh_repository(folder)

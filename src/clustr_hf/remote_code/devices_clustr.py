@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""For functions of other libraries that create tensors without naming a device."""
+"""A default device for library functions that create tensors without naming a device."""
 
 from contextlib import AbstractContextManager, nullcontext
 

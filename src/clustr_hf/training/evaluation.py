@@ -1,84 +1,43 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What a script gives to the loops, [`Task`], and the evaluation of a model: on its own, or while it is trained.
+Evaluation of a model, on its own or during training.
 
-Every sample counts once, whatever the number of processes and the size of the batches.
+Every sample counts once, whatever the number of processes and the batch size.
 """
 
 import copy
-import functools
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, gather_object, load_fsdp_model, send_to_device
+from accelerate.utils import gather_object, load_fsdp_model, send_to_device
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import batch_norm
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from .arguments import LoopArguments
 from .checkpoints import AVERAGE, LOADING_ERRORS, WEIGHTS, TrainingState, find_checkpoint, write_json
-from .data.samples import EvaluationSamples, LoaderOptions, TrainingData, evaluation_loader
+from .data.samples import LoaderOptions, evaluation_loader
+from .distributed import broadcast_buffers, fix_batch_norms_of_fsdp, uses_fsdp
 from .report import EVALUATION, format_values
+from .task import Task
 
 
 logger = get_logger(__name__)
 
 
-@dataclass
-class Task:
-    """
-    What a script gives to the loops.
-
-    Args:
-        model (`nn.Module`): On the CPU, with all that is to be trained.
-        processor: Its image processor, saved beside it.
-        train_data ([`TrainingData`], *optional*): What to train on; an evaluation needs none.
-        eval_data ([`EvaluationSamples`]): What to evaluate on.
-        collate (`Callable[[list], dict]`): Transformed samples -> a batch, a dictionary with tensors.
-        compute_loss (`Callable[[nn.Module, dict], torch.Tensor]`): Mean loss of a batch, with gradient.
-        predict (`Callable[[nn.Module, dict], list]`): For a batch, one record a sample, of plain numbers, arrays or CPU
-            tensors.
-        compute_metrics (`Callable[[list], dict[str, float]]`): Records of all samples, in order -> metrics, named
-            `eval_...`.
-        metric (`str`): Which of these chooses the best weights; the larger, the better.
-        to_save (`Callable[[nn.Module], PreTrainedModel]`): Trained model -> what is saved; may change its argument.
-        write_card (`Callable[[Path, dict], None]`, *optional*): Makes a folder with the saved model a complete
-            repository, given the results.
-        write_evaluation (`Callable[[nn.Module, Path], None]`, *optional*): Writes the tables and pictures of the last
-            evaluation, given the model on the CPU and the folder for the pictures.
-    """
-
-    model: nn.Module
-    processor: Any
-    train_data: TrainingData | None
-    eval_data: EvaluationSamples
-    collate: Callable[[list], dict]
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor]
-    predict: Callable[[nn.Module, dict], list]
-    compute_metrics: Callable[[list], dict[str, float]]
-    metric: str
-    to_save: Callable[[nn.Module], PreTrainedModel] = lambda model: model
-    write_card: Callable[[Path, dict], None] | None = None
-    write_evaluation: Callable[[nn.Module, Path], None] | None = None
-
-
 class Loop:
-    """What a training and an evaluation have in common. Subclasses make `model` and `eval_loader`."""
+    """The common part of training and evaluation. Subclasses set `model` and `eval_loader`."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         self.task, self.args, self.accelerator = task, args, accelerator
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState()
         self.ema = None
-        # Whole weights are put into a copy: wrappers and shards need not be undone.
+        # Gathered weights are loaded into this copy, so that wrappers and shards can stay.
         self.skeleton = copy.deepcopy(task.model) if accelerator.is_main_process else None
 
     def _loader_options(self) -> LoaderOptions:
@@ -99,7 +58,7 @@ class Loop:
             self.accelerator.init_trackers("clustr_hf", config=settings)
 
     def _receive(self, loaded: dict) -> dict:
-        """The task's batch on the device; skipped samples are told and counted, each once."""
+        """Move a batch of the task to the device; log and count each skipped sample once."""
         for message in loaded["skipped"]:
             if message not in self.state.skipped:
                 logger.warning(f"skipped an unreadable sample: {message}", main_process_only=False)
@@ -113,10 +72,11 @@ class Loop:
 
     @torch.no_grad()
     def _score(self) -> dict[str, float]:
-        """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
+        """The metrics of the task on the evaluation data, and the number of samples, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
-        self._share_buffers(model)
+        # Processes keep statistics of batch norms of their own on CPUs; those of the main process are saved.
+        broadcast_buffers(model, self.accelerator)
         records = []
         show_bar = self.accelerator.is_local_main_process
         for loaded in tqdm(self.eval_loader, desc="evaluation", leave=False, disable=not show_bar, mininterval=1):
@@ -125,22 +85,15 @@ class Loop:
             records += [(i, record) for i, record in zip(loaded["indices"].tolist(), predicted, strict=True) if i >= 0]
         records = sorted(gather_object(records), key=lambda pair: pair[0])
         metrics = self.task.compute_metrics([record for _, record in records])
+        if self.task.metric not in metrics:
+            raise ValueError(f"`compute_metrics` must return the metric {self.task.metric!r}, got {sorted(metrics)}")
         return {**metrics, "eval_samples": len(records)}
 
     def _check_for_stop(self):
-        """Where a loop that listens to signals may leave an evaluation."""
+        """A training loop leaves an evaluation here when it has received a signal."""
 
-    def _share_buffers(self, model: nn.Module):
-        """
-        Give all processes the main process's statistics of batch norms, which are those that are saved. Each process
-        has its own where they are not synchronised (CPUs), and averages its own.
-        """
-        if self.accelerator.num_processes > 1:
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def _gather_model(self) -> PreTrainedModel | None:
-        """What is saved, whole and on the CPU, in the main process; None in the others. All of them must call it."""
+    def _gather_model(self) -> nn.Module | None:
+        """The model to save, on the CPU with whole weights; None except in the main process. All must call it."""
         weights = self.accelerator.get_state_dict(self.model) if self.ema is None else self.ema.module.state_dict()
         if not self.accelerator.is_main_process:
             return None
@@ -149,7 +102,7 @@ class Loop:
 
 
 class EvaluationLoop(Loop):
-    """The evaluation of a model, or of a checkpoint of a run. Every process has one."""
+    """The evaluation of a model, or of a checkpoint of a run. Every process has its own loop."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         checkpoint = self._find_checkpoint(args)
@@ -165,7 +118,7 @@ class EvaluationLoop(Loop):
 
     @staticmethod
     def _find_checkpoint(args: LoopArguments) -> Path | None:
-        """The checkpoint to evaluate, if it is not the model that was loaded."""
+        """The checkpoint to evaluate; None to evaluate the model of the task as it is."""
         if args.resume_from_checkpoint is None:
             return None
         checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
@@ -177,22 +130,22 @@ class EvaluationLoop(Loop):
 
     def _prepare_model(self, sharded_checkpoint: Path | None):
         model, accelerator = self.task.model, self.accelerator
-        if accelerator.distributed_type != DistributedType.FSDP:
+        if not uses_fsdp(accelerator):
             if sharded_checkpoint is not None:
                 raise ValueError(
-                    f"--resume_from_checkpoint {sharded_checkpoint} must have {WEIGHTS}, or shards and a launch with "
-                    f"FSDP"
+                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards if FSDP is "
+                    f"launched"
                 )
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
             return
-        unused = torch.optim.SGD(model.parameters(), lr=0.0)  # Accelerate shards models with their optimizers only
+        unused = torch.optim.SGD(model.parameters(), lr=0.0)  # Accelerate shards models only with an optimizer
         self.model, _ = accelerator.prepare(model, unused)
-        keep_batch_norms_of_fsdp(self.model)
+        fix_batch_norms_of_fsdp(self.model)
         if sharded_checkpoint is not None:
             load_fsdp_model(accelerator.state.fsdp_plugin, accelerator, self.model, str(sharded_checkpoint))
 
     def run(self) -> dict[str, float]:
-        """Score the model; write `eval_results.json` and the task's tables and pictures."""
+        """Evaluate the model; write `eval_results.json`, and the tables and pictures of the task."""
         scores = self._score()
         model = None if self.task.write_evaluation is None else self._gather_model()
         if self.accelerator.is_main_process:
@@ -208,10 +161,10 @@ class EvaluationLoop(Loop):
 
 def load_weights(model: nn.Module, checkpoint: Path):
     """
-    Give a model the weights that a run would save at a checkpoint: those of the moving average, if there is one.
+    Load the weights of a checkpoint that a run would save as its model: the moving average, if there is one.
 
     Raises:
-        ValueError: if they cannot be read, or are those of another model.
+        ValueError: if the weights cannot be read or belong to another model.
     """
     try:
         if (checkpoint / AVERAGE).is_file():
@@ -220,27 +173,11 @@ def load_weights(model: nn.Module, checkpoint: Path):
             weights = load_file(checkpoint / WEIGHTS)
     except LOADING_ERRORS as error:
         raise ValueError(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {error}") from error
-    consume_prefix_in_state_dict_if_present(weights, "module.")  # of DDP, and of the moving average
+    consume_prefix_in_state_dict_if_present(weights, "module.")  # the prefix of DDP and of the moving average
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"--resume_from_checkpoint {checkpoint} is of another model: the arguments must name the model as those of "
-            f"its training did ({error})"
+            f"--resume_from_checkpoint {checkpoint} is of another model: the arguments must name the model as in its "
+            f"training ({error})"
         ) from error
-
-
-def keep_batch_norms_of_fsdp(model: nn.Module):
-    """FSDP casts weights to half precision, but no statistics; torch's batch norm takes both in one precision only."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
-            module.forward = functools.partial(_normalize_in_float32, module)
-
-
-def _normalize_in_float32(norm: nn.modules.batchnorm._BatchNorm, features: torch.Tensor) -> torch.Tensor:
-    weight, bias = norm.weight.float(), norm.bias.float()
-    if norm.training:
-        norm.num_batches_tracked.add_(1)
-    statistics = (norm.running_mean, norm.running_var)
-    normalized = batch_norm(features.float(), *statistics, weight, bias, norm.training, norm.momentum, norm.eps)
-    return normalized.to(features.dtype)

@@ -1,17 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""What a run amounts to: images a step, steps, learning rate of every step; and the memory that a step needs."""
+"""The plan of a run: batches, number of steps, and the learning rate of every step."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
-from matplotlib.figure import Figure
-from torch import nn
-
 from .arguments import LoopArguments
-from .devices import device_name, peak_memory, total_memory
+from .gradient_accumulation import divide_batch
 
 
 MULTISTEP_FACTOR = 0.1
@@ -20,14 +14,15 @@ MULTISTEP_FACTOR = 0.1
 @dataclass(frozen=True)
 class TrainingPlan:
     """
-    Batches and schedule of a run, as they follow from the arguments, the data and the number of processes.
+    Batches and schedule of a run; [`TrainingPlan.make`] derives them from arguments, data and number of processes.
 
-    A step is one update of the weights by `train_batch_size` images: `accumulation` times `per_device_batch_size`
-    images on each of `num_processes`. Epochs have whole steps; images beyond the last one wait for the next shuffle.
+    A step is one update of the weights by `train_batch_size` images: `per_device_batch_size` images on each of
+    `num_processes` devices, `accumulation` times. An epoch consists of whole steps; the images that remain are left out
+    of it, others in every epoch.
     """
 
     args: LoopArguments
-    num_samples: int | None  # None: a stream of unknown length, which counts as one epoch
+    num_samples: int | None  # None: a stream of unknown length, which is one epoch
     num_processes: int
     per_device_batch_size: int
     accumulation: int
@@ -39,12 +34,12 @@ class TrainingPlan:
     def make(cls, args: LoopArguments, num_samples: int | None, num_processes: int) -> "TrainingPlan":
         """
         Raises:
-            ValueError: if the batch does not divide among processes, the data is smaller than a batch, or a stream of
-                unknown length comes without `max_train_steps`.
+            ValueError: if the batch cannot be divided among processes, the data is smaller than a batch, or
+                `max_train_steps` is missing for a stream of unknown length.
         """
         per_device, accumulation = divide_batch(args, num_processes)
         if num_samples is None and args.max_train_steps is None:
-            raise ValueError("--max_train_steps is needed: the stream does not say how many samples it has")
+            raise ValueError("--max_train_steps is needed: the stream does not state its number of samples")
         if num_samples is not None and num_samples < args.train_batch_size:
             raise ValueError(f"--train_batch_size is {args.train_batch_size}, but there are {num_samples} samples")
         steps_per_epoch = args.max_train_steps if num_samples is None else num_samples // args.train_batch_size
@@ -61,8 +56,11 @@ class TrainingPlan:
         """
         Learning rate of the update from `step` to `step + 1`, `step` in [0, num_steps).
 
-        As in timm and OpenMMLab, the schedule's time begins with the first step, and the warm-up replaces its
-        beginning: it grows linearly from `warmup_learning_rate` to the peak.
+        As in timm and OpenMMLab, the warm-up replaces the beginning of the schedule: the rate grows linearly from
+        `warmup_learning_rate` to the peak, and the schedule then continues as if it had started at step 0.
+
+        The schedulers of timm compute the same rates, except for their last bit: with them, a run that resumes from an
+        earlier checkpoint would not end with the same weights. Those of transformers decay after the warm-up instead.
         """
         args, peak = self.args, self.peak_learning_rate
         if step < self.warmup_steps:
@@ -77,8 +75,8 @@ class TrainingPlan:
             return peak * MULTISTEP_FACTOR**passed
         return peak
 
-    def describe(self) -> dict[str, object]:
-        """What `--dry_run` prints about batches and schedule."""
+    def describe(self) -> dict[str, str]:
+        """Batches and schedule in words, for the log and for `--dry_run`."""
         last = self.learning_rate(self.num_steps - 1)
         return {
             "training samples": "unknown (stream)" if self.num_samples is None else f"{self.num_samples:,}",
@@ -89,99 +87,3 @@ class TrainingPlan:
             "steps": f"{self.num_steps:,} ({self.steps_per_epoch:,} an epoch, {self.warmup_steps:,} of warm-up)",
             "learning rate": f"{self.learning_rate(0):.3g}, peak {self.peak_learning_rate:.3g}, last {last:.3g}",
         }
-
-
-def divide_batch(args: LoopArguments, num_processes: int) -> tuple[int, int]:
-    """Images on a device at a time, and how many times they are accumulated."""
-    if args.train_batch_size % num_processes:
-        raise ValueError(
-            f"--train_batch_size must be divisible by the number of processes, got {args.train_batch_size} for "
-            f"{num_processes} processes"
-        )
-    share = args.train_batch_size // num_processes
-    per_device = min(args.per_device_train_batch_size or share, share)
-    if share % per_device:
-        raise ValueError(
-            f"--per_device_train_batch_size must divide a process's share of --train_batch_size, {share}, got "
-            f"{per_device}"
-        )
-    return per_device, share // per_device
-
-
-def plot_learning_rate(plan: TrainingPlan, points: int = 1000) -> Figure:
-    """The learning rate over the steps."""
-    steps = sorted({round(i * (plan.num_steps - 1) / points) for i in range(points + 1)})
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axis = figure.subplots()
-    axis.plot(steps, [plan.learning_rate(step) for step in steps])
-    axis.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    return figure
-
-
-def estimate_memory(
-    model: nn.Module, compute_loss: Callable[[nn.Module, dict], torch.Tensor], batch: dict, num_images: int
-) -> dict[str, float]:
-    """
-    Memory of a training step in float32, in GB: weights, gradients, AdamW's two moments (Muon's are half of it), and
-    what the forward pass saves for the backward pass, measured on a small batch and multiplied.
-
-    Args:
-        model, compute_loss, batch: As in the training loop, all on the CPU; `batch["pixel_values"]` has its images.
-        num_images (`int`): Images on a device at a time.
-    """
-    parameters = list(model.parameters())
-    own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-    saved = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = compute_loss(model, batch)
-    del loss
-    weights = sum(parameter.numel() for parameter in parameters) * 4 / 1e9
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad) * 4 / 1e9
-    activations = sum(saved.values()) / 1e9 / len(batch["pixel_values"]) * num_images
-    return {"weights": weights, "gradients": trained, "AdamW": 2 * trained, "activations": activations}
-
-
-def try_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
-    batch: dict,
-    autocast: Callable[[], AbstractContextManager],
-) -> dict[str, float | str | None]:
-    """
-    Memory of a training step on the accelerator that model and batch are on. The step is taken twice: the optimizer
-    makes its state in the first one.
-
-    Returns:
-        `dict[str, float | str | None]`: `device`; `peak_gb`, allocated by torch, infinite where memory ran out, None
-        where the backend does not count; and `device_gb`, all memory of the device, None where it is not known.
-    """
-    device = batch["pixel_values"].device
-
-    def step():
-        with autocast():
-            loss = compute_loss(model, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    model.train()
-    try:
-        peak = peak_memory(lambda: (step(), step()), device)["peak_bytes"]
-    except torch.OutOfMemoryError:
-        peak = math.inf
-    total = total_memory(device)
-    return {
-        "device": device_name(device),
-        "peak_gb": None if peak is None else peak / 1e9,
-        "device_gb": None if total is None else total / 1e9,
-    }

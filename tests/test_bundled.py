@@ -17,7 +17,7 @@ from skimage.data import chelsea
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import clustr_hf
-from clustr_hf import shipped_checkpoint
+from clustr_hf import bundled_checkpoint
 from clustr_hf.metrics import Accuracy
 from clustr_hf.publish import package_requirements, repository_files
 from clustr_hf.publish.card import METRICS, load_card
@@ -28,14 +28,18 @@ NAMES = [folder.name for folder in CHECKPOINT_FOLDERS]
 
 
 def test_scikit_images_cat_is_a_cat():
-    classify = pipeline("image-classification", model=str(shipped_checkpoint()))
+    classify = pipeline("image-classification", model=str(bundled_checkpoint()))
     answers = classify(Image.fromarray(chelsea()))
     assert answers[0]["label"] == "cat" and answers[0]["score"] > 0.5
 
 
 def test_unknown_names_are_told():
     with pytest.raises(ValueError, match=r"`name` must be one of \['clustr-nano-cifar10'\], got 'clustr-huge'"):
-        shipped_checkpoint("clustr-huge")
+        bundled_checkpoint("clustr-huge")
+
+
+def test_the_earlier_name_still_works():
+    assert clustr_hf.shipped_checkpoint() == clustr_hf.bundled_checkpoint() == bundled_checkpoint("clustr-nano-cifar10")
 
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
@@ -145,13 +149,13 @@ def test_predict_runs_checkpoints_of_any_task_by_their_own_code(folder, tmp_path
 
 
 def test_the_classifier_has_at_most_two_million_parameters():
-    model = AutoModelForImageClassification.from_pretrained(shipped_checkpoint())
+    model = AutoModelForImageClassification.from_pretrained(bundled_checkpoint())
     assert model.num_parameters() <= 2_000_000
 
 
 def test_the_card_of_the_classifier_says_what_its_weights_score(shared):
     """On all 2,000 images, batch by batch as the training script does."""
-    folder = shipped_checkpoint()
+    folder = bundled_checkpoint()
     classify = pipeline(
         "image-classification",
         model=AutoModelForImageClassification.from_pretrained(folder).eval(),
