@@ -115,7 +115,7 @@ def test_more_inputs_that_are_refused(pixel_values):
 @pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=lambda model_class: model_class.__name__)
 def test_misspelt_keywords_are_refused(model_class, keyword, pixel_values):
     (name,) = keyword
-    with pytest.raises(TypeError, match=f"`{name}` is no argument of this model: .*`output_clusters`"):
+    with pytest.raises(TypeError, match=f"`{name}` is not an argument of this model: .*`output_clusters`"):
         small_model(model_class)(pixel_values, **keyword)
 
 
