@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -149,7 +149,7 @@ def _is_taken(tokens: torch.Tensor) -> bool:
 _FAILURES: dict[str, str] = {}
 
 
-def attempt(function: Callable[..., Result], tokens: torch.Tensor, *arguments) -> Result | None:
+def attempt(function: Callable[..., Result], tokens: torch.Tensor, *arguments: Any) -> Result | None:
     """
     What the function returns, or `None` where a Triton kernel fails: a warning says so once for each device, and
     [`can_cluster`] and [`can_aggregate`] are false there from then on. Running out of memory is no such failure, nor is
@@ -479,7 +479,7 @@ def read_launches(path: Path) -> dict[int, dict[int, Launch]]:
 
 def aggregate(
     tokens: torch.Tensor, weight: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, epsilon: float
-):
+) -> torch.Tensor:
     """
     The Triton form of [`~clustering_clustr.aggregate_tokens`]: the same bits on every run, forward and backward.
 

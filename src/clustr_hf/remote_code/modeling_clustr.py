@@ -10,8 +10,10 @@ from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (befo
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -255,7 +257,7 @@ class ClusTRPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """
         As `PreTrainedModel.save_pretrained`, and with all that `trust_remote_code=True` needs: the code files and an
         `auto_map` of the classes that this checkpoint can be loaded as.
@@ -352,7 +354,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
             )
 
 
-def check_finite(pixel_values: torch.Tensor):
+def check_finite(pixel_values: torch.Tensor) -> None:
     """
     Raise a `ValueError` for NaN and infinity in images on a CPU, where that takes less than a hundredth of the model's
     time. Elsewhere it would wait for the device, and a graph cannot branch on values.
@@ -377,7 +379,7 @@ def select_states(states: list[torch.Tensor], wanted: bool | int | Sequence[int]
     return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
-def fix_exported_size(pixel_values: torch.Tensor):
+def fix_exported_size(pixel_values: torch.Tensor) -> None:
     """
     Height and width are constants of an exported graph, as the numbers of tokens and clusters are: torch.export names
     a dimension that was to be dynamic, where it would otherwise give a graph that is wrong for other sizes.
