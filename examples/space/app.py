@@ -100,7 +100,7 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
     with gr.Tab(title):
         if run is None:
             gr.Markdown(
-                f"No model for this task is here. Train one with the commands in `examples/README.md`, and start the "
+                f"No model for this task is here. Train one with the commands in `docs/`, and start the "
                 f"Space with its folder; or list it in `models.json`. It must be a {TASKS[title]}."
             )
             return
