@@ -72,6 +72,7 @@ def test_a_wheel_fits_every_python(wheel):
     assert {
         f"clustr_hf/checkpoints/{shipped.name}/{path.name}" for path in shipped.iterdir() if path.is_file()
     } <= names
+    assert {"clustr_hf/py.typed", "clustr_hf/clustering_clustr.pyi"} <= names  # for type checkers
 
 
 # Of what other Pythons have: nothing but the standard library.

@@ -269,7 +269,7 @@ def _from_metadata(metadata: Mapping[str, str], name: str) -> list | None:
     return values
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     """The command line, see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m clustr_hf.convert_checkpoint", description="Convert a checkpoint of the authors' ClusTR."
