@@ -82,7 +82,7 @@ def test_clusters_of_a_checkpoint_are_drawn(demo, tmp_path):
         assert np.asarray(picture.convert("L")).std() > 20
     output = run_process([*command, "--stages", 2, "--scales", 1], tmp_path)
     assert "stage 2, block 1, scale 1" in output and "stage 1" not in output and "scale 2" not in output
-    with pytest.raises(AssertionError, match="no clusters of --stages None, --scales None, --block 7: found are"):
+    with pytest.raises(AssertionError, match="no clusters of --stages None, --scales None, --block 7: the model"):
         run_process([*command, "--block", 7], tmp_path)
 
 
