@@ -9,8 +9,8 @@ from setuptools.command.build_ext import build_ext
 
 class BuildLibrary(build_ext):
     """
-    Builds a plain C library for ctypes. It needs no headers of Python or torch, works with all versions of both, and its
-    name contains no version (`LIBRARY_FILE` in clustering_kernel_clustr.py).
+    Builds a plain C library for ctypes. It needs no headers of Python or torch, works with all versions of both, and
+    its name contains no version (`LIBRARY_FILE` in clustering_kernel_clustr.py).
     """
 
     def get_ext_filename(self, fullname: str) -> str:

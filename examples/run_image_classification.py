@@ -24,8 +24,8 @@ from transformers.utils.logging import get_logger
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.publish import full_repository_id, push
 from clustr_hf.publish.card import plain_value
-from clustr_hf.training.arguments import command_line, settings_of
 from clustr_hf.training.card import TrainingCard
+from clustr_hf.training.command_line import command_line, settings_of
 from clustr_hf.training.data.class_names import KnownNames, names_of
 from clustr_hf.training.data.samples import decode_rgb
 from clustr_hf.training.signals import run_interruptibly

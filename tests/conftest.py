@@ -41,11 +41,11 @@ CHECKPOINT_FOLDERS = sorted(
 
 # Files that take minutes, the longest first.
 LONGEST = (
-    *("test_publish", "test_training_loop", "test_clustering_triton_clustr", "test_examples", "test_bundled"),
+    *("test_publish", "test_training_loop", "test_clustering_triton_clustr", "test_docs", "test_bundled"),
     *("test_clustering_kernel_clustr", "test_modeling_clustr_detection", "test_export", "test_evaluation_loop"),
     *("test_run_detection_no_trainer", "test_run_pose_estimation_no_trainer", "test_modeling_clustr_segmentation"),
     *("test_run_semantic_segmentation_no_trainer", "test_benchmark", "test_remote_code", "test_triton_compilation"),
-    *("test_ablations", "test_ecosystem", "test_run_image_classification_no_trainer", "test_space"),
+    *("test_ablations", "test_ecosystem", "test_examples", "test_run_image_classification_no_trainer", "test_space"),
 )
 
 

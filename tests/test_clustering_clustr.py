@@ -19,7 +19,7 @@ from clustr_hf.remote_code.clustering_clustr import (
     weight_tokens,
 )
 from clustr_hf.remote_code.clustering_windows_clustr import find_clusters_in_windows
-from clustr_hf.remote_code.configuration_clustr import CLUSTER_ASSIGNMENTS
+from clustr_hf.remote_code.configuration_tables_clustr import CLUSTER_ASSIGNMENTS
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]

@@ -1,11 +1,14 @@
 """The configuration: variants, normalisation, and errors that name the field."""
 
 import copy
+import json
+import pickle
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification
+from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRForObjectDetection
+from clustr_hf.remote_code.configuration_tables_clustr import HEAD_FIELDS, PER_STAGE_FIELDS
 
 
 # Exact for the paper's models (Table 1 rounds to 11.7, 22.7, 40.2 M; Table 6 to 10.8 M).
@@ -44,9 +47,9 @@ def test_grids_have_the_papers_parameters(attention_type, ratios):
     [
         ({"attention_type": "window"}, "`attention_type` must be one of .* got 'window'"),
         ({"attention_top_k": 0}, "`attention_top_k` must be positive, got"),
-        ({"reduction_ratios": [[64, 16], [16], [4], [1]]}, "`reduction_ratios` must hold one square .* stage 1"),
-        ({"reduction_ratios": [64, 8, 4, 1]}, "`reduction_ratios` must hold one square .* stage 2"),
-        ({"reduction_ratios": [64, 16, 4.5, 1]}, "`reduction_ratios` must hold one square .* stage 3"),
+        ({"reduction_ratios": [[64, 16], [16], [4], [1]]}, "`reduction_ratios` must be one square .* stage 1"),
+        ({"reduction_ratios": [64, 8, 4, 1]}, "`reduction_ratios` must be one square .* stage 2"),
+        ({"reduction_ratios": [64, 16, 4.5, 1]}, "`reduction_ratios` must be one square .* stage 3"),
         ({"cluster_window": 7}, "`cluster_window` must be None .* which has no clusters, got 7"),
         ({"cluster_sharing": "stage"}, "`cluster_sharing` must be 'block'"),
         ({"max_clusters": 9}, "`max_clusters` must be None"),
@@ -108,7 +111,7 @@ def test_survives_saving(tmp_path):
         ("reduction_ratios", [[64], [], [4], [1]], "`reduction_ratios` must hold finite numbers of at least 1"),
         ("reduction_ratios", [["x"], [4], [4], [1]], "`reduction_ratios` must hold finite numbers of at least 1"),
         ("reduction_ratios", [[float("nan")], [4], [4], [1]], "`reduction_ratios` must hold finite numbers"),
-        ("depths", [], "`depths` must name at least one stage"),
+        ("depths", [], "`depths` must have at least one stage"),
         ("depths", [1, 0, 1, 1], "`depths` must be positive"),
         ("strides", [4, 2, -2, 2], "`strides` must be positive"),
         ("mlp_ratios", [4, 4, 0, 4], "`mlp_ratios` must be positive"),
@@ -125,11 +128,11 @@ def test_survives_saving(tmp_path):
         ("segmentation_head", "fcn", "`segmentation_head` must be one of .*'semantic_fpn', 'upernet'.*got 'fcn'"),
         ("fpn_hidden_size", 0, "`fpn_hidden_size` must be positive"),
         ("pool_scales", [1, 0], "`pool_scales` must be positive"),
-        ("auxiliary_loss_weight", -0.4, "`auxiliary_loss_weight` must be 0 or more, got -0.4"),
+        ("auxiliary_loss_weight", -0.4, "`auxiliary_loss_weight` must not be negative, got -0.4"),
         ("classifier_dropout_prob", 1.0, r"`classifier_dropout_prob` must be in \[0, 1\)"),
-        ("semantic_class_weights", [1.0, -1.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
-        ("semantic_class_weights", [0.0, 0.0], "`semantic_class_weights` must be 0 or more and not all of them 0"),
-        ("semantic_class_weights", [], "`semantic_class_weights` must be 0 or more and not all of them 0"),
+        ("semantic_class_weights", [1.0, -1.0], "`semantic_class_weights` must be non-negative and not all 0"),
+        ("semantic_class_weights", [0.0, 0.0], "`semantic_class_weights` must be non-negative and not all 0"),
+        ("semantic_class_weights", [], "`semantic_class_weights` must be non-negative and not all 0"),
         ("anchor_sizes", [32, 64, 0], "`anchor_sizes` must be positive"),
         ("anchor_aspect_ratios", [-1.0], "`anchor_aspect_ratios` must be positive"),
         ("detection_score_threshold", 1.0, r"`detection_score_threshold` must be in \[0, 1\)"),
@@ -199,3 +202,39 @@ def test_layout_of_the_last_hidden_state_is_a_flag(tmp_path):
     assert ClusTRConfig.from_pretrained(tmp_path).flatten_last_hidden_state is True
     with pytest.raises(StrictDataclassError, match="flatten_last_hidden_state"):
         ClusTRConfig(flatten_last_hidden_state="tokens")
+
+
+def test_the_file_of_a_model_leaves_out_unused_heads(tmp_path):
+    """Fields of other heads only if they are not the defaults; those of the backbone and of the own head always."""
+    classifier = ClusTRConfig.from_variant("tiny", architectures=["ClusTRForImageClassification"], pool_scales=[1, 3])
+    stored = json.loads(classifier.to_json_string())
+    assert stored["pool_scales"] == [1, 3] and stored["num_neighbors"] == 5 and stored["depths"] == [1, 2, 6, 1]
+    heads = {field for fields in HEAD_FIELDS.values() for field in fields}
+    assert heads & set(stored) == {"pool_scales"}
+    for name, fields in HEAD_FIELDS.items():
+        assert heads & set(json.loads(ClusTRConfig(architectures=[name]).to_json_string())) == set(fields)
+    for names in (None, ["MyClusTR"], ["ClusTRModel", "MyClusTR"]):  # whose fields are unknown
+        assert heads <= set(json.loads(ClusTRConfig(architectures=names).to_json_string()))
+    assert heads <= set(classifier.to_dict())
+    classifier.save_pretrained(tmp_path)
+    reloaded = ClusTRConfig.from_pretrained(tmp_path)
+    for copied in (
+        reloaded,
+        ClusTRConfig.from_dict(stored),
+        copy.deepcopy(classifier),
+        pickle.loads(pickle.dumps(classifier)),
+    ):
+        for field in heads | {"num_labels", *PER_STAGE_FIELDS}:
+            assert getattr(copied, field) == getattr(classifier, field)
+
+
+def test_a_saved_model_knows_its_head(tmp_path):
+    config = ClusTRConfig.from_variant("nano", num_labels=3)
+    ClusTRForImageClassification(config).save_pretrained(tmp_path / "classifier")
+    stored = json.loads((tmp_path / "classifier" / "config.json").read_text())
+    assert "anchor_sizes" not in stored and "flip_pairs" not in stored
+    config = ClusTRConfig.from_pretrained(tmp_path / "classifier")
+    assert config.anchor_sizes == [32, 64, 128, 256, 512] and config.decoder_hidden_size == 64
+    ClusTRForObjectDetection(config).save_pretrained(tmp_path / "detector")
+    stored = json.loads((tmp_path / "detector" / "config.json").read_text())
+    assert stored["anchor_sizes"] == config.anchor_sizes and "flip_pairs" not in stored

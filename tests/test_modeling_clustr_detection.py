@@ -376,7 +376,7 @@ def test_sizes_of_labels_and_mask_agree():
     model, batch = make_model(ClusTRForObjectDetection), make_batch()
     labels = with_sizes(batch["labels"], [SIZES[0], (64, 127)])
     with pytest.raises(
-        ValueError, match=r"`labels\[1\]\['size'\]` must be .* by `pixel_mask`, \(64, 128\), got \(64, 127\)"
+        ValueError, match=r"`labels\[1\]\['size'\]` must equal .* in `pixel_mask`, \(64, 128\), got \(64, 127\)"
     ):
         model(batch["pixel_values"], batch["pixel_mask"], labels)
 
@@ -564,11 +564,11 @@ def test_another_default_device_changes_nothing(model_class):
         ),
         (
             lambda labels: [labels[0], {**labels[1], "boxes": labels[1]["boxes"] * 64}],
-            r"`labels\[1\]\['boxes'\]` must be shares of the image, not pixels",
+            r"`labels\[1\]\['boxes'\]` must be relative to the image size, not in pixels",
         ),
         (
             lambda labels: [{**labels[0], "boxes": labels[0]["boxes"] / 0}, labels[1]],
-            r"`labels\[0\]\['boxes'\]` must be shares of the image",
+            r"`labels\[0\]\['boxes'\]` must be relative to the image size",
         ),
         (
             lambda labels: [{**labels[0], "iscrowd": torch.zeros(2)}, labels[1]],
@@ -593,7 +593,7 @@ def test_masks_and_settings_that_do_not_fit_are_named():
             ValueError, match=r"`labels\[0\]\['masks'\]` must be bool, or 0 and 1, of shape \(3, 75, 128\)"
         ):
             model(batch["pixel_values"], batch["pixel_mask"], labels)
-    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False with padded images"):
         model(batch["pixel_values"], batch["pixel_mask"], output_hidden_states=True)
     with pytest.raises(ValueError, match="`anchor_sizes` must have one entry for each of 5 levels, got"):
         ClusTRForObjectDetection(make_config(anchor_sizes=[32, 64]))

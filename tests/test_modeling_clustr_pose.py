@@ -197,10 +197,10 @@ def test_no_persons_no_heat_maps():
     [
         ({"labels": torch.zeros(2, 17, 8, 8)}, r"`labels` must have the shape .* \(2, 17, 16, 16\), got \(2, 17, 8, 8"),
         ({"label_weights": torch.zeros(2, 16)}, r"`label_weights` must have shape \(2, 17\) .* got \(2, 16, 1, 1\)"),
-        ({"flip_pairs": [[0, 17]]}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got \[0, 17\]"),
-        ({"flip_pairs": [1, 2]}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got 1"),
-        ({"flip_pairs": torch.tensor([1, 2])}, r"`flip_pairs` must hold pairs of keypoints in \[0, 17\), got 1"),
-        ({"flip_pairs": [[0, 1], [1, 2]]}, r"`flip_pairs` must name no keypoint twice, got \(1, 2\)"),
+        ({"flip_pairs": [[0, 17]]}, r"`flip_pairs` must hold pairs of keypoint indices in \[0, 17\), got \[0, 17\]"),
+        ({"flip_pairs": [1, 2]}, r"`flip_pairs` must hold pairs of keypoint indices in \[0, 17\), got 1"),
+        ({"flip_pairs": torch.tensor([1, 2])}, r"`flip_pairs` must hold pairs of keypoint indices in \[0, 17\), got 1"),
+        ({"flip_pairs": [[0, 1], [1, 2]]}, r"`flip_pairs` must not repeat a keypoint, got \(1, 2\)"),
         ({"pixel_values": torch.zeros(0, 7, 64, 64)}, "`pixel_values` must have 3 channels"),
         ({"pixel_values": torch.zeros(0)}, r"`pixel_values` must be a tensor of shape \(B, 3, H, W\), got \(0,\)"),
         ({"pixel_values": torch.zeros(2, 3, 16, 64)}, "`pixel_values` must be at least 32 pixels high and wide"),
@@ -214,12 +214,12 @@ def test_wrong_inputs_are_named(changes, message):
 
 
 def test_wrong_configurations_are_named():
-    with pytest.raises(ValueError, match=r"`edges` must hold pairs of keypoints in \[0, 3\), got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"`edges` must hold pairs of keypoint indices in \[0, 3\), got \[2, 3\]"):
         ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", num_labels=3, edges=[[0, 1], [2, 3]]))
     for pairs in ([[1]], [[1, 1]], [[0, -1]], [["a", "b"]], [3]):
-        with pytest.raises(ValueError, match="`flip_pairs` must hold pairs of two indices"):
+        with pytest.raises(ValueError, match="`flip_pairs` must hold pairs of two different"):
             ClusTRConfig(flip_pairs=pairs)
-    with pytest.raises(ValueError, match="`flip_pairs` must name no keypoint twice"):
+    with pytest.raises(ValueError, match="`flip_pairs` must not repeat a keypoint"):
         ClusTRConfig(flip_pairs=[[0, 1], [1, 2]])
     with pytest.raises(ValueError, match="`deconv_hidden_sizes` must be positive"):
         ClusTRConfig(deconv_hidden_sizes=[256, 0])

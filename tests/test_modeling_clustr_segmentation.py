@@ -1,14 +1,18 @@
 """Semantic segmentation: heads against other implementations, loss, masks, checkpoints, Trainer."""
 
+import copy
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import shapes_on_ground
+from safetensors.torch import load_file, load_model
 from torch.nn.functional import batch_norm, conv2d, cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -18,7 +22,13 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
+from clustr_hf import (
+    ClusTRBackbone,
+    ClusTRConfig,
+    ClusTRForImageClassification,
+    ClusTRForSemanticSegmentation,
+    ClusTRImageProcessor,
+)
 
 
 HEADS = ("semantic_fpn", "upernet")
@@ -67,7 +77,7 @@ def semantic_fpn_by_hand(weights, maps):
     merged = torch.zeros(())
     for level, features in enumerate(pyramid):
         for step in range((1, 1, 2, 3)[level]):
-            name = f"ladders.{level}.{step}"
+            name = f"scale_heads.{level}.{step}"
             features = convolve(f"{name}.0", features, 1)
             norm = [weights[f"{name}.1.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
             features = batch_norm(features, *norm).relu()
@@ -77,12 +87,48 @@ def semantic_fpn_by_hand(weights, maps):
     return convolve("classifier", merged, 0)
 
 
-def test_semantic_fpn_is_the_sum_of_its_ladders():
+def test_semantic_fpn_is_the_sum_of_its_scale_heads():
     model = make_model().double()
     pixel_values = torch.randn(2, 3, 64, 128, dtype=torch.float64)
     maps = model.clustr(pixel_values, output_hidden_states=True).hidden_states[1:]
     expected = semantic_fpn_by_hand(model.head.state_dict(), maps)
     torch.testing.assert_close(model(pixel_values).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+CAMVID = Path(__file__).parents[1] / "checkpoints" / "clustr-nano-camvid"
+
+
+def test_weights_with_former_names_load_in_every_way(tmp_path):
+    """The Semantic FPN head of the checkpoint calls its scale heads `ladders`."""
+    former = load_file(CAMVID / "model.safetensors")
+    assert "head.ladders.0.0.0.weight" in former
+    current = {name.replace("head.ladders.", "head.scale_heads."): weight for name, weight in former.items()}
+    loaded, report = ClusTRForSemanticSegmentation.from_pretrained(CAMVID, output_loading_info=True)
+    assert not any(report.values())
+    by_state_dict = ClusTRForSemanticSegmentation(loaded.config)
+    by_state_dict.load_state_dict(former)
+    assert "head.ladders.0.0.0.weight" in former  # as it was
+    by_safetensors = ClusTRForSemanticSegmentation(loaded.config)
+    load_model(by_safetensors, CAMVID / "model.safetensors")
+    averaged, wrapped = AveragedModel(by_state_dict), AveragedModel(ClusTRForSemanticSegmentation(loaded.config))
+    wrapped.load_state_dict(
+        {name.replace("head.scale_heads.", "head.ladders."): value for name, value in averaged.state_dict().items()}
+    )
+    loaded.save_pretrained(tmp_path / "sharded", max_shard_size="500KB")
+    by_state_dict.save_pretrained(tmp_path / "new")
+    models = [loaded, by_state_dict, by_safetensors, wrapped.module, copy.deepcopy(loaded)]
+    models += [
+        AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "sharded", low_cpu_mem_usage=True),
+        ClusTRForSemanticSegmentation.from_pretrained(tmp_path / "new"),
+        ClusTRForSemanticSegmentation.from_pretrained(None, config=loaded.config, state_dict=former),
+        ClusTRForSemanticSegmentation.from_pretrained(CAMVID, key_mapping={"no such": "name"}),
+    ]
+    for model in models:
+        weights = model.state_dict()
+        assert weights.keys() == current.keys()
+        assert all(torch.equal(weights[name], weight) for name, weight in current.items())
+    backbone = ClusTRBackbone.from_pretrained(CAMVID).state_dict()
+    assert all(torch.equal(weight, former[f"clustr.{name}"]) for name, weight in backbone.items())
 
 
 def test_upernet_is_that_of_transformers():
@@ -219,21 +265,20 @@ def test_masks_that_do_not_fit_are_named():
     mask[1, :, 40:] = 0
     with pytest.raises(ValueError, match=r"`pixel_mask` must have shape \(2, 64, 64\)"):
         model(pixel_values, pixel_mask=mask[:, :32])
-    with pytest.raises(
-        ValueError, match=r"`labels` must have the shape of a `pixel_mask` that pads, got \(2, 32, 32\)"
-    ):
+    with pytest.raises(ValueError, match=r"`labels` must have the shape of `pixel_mask`, got \(2, 32, 32\)"):
         model(pixel_values, pixel_mask=mask, labels=torch.zeros(2, 32, 32, dtype=torch.int64))
-    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False with padded images"):
         model(pixel_values, pixel_mask=mask, output_hidden_states=True)
     model.config.output_hidden_states = True
-    with pytest.raises(ValueError, match="`output_hidden_states` must be False for a `pixel_mask` that pads"):
+    with pytest.raises(ValueError, match="`output_hidden_states` must be False with padded images"):
         model(pixel_values, pixel_mask=mask)
     model.config.output_hidden_states = False
-    with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 2, got 1"):
+    with pytest.raises(ValueError, match="`target_sizes` must have one entry for each of the 2 images, got 1"):
         ClusTRImageProcessor().post_process_semantic_segmentation(model(pixel_values, pixel_mask=mask), [(64, 64)])
     mask[0, :9, :9] = 0
     with pytest.raises(
-        ValueError, match="`pixel_mask` must be 1 in a rectangle from the upper left corner, not so in 0"
+        ValueError,
+        match="`pixel_mask` must be 1 in a rectangle that starts in the upper left corner, not so for image 0",
     ):
         model(pixel_values, pixel_mask=mask)
     classifier = ClusTRForImageClassification(make_config())

@@ -275,16 +275,20 @@ def test_a_detection_pipeline_finds_the_persons_and_hears_of_the_threshold(model
         (
             {"boxes": BOXES, "inputs": {"image": "x", "boxes": BOXES}},
             ValueError,
-            "`boxes` go with images .* not with a dict",
+            "`boxes` require an image .* got a dict",
         ),
         (
             {"inputs": {"image": "x", "box": BOXES}},
             ValueError,
-            r"keys 'image' and perhaps 'boxes', got \['box', 'image'\]",
+            r"keys 'image' and optionally 'boxes', got \['box', 'image'\]",
         ),
-        ({"inputs": {"boxes": BOXES}}, ValueError, r"must have the keys 'image' and perhaps 'boxes', got \['boxes'\]"),
-        ({"boxes": BOXES, "inputs": (x for x in "ab")}, ValueError, "`boxes` go with images .* not with a generator"),
-        ({"boxes": BOXES, "top_k": 2}, TypeError, r"the keypoint-detection pipeline takes no \['top_k'\]"),
+        (
+            {"inputs": {"boxes": BOXES}},
+            ValueError,
+            r"must have the keys 'image' and optionally 'boxes', got \['boxes'\]",
+        ),
+        ({"boxes": BOXES, "inputs": (x for x in "ab")}, ValueError, "`boxes` require an image .* got a generator"),
+        ({"boxes": BOXES, "top_k": 2}, TypeError, r"the keypoint-detection pipeline has no parameters \['top_k'\]"),
     ],
 )
 def test_wrong_calls_are_named(estimate, image, arguments, error, message):

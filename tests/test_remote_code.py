@@ -33,6 +33,7 @@ from clustr_hf.remote_code import clustering_kernel_clustr
 
 CODE_FILES = {
     "configuration_clustr.py",
+    "configuration_tables_clustr.py",
     "versions_clustr.py",
     "clustering_kernel_clustr.py",
     "clustering_tensor_clustr.py",
@@ -266,6 +267,11 @@ DETECTION_CODE = {
     "modeling_clustr_torchvision.py",
     "image_processing_clustr_detection.py",
 }
+# Each detector's own file, without the other's.
+DETECTOR_CODE = {
+    "ClusTRForObjectDetection": "modeling_clustr_retinanet",
+    "ClusTRForInstanceSegmentation": "modeling_clustr_mask_rcnn",
+}
 
 
 def test_detection_folder_is_complete(detection_folder):
@@ -274,11 +280,12 @@ def test_detection_folder_is_complete(detection_folder):
     auto_map = {**AUTO_MAP}
     for auto_class, model_class in DETECTORS.items():
         if model_class.__name__ == class_name:
-            auto_map[auto_class] = f"modeling_clustr_detection.{class_name}"
+            auto_map[auto_class] = f"{DETECTOR_CODE[class_name]}.{class_name}"
     if class_name == "ClusTRForInstanceSegmentation":  # the image-segmentation pipeline's name for it
-        auto_map["AutoModelForImageSegmentation"] = f"modeling_clustr_detection.{class_name}"
+        auto_map["AutoModelForImageSegmentation"] = f"{DETECTOR_CODE[class_name]}.{class_name}"
     assert config["auto_map"] == auto_map
-    assert {path.name for path in detection_folder.glob("*.py")} == {*CODE_FILES, *DETECTION_CODE}
+    detector_code = f"{DETECTOR_CODE[class_name]}.py"
+    assert {path.name for path in detection_folder.glob("*.py")} == {*CODE_FILES, *DETECTION_CODE, detector_code}
 
 
 DETECT = """

@@ -16,7 +16,8 @@ from torchvision.transforms import RandomHorizontalFlip
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcessor
 from clustr_hf.keypoints import CONVENTIONS
-from clustr_hf.training.arguments import LoopArguments, command_line, parse_arguments, shorten_path
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.command_line import command_line, shorten_path
 from clustr_hf.training.optimizers import make_optimizer
 from clustr_hf.training.schedule import TrainingPlan
 from clustr_hf.training.sources import ModelArguments as DetectorArguments

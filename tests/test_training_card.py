@@ -14,8 +14,9 @@ from datasets import Image as ImageFeature
 from transformers import TrainingArguments
 
 from clustr_hf.publish.card import CardContents, load_card, plain_value, write_model_card
-from clustr_hf.training.arguments import LoopArguments, parse_arguments, settings_of
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.card import describe_data
+from clustr_hf.training.command_line import settings_of
 from clustr_hf.training.sources import ModelArguments
 from clustr_hf.training.tasks.image_classification.data import DataArguments
 

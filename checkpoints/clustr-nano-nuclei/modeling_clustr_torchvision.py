@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What differs from torchvision in the parts of its detectors that ours are made of: precision, strides, initialization,
-and a forward pass that changes nothing, neither a module nor the random numbers of the process.
+Adapted parts of torchvision's detectors. They differ from torchvision's in precision, strides and initialisation, and
+their forward pass has no side effects: it changes neither a module nor the global random number generators.
 
 Boxes are corners (x0, y0, x1, y1) in pixels.
 """
@@ -26,30 +26,30 @@ from torchvision.ops.poolers import initLevelMapper
 from transformers import initialization as init
 
 
-# First probability of an object (RetinaNet, Lin et al. 2017).
+# Initial probability of a class at an anchor (RetinaNet, Lin et al. 2017).
 PRIOR_PROBABILITY = 0.01
 
 
 class ClusTRAnchorGenerator(AnchorGenerator):
-    """torchvision's, but anchors are float32 at least, whatever the maps are: bfloat16 is off by pixels."""
+    """torchvision's, but with at least float32 anchors for maps of any dtype: bfloat16 is off by pixels."""
 
     def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        # Of the maps only size, dtype and device count.
+        # Only size, dtype and device of the maps matter.
         grids = [at_least_float32(maps.new_empty(0, 0, *maps.shape[-2:])) for maps in feature_maps]
-        # torchvision's method replaces the anchors that the module holds by those of this dtype and device.
+        # torchvision's method overwrites the anchors stored in the module, so it runs on a copy.
         return super(ClusTRAnchorGenerator, copy.copy(self)).forward(image_list, grids)
 
 
 class ClusTRRoIAlign(MultiScaleRoIAlign):
     """
-    torchvision's, with two differences: it pools in float32 at least, since boxes need it; and it is told the strides
-    of the levels, where torchvision guesses them from the first images that it sees.
+    torchvision's, with two differences: it pools in at least float32, which boxes require, and it is given the strides
+    of the levels, which torchvision infers from the first images.
     """
 
     def __init__(self, strides: Sequence[int], output_size: int):
         super().__init__([str(level) for level in range(len(strides))], output_size, sampling_ratio=2)
         self.scales = [1 / stride for stride in strides]
-        # As torchvision assigns boxes to levels: those of 224 pixels to the level of stride 16.
+        # torchvision's assignment of boxes to levels: boxes of 224 pixels go to the level with stride 16.
         levels = [int(math.log2(stride)) for stride in (strides[0], strides[-1])]
         self.map_levels = initLevelMapper(*levels, self.canonical_scale, self.canonical_level)
 
@@ -60,8 +60,8 @@ class ClusTRRoIAlign(MultiScaleRoIAlign):
         return pooled.to(x["0"].dtype)
 
 
-def init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, parent: nn.Module):
-    """As torchvision's constructor of the parent does it; biases of convolutions are 0 already."""
+def init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, parent: nn.Module) -> None:
+    """Initialise a layer as torchvision's constructor of the parent does; biases of convolutions are already 0."""
     if isinstance(parent, (FeaturePyramidNetwork, LastLevelP6P7)):
         init.kaiming_uniform_(layer.weight, a=1)
     elif isinstance(parent, (RetinaNetHead, RPNHead)):
@@ -78,14 +78,14 @@ def init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, par
 
 def with_attributes(module: nn.Module, **attributes: Any) -> nn.Module:
     """
-    The module itself if it has these attributes, or else a shallow copy that has them and shares everything else with
-    it: parameters, submodules, hooks. torchvision's parts ask their own attributes what to compute, and the module may
-    be at work in another thread.
+    The module itself if it has these attributes, else a shallow copy that has them and shares parameters, submodules
+    and hooks with the module. torchvision's modules read from their attributes what to compute, and another thread may
+    be running the module.
     """
     if all(getattr(module, name) == value for name, value in attributes.items()):
         return module
     view = copy.copy(module)
-    vars(view).pop("forward", None)  # accelerate's wrapper, bound to the module that it was put on
+    vars(view).pop("forward", None)  # accelerate's wrapper is bound to the original module
     for name, value in attributes.items():
         setattr(view, name, value)
     return view
@@ -93,8 +93,8 @@ def with_attributes(module: nn.Module, **attributes: Any) -> nn.Module:
 
 class OwnRandomNumbers(TorchFunctionMode):
     """
-    The permutations by which torchvision samples proposals come from a generator of their own, always with the same
-    seed. It acts in this thread only, and leaves the global generators alone.
+    A context in which torchvision samples proposals by permutations from a generator of its own with a fixed seed. It
+    applies to the current thread only and does not touch the global generators.
     """
 
     def __init__(self, device: torch.device, seed: int = 0):
@@ -112,8 +112,8 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def upcast_output(module: nn.Module, args, output):
-    """The output of a head, a tensor or a dictionary, list or tuple of them, in float32 at least."""
+def upcast_output(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook that upcasts the output of a head, a tensor or a nesting of tensors, to at least float32."""
     if isinstance(output, torch.Tensor):
         return at_least_float32(output)
     if isinstance(output, dict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.inputs import Setting
 from benchmark.models import BASELINES, is_model_name, min_image_side
 from benchmark.steps import DTYPES
-from clustr_hf.training.devices import default_device, is_accelerator, parse_device
+from clustr_hf.devices import default_device, is_accelerator, parse_device
 
 
 CLUSTR_MODELS = ["clustr-tiny", "clustr-small", "clustr-base"]

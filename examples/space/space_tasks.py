@@ -29,7 +29,7 @@ def add_task_tab(title: str, run: Pipeline | None, name: str | None):
     with gr.Tab(title):
         if run is None:
             gr.Markdown(
-                f"There is no model for this task. Train a {TASKS[title]} with the commands in `examples/README.md`, "
+                f"There is no model for this task. Train a {TASKS[title]} with the commands in `docs/`, "
                 f"and start the Space with its folder or list it in `models.json`."
             )
             return

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""ClusTR for Hugging Face transformers: the public names, and the registration of all Auto classes."""
+"""ClusTR for Hugging Face transformers: public names, and registration with the Auto classes and pipelines."""
 
 from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
@@ -37,25 +37,27 @@ from .remote_code.modeling_clustr import (
     ClusTRModelOutput,
     ClusTRPreTrainedModel,
 )
-from .remote_code.modeling_clustr_detection import (
-    ClusTRDetectionOutput,
-    ClusTRForInstanceSegmentation,
-    ClusTRForObjectDetection,
-    ClusTRInstanceSegmentationOutput,
-)
+from .remote_code.modeling_clustr_mask_rcnn import ClusTRForInstanceSegmentation, ClusTRInstanceSegmentationOutput
 from .remote_code.modeling_clustr_pose import ClusTRForPoseEstimation, ClusTRPoseEstimatorOutput
+from .remote_code.modeling_clustr_retinanet import ClusTRDetectionOutput, ClusTRForObjectDetection
 from .remote_code.modeling_clustr_segmentation import ClusTRForSemanticSegmentation, ClusTRSemanticSegmenterOutput
 from .remote_code.pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
 
 
 __version__ = "0.1.0"
 
-# The modules of `remote_code` keep the paths that they had before it existed: `clustr_hf.modeling_clustr` and so on.
+# Modules of `remote_code` can also be imported from the package itself: `clustr_hf.modeling_clustr` and so on.
 for _module in pkgutil.iter_modules(remote_code.__path__):
-    _path = f"{__name__}.{_module.name}"
-    if _path not in sys.modules:
-        sys.modules[_path] = importlib.import_module(f".{_module.name}", remote_code.__name__)
-        globals()[_module.name] = sys.modules[_path]
+    globals()[_module.name] = importlib.import_module(f".{_module.name}", remote_code.__name__)
+    sys.modules[f"{__name__}.{_module.name}"] = globals()[_module.name]
+# Former names in `clustr_hf.modeling_clustr_detection`.
+for _class in (
+    ClusTRDetectionOutput,
+    ClusTRForInstanceSegmentation,
+    ClusTRForObjectDetection,
+    ClusTRInstanceSegmentationOutput,
+):
+    setattr(remote_code.modeling_clustr_detection, _class.__name__, _class)
 
 AutoConfig.register(ClusTRConfig.model_type, ClusTRConfig, exist_ok=True)
 AutoModel.register(ClusTRConfig, ClusTRModel, exist_ok=True)
@@ -65,15 +67,16 @@ AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegment
 AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
 AutoModelForPoseEstimation.register(ClusTRConfig, ClusTRForPoseEstimation, exist_ok=True)
-# The image-segmentation pipeline asks for this one first. Of several classes, the checkpoint's own is loaded.
+# The image-segmentation pipeline tries this mapping first. Given several classes, it loads that of the checkpoint.
 MODEL_FOR_IMAGE_SEGMENTATION_MAPPING.register(
     ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
 )
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
-# More processors for the same configuration: saved ones are found by their name among all that are registered.
+# Further processors of the same configuration: a saved one is found by its name among all registered classes.
 for _processor in (ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor):
     AutoImageProcessor.register(_processor, image_processor_classes={"torchvision": _processor}, exist_ok=True)
-# There is none. Otherwise pipelines derive one from a checkpoint's `auto_map`, and ask whether they may run its code.
+# ClusTR has no video processor. Unless that is registered, pipelines look for one in the checkpoint's `auto_map` and
+# ask for permission to run its code.
 AutoVideoProcessor.register(ClusTRConfig, None, exist_ok=True)
 if "keypoint-detection" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(

@@ -1,15 +1,17 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Top-down pose estimation with ClusTR (section 4.4 of the paper): a heat map for each keypoint of the person in a crop.
+Top-down pose estimation with ClusTR (section 4.4 of the paper): one heatmap per keypoint of the person in a crop.
 
-B crops of H x W pixels, K keypoints (`num_labels`); heat maps (B, K, h, w), a quarter of H and W in the paper.
+B crops of H x W pixels, K keypoints (`num_labels`); heatmaps (B, K, h, w), with stride 4 in the paper.
 """
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,10 +32,10 @@ class ClusTRPoseEstimatorOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
-            Mean squared error of the heat maps.
+            Mean squared error of the heatmaps.
         heatmaps (`torch.Tensor` of shape `(B, num_labels, h, w)`):
-            For each keypoint how much each place looks like it, 1 at the best, about 0 where it is not. h and w are H
-            and W by the heat maps' stride (4 in the paper), rounded up.
+            Predicted heatmaps; the peak is near 1. h and w are H and W divided by the stride of the heatmaps (4 in the
+            paper), rounded up.
         hidden_states, attentions, cluster_indices (*optional*):
             As in [`ClusTRModelOutput`].
     """
@@ -60,7 +62,7 @@ def make_pose_head(config: ClusTRConfig) -> nn.Sequential:
 
 
 class ClusTRForPoseEstimation(ClusTRDensePredictor):
-    """ClusTR with a heat map for each of `config.num_labels` keypoints."""
+    """ClusTR with Simple Baselines' head, which predicts a heatmap for each of `config.num_labels` keypoints."""
 
     _auto_class = "AutoModelForPoseEstimation"
     _auto_map = {
@@ -83,12 +85,12 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
 
     @property
     def heatmap_stride(self) -> float:
-        """Pixels of a crop from one pixel of its heat maps to the next."""
+        """Stride of the heatmaps in pixels of the crop."""
         return math.prod(self.config.strides) / 2 ** len(self.config.deconv_hidden_sizes)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The head begins as in Simple Baselines: nearly without heat."""
+        """Initialise the head as Simple Baselines does: heatmaps start near 0."""
         super()._init_weights(module)
         if isinstance(module, (nn.ConvTranspose2d, nn.Conv2d)) and any(module is layer for layer in self.head):
             init.normal_(module.weight, std=0.001)
@@ -105,19 +107,19 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised crops of one person each, from the product of the strides (32) up. Without crops (B = 0)
-                there are no heat maps, and no loss.
+                Normalised crops of one person each, with sides of at least the total stride (32). An empty batch
+                (B = 0) has empty heatmaps and no loss.
             labels (`torch.Tensor` of shape `(B, num_labels, h, w)`, *optional*):
-                Heat maps to learn, in [0, 1], of the size of those that the model gives.
-            label_weights (`torch.Tensor` of shape `(B, num_labels)` or one that broadcasts to that of `labels`,
+                Target heatmaps in [0, 1], of the size of the predicted ones.
+            label_weights (`torch.Tensor` of shape `(B, num_labels)`, or one that broadcasts to the shape of `labels`,
             *optional*):
-                By how much the error of each heat map is multiplied before it is squared: 1 for keypoints that are
-                annotated, 0 for others. The mean is over all heat maps, annotated or not (JointsMSE).
+                Factor of the error of each heatmap, applied before squaring: 1 for annotated keypoints, 0 for others.
+                The mean is over all heatmaps, annotated or not (JointsMSE).
             flip_pairs (`list[list[int]]` or `torch.LongTensor` of shape `(pairs, 2)`, *optional*):
-                Says that `pixel_values` are mirrored, left to right, and which keypoints change places by that
-                (`config.flip_pairs`; none with an empty list): the heat maps are mirrored back, so that they are those
-                of the image as it was. None says that nothing is mirrored. The mean of them and the heat maps of the
-                image itself is the flip test. (`torch.compile` without graph breaks needs a list.)
+                Pairs of left and right keypoints (`config.flip_pairs`; may be empty). Pass them if `pixel_values` are
+                mirrored horizontally: the heatmaps are mirrored back and left and right are swapped. The mean of these
+                heatmaps and those of the original crops is the flip test. With None, `pixel_values` are not mirrored.
+                `torch.compile` without graph breaks requires a list.
             kwargs:
                 `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`].
 
@@ -125,12 +127,12 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
             [`ClusTRPoseEstimatorOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, or a wrong shape of
-                `labels`, `label_weights`, or indices in `flip_pairs` that are no keypoints.
+            ValueError: if `pixel_values` have the wrong rank, number of channels, size or dtype, if `labels` or
+                `label_weights` have the wrong shape, or if `flip_pairs` has invalid indices.
         """
         self.clustr._check_pixel_values(pixel_values)
         height, width = (math.ceil(extent / self.heatmap_stride) for extent in pixel_values.shape[-2:])
-        if pixel_values.shape[0] == 0:  # of images without persons
+        if pixel_values.shape[0] == 0:  # images without people
             return ClusTRPoseEstimatorOutput(
                 heatmaps=pixel_values.new_zeros((0, self.config.num_labels, height, width))
             )
@@ -146,9 +148,9 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
             cluster_indices=outputs.cluster_indices,
         )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`ClusTRPreTrainedModel`]'s; its configuration names the pipeline for the task, which goes along."""
-        # transformers copies, and downloads, the files that a file imports: that is what this import is for.
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As [`ClusTRPreTrainedModel`]'s, and with the pipeline of the task, which the configuration names."""
+        # This import makes transformers copy, and later download, the pipeline's file with this one.
         from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline  # noqa: F401
 
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -157,10 +159,10 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
 def joints_mse(
     heatmaps: torch.Tensor, targets: torch.Tensor, target_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean squared error of heat maps (B, K, h, w), each keypoint's error times its weight, in float32 at least."""
+    """Mean squared error of heatmaps (B, K, h, w) in at least float32; the weights scale the errors before squaring."""
     if targets.shape != heatmaps.shape:
         raise ValueError(
-            f"`labels` must have the shape of the heat maps, {tuple(heatmaps.shape)}, got {tuple(targets.shape)}."
+            f"`labels` must have the shape of the heatmaps, {tuple(heatmaps.shape)}, got {tuple(targets.shape)}."
         )
     error = heatmaps.to(torch.promote_types(heatmaps.dtype, torch.float32)) - targets
     if target_weights is not None:
@@ -171,25 +173,25 @@ def joints_mse(
         except RuntimeError as mismatch:
             raise ValueError(
                 f"`label_weights` must have shape {tuple(heatmaps.shape[:2])} or one that broadcasts to that of the "
-                f"heat maps, {tuple(heatmaps.shape)}, got {tuple(target_weights.shape)}."
+                f"heatmaps, {tuple(heatmaps.shape)}, got {tuple(target_weights.shape)}."
             ) from mismatch
     return error.square().mean()
 
 
 def flip_back(heatmaps: torch.Tensor, flip_pairs: torch.Tensor | Sequence[Sequence[int]]) -> torch.Tensor:
-    """Heat maps (B, K, h, w) of a mirrored image -> those of the image: mirrored, and sides exchanged."""
+    """Heatmaps (B, K, h, w) of a mirrored image -> of the original image: mirrored back, left and right swapped."""
     pairs = flip_pairs.tolist() if isinstance(flip_pairs, torch.Tensor) else flip_pairs
     order = torch.tensor(mirror_order(pairs, heatmaps.shape[1]), device=heatmaps.device)
     return heatmaps[:, order].flip(-1)
 
 
 def mirror_order(flip_pairs: Sequence[Sequence[int]], num_keypoints: int) -> list[int]:
-    """Which keypoint each one becomes in a mirror, by the pairs that change places."""
+    """For each keypoint the index of the keypoint that it becomes in a mirrored image."""
     _check_pairs("flip_pairs", flip_pairs, num_keypoints)
     order = list(range(num_keypoints))
     for first, second in flip_pairs:
         if order[first] != first or order[second] != second:
-            raise ValueError(f"`flip_pairs` must name no keypoint twice, got {first, second} after another pair.")
+            raise ValueError(f"`flip_pairs` must not repeat a keypoint, got {first, second} after another pair.")
         order[first], order[second] = second, first
     return order
 
@@ -198,7 +200,7 @@ def _check_pairs(name: str, pairs: Sequence[Sequence[int]], num_keypoints: int):
     for pair in pairs:
         is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
         if not is_pair or not all(isinstance(index, int) and 0 <= index < num_keypoints for index in pair):
-            raise ValueError(f"`{name}` must hold pairs of keypoints in [0, {num_keypoints}), got {pair}.")
+            raise ValueError(f"`{name}` must hold pairs of keypoint indices in [0, {num_keypoints}), got {pair}.")
 
 
 __all__ = ["ClusTRForPoseEstimation", "ClusTRPoseEstimatorOutput", "flip_back", "joints_mse", "mirror_order"]

@@ -2,7 +2,7 @@
 """
 Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UPerNet on the maps of all stages.
 
-B images of H x W pixels, K classes; maps (B, C, h, w), those of the first stage at its stride, 4 in the paper.
+B images of H x W pixels, K classes; maps (B, C, h, w). The maps of the first stage have stride 4 in the paper.
 """
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,10 @@ from .modeling_clustr import fix_exported_size
 from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to
 
 
+# Former name of `scale_heads` in the weights of the Semantic FPN head.
+FORMER_SCALE_HEADS = "ladders"
+
+
 @dataclass
 class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
     """
@@ -37,13 +42,13 @@ class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
 
     Args:
         loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
-            Cross-entropy at the resolution of the labels, and the auxiliary head's by its weight.
+            Cross-entropy at the resolution of the labels, plus the weighted loss of the auxiliary head.
         logits (`torch.Tensor` of shape `(B, num_labels, h, w)`):
-            Scores before the softmax at the stride of the first stage (4 in the paper), h and w rounded up.
+            Scores before the softmax at the stride of the first stage (4 in the paper); h and w are rounded up.
         hidden_states, attentions, cluster_indices (*optional*):
-            As in [`ClusTRModelOutput`], of the image up to whole strides.
+            As in [`ClusTRModelOutput`], for the image padded to whole strides.
         logits_sizes (`torch.LongTensor` of shape `(B, 2)`, *optional*, with a `pixel_mask` in evaluation):
-            (h, w) of the logits of each image; those to the right and below are padding, 0.
+            (h, w) of the logits of each image; logits to the right and below are zero padding.
     """
 
     cluster_indices: tuple[tuple[torch.Tensor, ...], ...] | None = None
@@ -52,18 +57,19 @@ class ClusTRSemanticSegmenterOutput(SemanticSegmenterOutput):
 
 class ClusTRSemanticFPNHead(nn.Module):
     """
-    Semantic FPN (Kirillov et al. 2019): a feature pyramid whose levels climb to the finest one, and are added there.
+    Semantic FPN (Kirillov et al. 2019): a feature pyramid, and for each level a scale head that upsamples it to the
+    resolution of the finest level, where all levels are added.
 
-    A level of the pyramid passes convolutions (3x3, batch norm, ReLU), each followed by an upsampling to the size of
-    the next finer level, twice as large; the finest level passes one convolution. As in the authors' framework, a
-    convolution halves the channels first: 1, 1, 2, 3 convolutions on levels of stride 4, 8, 16, 32.
+    A scale head repeats convolution (3x3, batch norm, ReLU) and upsampling to the next finer level, which doubles the
+    size; that of the finest level is a single convolution. The first convolution of a scale head reduces the channels,
+    as in the authors' framework: there are 1, 1, 2, 3 convolutions for the levels with stride 4, 8, 16, 32.
     """
 
     def __init__(self, config: ClusTRConfig, in_channels: Sequence[int]):
         super().__init__()
         pyramid_size, hidden_size = config.fpn_hidden_size, config.decoder_hidden_size
         self.fpn = FeaturePyramidNetwork(list(in_channels), pyramid_size)
-        self.ladders = nn.ModuleList(
+        self.scale_heads = nn.ModuleList(
             nn.ModuleList(
                 Conv2dNormActivation(pyramid_size if step == 0 else hidden_size, hidden_size)
                 for step in range(max(1, level))
@@ -73,15 +79,22 @@ class ClusTRSemanticFPNHead(nn.Module):
         self.dropout = nn.Dropout2d(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(hidden_size, config.num_labels, kernel_size=1)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """As upstream; `load_state_dict` also accepts the former names of the weights."""
+        former, name = f"{prefix}{FORMER_SCALE_HEADS}.", f"{prefix}scale_heads."
+        for key in [key for key in state_dict if key.startswith(former)]:
+            state_dict[name + key.removeprefix(former)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(
         self, feature_maps: Sequence[torch.Tensor], with_auxiliary: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps (B, C_i, h_i, w_i), the finest first -> logits (B, K, h_0, w_0), and no auxiliary ones."""
+        """Maps (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0), and no auxiliary logits."""
         pyramid = self.fpn(OrderedDict((str(level), features) for level, features in enumerate(feature_maps)))
         sizes = [features.shape[-2:] for features in feature_maps]
         merged = None
-        for level, (features, ladder) in enumerate(zip(pyramid.values(), self.ladders)):
-            for step, convolution in enumerate(ladder, start=1):
+        for level, (features, scale_head) in enumerate(zip(pyramid.values(), self.scale_heads)):
+            for step, convolution in enumerate(scale_head, start=1):
                 features = convolution(features)
                 if level > 0:
                     features = interpolate(features, size=sizes[level - step], mode="bilinear", align_corners=False)
@@ -90,13 +103,13 @@ class ClusTRSemanticFPNHead(nn.Module):
 
 
 class ClusTRUperNetHead(nn.Module):
-    """UPerNet (Xiao et al. 2018) and its auxiliary FCN head on the last stage but one, both transformers' own."""
+    """UPerNet (Xiao et al. 2018) and its auxiliary FCN head on the second-to-last stage, both from transformers."""
 
     def __init__(self, config: ClusTRConfig, in_channels: Sequence[int]):
         super().__init__()
         self.auxiliary_index = max(0, len(in_channels) - 2)
         head_config = UperNetConfig(
-            backbone_config=copy.deepcopy(config),  # otherwise it makes one of a ResNet; it would write into ours
+            backbone_config=copy.deepcopy(config),  # the default is a ResNet's; a copy, because it is modified
             hidden_size=config.upernet_hidden_size,
             pool_scales=config.pool_scales,
             auxiliary_in_channels=in_channels[self.auxiliary_index],
@@ -104,7 +117,7 @@ class ClusTRUperNetHead(nn.Module):
             num_labels=config.num_labels,
         )
         self.decode_head = UperNetHead(head_config, in_channels=list(in_channels))
-        # Table A3's dropout stands behind the last activation, so that transformers' names of weights remain.
+        # The dropout (Table A3) is part of the last activation, so the weights keep transformers' names.
         last_convolutions = [self.decode_head.fpn_bottleneck]
         self.auxiliary_head = None
         if config.auxiliary_loss_weight > 0:
@@ -118,7 +131,7 @@ class ClusTRUperNetHead(nn.Module):
     def forward(
         self, feature_maps: Sequence[torch.Tensor], with_auxiliary: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Maps (B, C_i, h_i, w_i), the finest first -> logits (B, K, h_0, w_0), auxiliary ones of a coarser map."""
+        """Maps (B, C_i, h_i, w_i), finest first -> logits (B, K, h_0, w_0), and auxiliary logits of a coarser map."""
         auxiliary_logits = None
         if with_auxiliary and self.auxiliary_head is not None:
             auxiliary_logits = self.auxiliary_head(feature_maps)
@@ -129,7 +142,7 @@ HEADS = {"semantic_fpn": ClusTRSemanticFPNHead, "upernet": ClusTRUperNetHead}
 
 
 class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
-    """ClusTR with the head that `config.segmentation_head` names."""
+    """ClusTR with the segmentation head `config.segmentation_head`."""
 
     _auto_class = "AutoModelForSemanticSegmentation"
     _auto_map = {
@@ -143,7 +156,7 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         self.post_init()
 
     def _make_head(self, config: ClusTRConfig):
-        if config.segmentation_head not in HEADS:  # `from_pretrained` sets fields that were not validated
+        if config.segmentation_head not in HEADS:  # `from_pretrained` sets fields without validation
             raise ValueError(f"`segmentation_head` must be one of {list(HEADS)}, got {config.segmentation_head!r}.")
         weights = config.semantic_class_weights
         if weights is not None and len(weights) != config.num_labels:
@@ -155,10 +168,18 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Classifiers begin with small weights, so that all classes are equally likely."""
+        """Initialise classifiers with small weights, so that all classes start equally likely."""
         super()._init_weights(module)
         if any(module is part for name, part in self.head.named_modules() if name.endswith("classifier")):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any
+    ) -> "ClusTRForSemanticSegmentation":
+        """As upstream; also loads checkpoints that store the Semantic FPN head under its former names."""
+        former_names = {rf"^head\.{FORMER_SCALE_HEADS}": "head.scale_heads"}
+        return super().from_pretrained(*args, key_mapping={**former_names, **(key_mapping or {})}, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -171,25 +192,26 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size. On the right and below they are mirrored up to multiples of the product
-                of the strides (32); where half of that is more than there is, 0 fills the rest before. Logits are those
-                of the image alone; hidden states, attentions and clusters are those of the enlarged one.
+                Normalised images of any size. They are padded by reflection on the right and bottom to multiples of the
+                total stride (32); images too small to reflect are zero-padded first. Logits cover the image alone;
+                hidden states, attentions and clusters cover the padded image.
             labels (`torch.LongTensor` of shape `(B, H', W')`, *optional*):
-                Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` where it does not
-                count; the logits are resized to the labels. Without a pixel that counts, the loss is 0.
+                Class of each pixel in `[0, num_labels)`, or `config.semantic_loss_ignore_index` to ignore the pixel.
+                Logits are resized to the labels. The loss is 0 if all pixels are ignored.
             pixel_mask (`torch.LongTensor` of shape `(B, H, W)`, *optional*):
-                1 where there is an image, from its upper left corner on, 0 where the processor has padded it. Each
-                image is then seen alone and has the logits that it has in any other batch. In training the mask has
-                no effect: padding should be labelled as not counting.
+                1 for pixels of the image, which starts in the upper left corner, and 0 for the processor's padding. In
+                evaluation, padded images are then processed one at a time without their padding, so the logits of an
+                image do not depend on the rest of its batch. In training the mask has no effect: label the padding
+                with the ignored index.
             kwargs:
-                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`]; not with a mask
-                that pads.
+                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`]; not supported
+                with a mask of padded images.
 
         Returns:
             [`ClusTRSemanticSegmenterOutput`].
 
         Raises:
-            ValueError: for a wrong rank, size or dtype of `pixel_values`, `labels` or `pixel_mask`.
+            ValueError: if `pixel_values`, `labels` or `pixel_mask` have the wrong rank, size or dtype.
         """
         if labels is not None:
             self._check_labels(labels, pixel_values)
@@ -209,17 +231,17 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
     def _segment(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, **kwargs
     ) -> tuple[ClusTRSemanticSegmenterOutput, torch.Tensor | None, torch.Tensor | None]:
-        """The output without a loss; the loss as a sum over pixels, and the sum of their weights."""
+        """The output without its loss, the loss summed over pixels, and the sum of the pixels' weights."""
         fix_exported_size(pixel_values)
         map_sizes = self._map_sizes(pixel_values.shape[-2:])
-        stage_maps, features = self._stage_maps(self._mirror(pixel_values), **kwargs)
+        stage_maps, features = self._stage_maps(self._pad_by_reflection(pixel_values), **kwargs)
         logits, auxiliary_logits = self.head(stage_maps, with_auxiliary=labels is not None)
-        logits = _cut(logits, map_sizes[0])
+        logits = _crop(logits, map_sizes[0])
         loss = weight = None
         if labels is not None:
             loss, weight = self._sum_loss(logits, labels)
             if auxiliary_logits is not None:
-                auxiliary_logits = _cut(auxiliary_logits, map_sizes[self.head.auxiliary_index])
+                auxiliary_logits = _crop(auxiliary_logits, map_sizes[self.head.auxiliary_index])
                 loss = loss + self.config.auxiliary_loss_weight * self._sum_loss(auxiliary_logits, labels)[0]
         output = ClusTRSemanticSegmenterOutput(
             logits=logits,
@@ -229,22 +251,22 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         )
         return output, loss, weight
 
-    def _mirror(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _pad_by_reflection(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Images up to whole strides. Otherwise the convolutions between stages would meet their zero padding on the right
-        and below, too, and coarse maps would be resized by other factors than their strides, which training crops of
-        whole strides never show. A mirrored image looks like one to the model, a margin of 0 does not.
+        Pad images to whole strides. Without it, the convolutions between stages would also reach their zero padding on
+        the right and bottom, and coarse maps would be resized by factors other than their strides; training crops of
+        whole strides show neither. The model takes reflected pixels for image content, but not zeros.
         """
         height, width = whole = self._whole_strides(pixel_values.shape[-2:])
         if pixel_values.ndim != 4 or whole == tuple(pixel_values.shape[-2:]):
-            return pixel_values  # the backbone says what is wrong with other ranks
-        least = math.prod(self.config.strides) // 2 + 1  # a mirror needs more pixels than it adds
+            return pixel_values  # the backbone reports a wrong rank
+        least = math.prod(self.config.strides) // 2 + 1  # a reflection must be smaller than the image
         pixel_values = pad_to(pixel_values, tuple(max(least, extent) for extent in pixel_values.shape[-2:]))
         size = pixel_values.shape[-2:]
         return pad(pixel_values, (0, width - size[1], 0, height - size[0]), mode="reflect")
 
     def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Size of the map of each stage for an image of the given size, not mirrored."""
+        """Size of the map of each stage for an image of the given size, without padding."""
         sizes = []
         for kernel_size, stride in zip(self.config.patch_sizes, self.config.strides):
             size = tuple((extent + 2 * (kernel_size // 2) - kernel_size) // stride + 1 for extent in size)
@@ -254,10 +276,10 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
     def _segment_each(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, sizes: list[tuple[int, int]], **kwargs
     ) -> ClusTRSemanticSegmenterOutput:
-        """Each image without its padding, and the logits padded in turn, with 0."""
+        """Process each image without its padding and zero-pad the logits instead."""
         self._refuse_recorded(kwargs)
         if labels is not None and labels.shape[1:] != pixel_values.shape[2:]:
-            raise ValueError(f"`labels` must have the shape of a `pixel_mask` that pads, got {tuple(labels.shape)}.")
+            raise ValueError(f"`labels` must have the shape of `pixel_mask`, got {tuple(labels.shape)}.")
         parts = []
         for index, (height, width) in enumerate(sizes):
             image_labels = None if labels is None else labels[index : index + 1, :height, :width]
@@ -273,16 +295,16 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         return output
 
     def _sum_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross-entropy of logits (B, K, h, w) with labels (B, H, W), summed; and the sum of the pixels' weights."""
+        """Summed cross-entropy of logits (B, K, h, w) with labels (B, H, W), and the sum of the pixels' weights."""
         ignored = self.config.semantic_loss_ignore_index
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        counts = labels != ignored
+        valid = labels != ignored
         if self.config.semantic_class_weights is None:
-            return cross_entropy(logits, labels, ignore_index=ignored, reduction="sum"), counts.sum()
+            return cross_entropy(logits, labels, ignore_index=ignored, reduction="sum"), valid.sum()
         class_weights = logits.new_tensor(self.config.semantic_class_weights)
         loss = cross_entropy(logits, labels, class_weights, ignore_index=ignored, reduction="sum")
-        return loss, (class_weights[labels.masked_fill(~counts, 0)] * counts).sum()
+        return loss, (class_weights[labels.masked_fill(~valid, 0)] * valid).sum()
 
     def _check_labels(self, labels: torch.Tensor, pixel_values: torch.Tensor):
         num_labels, ignored = self.config.num_labels, self.config.semantic_loss_ignore_index
@@ -294,22 +316,21 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
             raise ValueError(f"`labels` must have shape ({len(pixel_values)}, H, W), got {tuple(labels.shape)}.")
         if labels.dtype != torch.int64:
             raise ValueError(f"`labels` must be int64, got {labels.dtype}.")
-        if labels.is_cpu and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+        if labels.is_cpu and not torch.compiler.is_compiling():  # on accelerators this would wait for the device
             wrong = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignored)]
             if len(wrong):
                 raise ValueError(
-                    f"`labels` must be in [0, {num_labels}), or {ignored} for pixels that do not count, "
-                    f"got {wrong[0].item()}."
+                    f"`labels` must be in [0, {num_labels}), or {ignored} for ignored pixels, got {wrong[0].item()}."
                 )
 
 
-def _cut(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """The upper left of maps (..., h, w)."""
+def _crop(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The upper left part of maps (..., h, w)."""
     return maps[..., : size[0], : size[1]]
 
 
 def _mean(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Where no pixel counts both are 0, and so is the mean."""
+    """Weighted mean; 0 if all pixels are ignored, where loss and weight are both 0."""
     return loss / weight.clamp(min=torch.finfo(loss.dtype).tiny)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The `keypoint-detection` pipeline: an image and the boxes of persons, or a detector that finds them, to keypoints."""
+"""The `keypoint-detection` pipeline: from an image, and boxes or a detector of people, to keypoints."""
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
@@ -16,51 +16,51 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from .image_reading_clustr import as_rgb, read_image
 
 
-# Persons that go through the model at once.
+# Batch size of the model: crops of people, of one or several images.
 PERSON_BATCH_SIZE = 16
 
 
 class ClusTRKeypointDetectionPipeline(Pipeline):
     r"""
-    Keypoints of the persons in an image.
+    Predicts the keypoints of the people in an image.
 
     ```python
     estimate = pipeline("keypoint-detection", model="...", trust_remote_code=True)
-    persons = estimate("people.jpg", boxes=[[412, 157, 53, 138], [384, 172, 15, 35]])
+    people = estimate("people.jpg", boxes=[[412, 157, 53, 138], [384, 172, 15, 35]])
 
     detector = pipeline("object-detection", model="...")
     estimate = pipeline("keypoint-detection", model="...", detector=detector, trust_remote_code=True)
-    persons = estimate("people.jpg")
+    people = estimate("people.jpg")
     ```
 
     Args:
-        detector (`Pipeline`, `Callable`, `str` or `os.PathLike`, *optional*): What finds persons where no boxes are
-            given: an `object-detection` pipeline, the name or folder of a model for one, or a function from a PIL image
-            to what such a pipeline returns.
-        trust_remote_code (`bool`, *optional*): Whether a detector that is given by name may run the code of its
-            repository. `pipeline(...)` does not hand its own argument on; the default is True where this pipeline or
-            its model is remote code itself, which it is only with `pipeline(..., trust_remote_code=True)`.
-        kwargs: As of any pipeline.
+        detector (`Pipeline`, `Callable`, `str` or `os.PathLike`, *optional*): Detects people in images without boxes:
+            an `object-detection` pipeline, the name or folder of a model for one, or a function that takes a PIL image
+            and returns what such a pipeline returns.
+        trust_remote_code (`bool`, *optional*): Whether a detector that is given by name may run code from its
+            repository. `pipeline(...)` does not forward its own argument. Defaults to True if this pipeline or its
+            model is remote code, which requires `pipeline(..., trust_remote_code=True)`, and to False otherwise.
+        kwargs: As for any pipeline.
 
     A call takes an image (PIL image, path, URL), a dictionary with `image` and `boxes`, or a list, generator or data
-    set of these, and
+    set of these, and the following arguments:
 
-        boxes (*optional*): Those of the persons in an image, (x, y, width, height) in pixels; for a list of images, a
-            list of these for each. Without boxes and detector the whole image is one person.
-        detector_label (`str`, *optional*, defaults to `"person"`): Which of the detector's objects are persons.
-        detector_threshold (`float`, *optional*, defaults to 0.5): The least score of the detector.
-        threshold (`float`, *optional*): Only keypoints with a higher score; default is all of them.
-        flip_test (`bool`, *optional*): Whether to average with the heat maps of the mirrored image; default is yes if
-            the configuration has `flip_pairs`.
-        batch_size (`int`, *optional*, defaults to 1): Images whose persons go through the model together, at most 16
-            persons at once.
+        boxes (*optional*): Boxes of the people in the image, (x, y, width, height) in pixels; for a list of images, a
+            list of boxes for each. Without boxes and without a detector, the whole image is taken as one person.
+        detector_label (`str`, *optional*, defaults to `"person"`): Class name of people in the detector's output.
+        detector_threshold (`float`, *optional*, defaults to 0.5): Minimum score of the detector's boxes.
+        threshold (`float`, *optional*): Return only keypoints with higher scores. Default: all keypoints.
+        flip_test (`bool`, *optional*): Whether to average with the heatmaps of the mirrored crop. Default: True if the
+            configuration has `flip_pairs`.
+        batch_size (`int`, *optional*, defaults to 1): Number of images whose people are batched, at most 16 people per
+            forward pass.
 
-    It returns, for each image, a list of persons, each a dictionary: `score` (the mean of its keypoints' scores above
-    0.2, times the detector's if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), `keypoints`, a list of
+    It returns a list of people for each image, each a dictionary: `score` (mean of the keypoint scores above 0.2, times
+    the score of the detector if there is one), `box` (`xmin`, `ymin`, `xmax`, `ymax`), and `keypoints`, a list of
     dictionaries with `label`, `score`, `x`, `y`, in pixels of the image.
 
     Raises:
-        ValueError: for boxes that do not fit to the images, or are malformed, and dictionaries with other keys.
+        ValueError: if boxes do not match the images or are malformed, or if a dictionary has other keys.
     """
 
     _load_processor = False
@@ -70,10 +70,10 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
     def __init__(
         self,
-        *args,
-        detector: Callable | str | os.PathLike | None = None,
+        *args: Any,
+        detector: Callable[..., Any] | str | os.PathLike[str] | None = None,
         trust_remote_code: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         if isinstance(detector, (str, os.PathLike)):
@@ -94,19 +94,19 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         threshold: float | None = None,
         flip_test: bool | None = None,
         timeout: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         if kwargs:
-            raise TypeError(f"the keypoint-detection pipeline takes no {sorted(kwargs)}.")
-        preprocess = {"label": detector_label, "least_score": detector_threshold, "timeout": timeout}
+            raise TypeError(f"the keypoint-detection pipeline has no parameters {sorted(kwargs)}.")
+        preprocess = {"label": detector_label, "min_score": detector_threshold, "timeout": timeout}
         forward, postprocess = {"flip_test": flip_test}, {"threshold": threshold}
         return tuple(
             {name: value for name, value in parameters.items() if value is not None}
             for parameters in (preprocess, forward, postprocess)
         )
 
-    def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
-        """See the class."""
+    def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs: Any) -> list[Any]:
+        """Keypoints of the people in one or several images; the class documents the arguments."""
         inputs = list(inputs) if isinstance(inputs, (list, tuple)) else inputs
         if isinstance(inputs, list) and not inputs:
             return []
@@ -115,18 +115,18 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(
-        self, inputs: Any, label: str = "person", least_score: float = 0.5, timeout: float | None = None
+        self, inputs: Any, label: str = "person", min_score: float = 0.5, timeout: float | None = None
     ) -> dict[str, Any]:
         inputs = inputs if isinstance(inputs, dict) else {"image": inputs}
         if not {"image"} <= set(inputs) <= {"image", "boxes"}:
-            raise ValueError(f"`inputs` must have the keys 'image' and perhaps 'boxes', got {sorted(inputs)}.")
+            raise ValueError(f"`inputs` must have the keys 'image' and optionally 'boxes', got {sorted(inputs)}.")
         image = inputs["image"]
         image = as_rgb(image) if isinstance(image, Image.Image) else read_image(image, timeout)
         boxes, scores = inputs.get("boxes"), None
         if boxes is None and self.detector is not None:
-            # Pipelines drop what scores below 0.5 if they are not told otherwise.
-            settings = {"threshold": least_score} if isinstance(self.detector, Pipeline) else {}
-            boxes, scores = _persons(self.detector(image, **settings), label, least_score)
+            # By default pipelines drop scores below 0.5.
+            settings = {"threshold": min_score} if isinstance(self.detector, Pipeline) else {}
+            boxes, scores = _detected_people(self.detector(image, **settings), label, min_score)
         elif boxes is None:
             boxes = [[0, 0, image.width, image.height]]
         crops = self.image_processor(image, boxes=[boxes], return_tensors="pt").to(self.dtype)
@@ -137,7 +137,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         if flip_test and flip_pairs is None:
             raise ValueError("`flip_test` must be False: the configuration has no `flip_pairs`.")
         flip_pairs = flip_pairs if flip_test or flip_test is None else None
-        is_batch = isinstance(inputs["persons"], list)  # of images: a list is what transformers collates them to
+        is_batch = isinstance(inputs["persons"], list)  # transformers collates several images to a list
         of_images = inputs["persons"] if is_batch else [inputs["persons"]]
         heatmaps = self._heatmaps(torch.cat([persons["crops"] for persons in of_images]), flip_pairs)
         heatmaps = heatmaps.split([len(persons["crops"]) for persons in of_images])
@@ -148,7 +148,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         return {"persons": results if is_batch else results[0]}
 
     def _heatmaps(self, crops: torch.Tensor, flip_pairs: Sequence[tuple[int, int]] | None) -> torch.Tensor:
-        """Crops (B, 3, H, W) of any number of persons -> heat maps (B, K, h, w); (0,) of none."""
+        """Crops (B, 3, H, W) of any number of people -> heatmaps (B, K, h, w), or (0,) without people."""
         heatmaps = []
         for part in crops.split(PERSON_BATCH_SIZE) if len(crops) else ():
             heat = self.model(part).heatmaps
@@ -182,24 +182,24 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
 
 def _is_remote_code(value: Any) -> bool:
-    """Whether its class comes from a repository: transformers runs that only for those who trust it."""
+    """Whether its class was loaded from a repository, which requires `trust_remote_code=True`."""
     return type(value).__module__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def _with_boxes(inputs: Any, boxes: Sequence[Any]) -> Any:
-    """Images with their boxes as dictionaries."""
+    """Combine images and their boxes into dictionaries."""
     if not isinstance(inputs, list):
         if isinstance(inputs, dict) or not isinstance(inputs, (str, os.PathLike, Image.Image)):
-            raise ValueError(f"`boxes` go with images or a list of them, not with a {type(inputs).__name__}.")
+            raise ValueError(f"`boxes` require an image or a list of images, got a {type(inputs).__name__}.")
         return {"image": inputs, "boxes": boxes}
     if len(boxes) != len(inputs):
         raise ValueError(f"`boxes` must have one list for each of the {len(inputs)} images, got {len(boxes)}.")
     return [{"image": image, "boxes": of_image} for image, of_image in zip(inputs, boxes)]
 
 
-def _persons(detections: list[dict], label: str, least_score: float) -> tuple[list[list[float]], list[float]]:
-    """Boxes (x, y, width, height) and scores of what an object-detection pipeline calls persons."""
-    kept = [found for found in detections if found["label"] == label and found["score"] >= least_score]
+def _detected_people(detections: list[dict], label: str, min_score: float) -> tuple[list[list[float]], list[float]]:
+    """Boxes (x, y, width, height) and scores of the detections with the label of people."""
+    kept = [found for found in detections if found["label"] == label and found["score"] >= min_score]
     corners = [[float(found["box"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for found in kept]
     boxes = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in corners]
     whole = [index for index, box in enumerate(boxes) if min(box[2:]) > 0]  # pipelines round boxes to whole pixels

@@ -1,27 +1,17 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""
-The arguments of `training_loop.py`, which every task's script shares, and recipes: arguments in a JSON file.
+"""The arguments that every training shares, [`LoopArguments`], and [`parse_arguments`], which reads a command line."""
 
-A recipe is one of the paper's tables as data: names of arguments with their values, and a `description`. Arguments on
-the command line win over the recipe, the recipe wins over the defaults.
-"""
-
-import json
 import math
-import os
-import re
-import shlex
 import sys
 import types
-import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import HfArgumentParser
 
-from ..publish.card import plain_value
+from .command_line import command_line, given_names, settings_of
+from .recipes import insert_recipe
 
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -29,105 +19,224 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "polynomial", "multistep", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
-# What the settings on a card leave out, besides paths and names: the same model comes of any of it.
-HOUSEKEEPING = {
-    *("recipe", "dry_run", "eval_only", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
-    *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
-    *("dataloader_num_workers", "dataloader_prefetch_factor", "num_pictures", "picture_threshold"),
-    *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
-    *("ignore_mismatched_sizes", "token", "trust_remote_code"),
-}
-# Schedules that use a setting; all of them use the others.
+# The schedules that use an argument; all schedules use the arguments that are not listed here.
 USERS_OF_SCHEDULE = {
     "polynomial_power": ("polynomial",),
     "min_learning_rate": ("cosine", "polynomial"),
     "lr_milestones": ("multistep",),
 }
-# The checkout that the package is installed from in editable mode, as `make test` does.
-REPOSITORY = Path(__file__).resolve().parents[3]
+POSITIVE = (
+    *("num_train_epochs", "max_train_steps", "train_batch_size", "per_device_train_batch_size"),
+    *("per_device_eval_batch_size", "learning_rate", "learning_rate_batch_size", "max_grad_norm"),
+    *("checkpoints_total_limit", "logging_steps", "dataloader_prefetch_factor", "polynomial_power"),
+)
+NOT_NEGATIVE = (
+    *("min_learning_rate", "warmup_epochs", "warmup_steps", "warmup_learning_rate", "weight_decay"),
+    *("freeze_stages", "dataloader_num_workers", "max_skipped_samples", "seed"),
+)
+BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay")
 
 
 @dataclass
 class LoopArguments:
-    """How to train, evaluate, save and report, whatever the task."""
+    """How to train, evaluate, save and report; the same arguments for all tasks."""
 
-    # For the card, by `parse_arguments`; no annotations, hence no arguments.
+    # Set by `parse_arguments` and shown on the card. Without annotations they are no fields, hence no arguments.
     command = ""
     settings = types.MappingProxyType({})
 
-    output_dir: str = field(metadata={"help": "Folder for the model, checkpoints, results and pictures."})
-    recipe: str | None = field(default=None, metadata={"help": "JSON file with arguments, for example recipes/*.json."})
-    dry_run: bool = field(default=False, metadata={"help": "Print what would be trained, draw the schedule, stop."})
-    eval_only: bool = field(
-        default=False, metadata={"help": "Evaluate the model, write scores, table and pictures, train nothing."}
+    output_dir: str = field(
+        metadata={"help": "Output folder for the model, checkpoints, results and plots; created if it does not exist."}
     )
-    seed: int = field(default=0, metadata={"help": "All that is random is a function of it and of the step."})
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "JSON file with arguments, such as examples/recipes/*.json; the command line overrides it."},
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Print arguments, schedule and estimated memory, plot the learning rate, and exit without training."
+            )
+        },
+    )
+    eval_only: bool = field(
+        default=False,
+        metadata={
+            "help": (
+                "Evaluate the model, or the checkpoint of `--resume_from_checkpoint`, without training; write scores, "
+                "tables and pictures."
+            )
+        },
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Seed of all random numbers: new weights, data order, augmentation and drop path."}
+    )
     mixed_precision: str | None = field(
-        default=None, metadata={"help": f"One of {PRECISIONS}; default is what `accelerate launch` says."}
+        default=None,
+        metadata={
+            "help": (
+                f"Mixed precision of training and evaluation, one of {PRECISIONS}. Default: the setting of `accelerate "
+                f"launch`, which is full precision unless configured."
+            )
+        },
     )
 
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training data."})
-    max_train_steps: int | None = field(default=None, metadata={"help": "So many steps instead."})
-    train_batch_size: int = field(default=64, metadata={"help": "Images of a step, over all processes."})
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "Number of passes over the training data; may be fractional."}
+    )
+    max_train_steps: int | None = field(
+        default=None, metadata={"help": "Total number of training steps; overrides `--num_train_epochs`."}
+    )
+    train_batch_size: int = field(default=64, metadata={"help": "Images per training step, summed over all devices."})
     per_device_train_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Images that fit on a device; the rest of the batch is accumulated. Default: all at once."},
+        metadata={
+            "help": (
+                "Maximum number of images that a device processes at a time; larger batches are processed by gradient "
+                "accumulation. Default: no limit."
+            )
+        },
     )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images of an evaluation step."})
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Images per evaluation batch on each device."}
+    )
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak of the schedule."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     learning_rate_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Batch size that `learning_rate` is meant for: it is scaled to `train_batch_size`."},
+        metadata={
+            "help": (
+                "Batch size for which `--learning_rate` is given; the rate is scaled linearly to `--train_batch_size`. "
+                "Default: no scaling."
+            )
+        },
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": f"One of {SCHEDULES}; changes every step."})
-    min_learning_rate: float = field(default=0.0, metadata={"help": "Where cosine and polynomial end."})
-    polynomial_power: float = field(default=1.0, metadata={"help": "Exponent of the polynomial schedule."})
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={"help": f"Learning-rate schedule, one of {SCHEDULES}; the rate is updated every step."},
+    )
+    min_learning_rate: float = field(
+        default=0.0, metadata={"help": "Final learning rate of the cosine and the polynomial schedule."}
+    )
+    polynomial_power: float = field(
+        default=1.0, metadata={"help": "Exponent of the polynomial schedule; 1 decays linearly."}
+    )
     lr_milestones: list[float] | None = field(
-        default=None, metadata={"help": "Epochs at which multistep multiplies the learning rate by 0.1."}
+        default=None,
+        metadata={
+            "help": (
+                "Epochs after which the multistep schedule multiplies the learning rate by 0.1; required by that "
+                "schedule."
+            )
+        },
     )
-    warmup_epochs: float = field(default=0.0, metadata={"help": "Epochs of linear growth to the peak."})
-    warmup_steps: int | None = field(default=None, metadata={"help": "So many steps instead."})
-    warmup_learning_rate: float = field(default=0.0, metadata={"help": "Where the growth begins."})
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata={
+            "help": "Number of epochs over which the learning rate grows linearly to its peak; 0 disables warm-up."
+        },
+    )
+    warmup_steps: int | None = field(
+        default=None, metadata={"help": "Number of warm-up steps; overrides `--warmup_epochs`."}
+    )
+    warmup_learning_rate: float = field(default=0.0, metadata={"help": "Initial learning rate of the warm-up."})
 
     optimizer: str = field(
         default="adamw",
-        metadata={"help": f"One of {OPTIMIZERS}; muon moves the backbone's matrices, NAdamW the rest."},
+        metadata={
+            "help": (
+                f"Optimizer, one of {OPTIMIZERS}; muon trains the matrices of the backbone with Muon and the other "
+                f"parameters with NAdamW."
+            )
+        },
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Of all but biases and norms."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "Momentum of AdamW and NAdamW."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "Their decay of squared gradients."})
-    max_grad_norm: float | None = field(default=None, metadata={"help": "Clip gradients to this norm."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay of all parameters except biases and norms."}
+    )
+    adam_beta1: float = field(default=0.9, metadata={"help": "Momentum (beta1) of AdamW and NAdamW, in [0, 1)."})
+    adam_beta2: float = field(
+        default=0.999, metadata={"help": "Decay of the squared gradients (beta2) of AdamW and NAdamW, in [0, 1)."}
+    )
+    max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Maximum norm for gradient clipping. Default: no clipping."}
+    )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Evaluate and save a moving average of the weights, with this decay."}
+        default=None,
+        metadata={
+            "help": (
+                "Decay of an exponential moving average of the weights, in [0, 1); the averaged weights are evaluated "
+                "and saved. Default: no averaging."
+            )
+        },
     )
-    freeze_stages: int = field(default=0, metadata={"help": "Leave the backbone's first stages as they are."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
+    freeze_stages: int = field(
+        default=0, metadata={"help": "Number of backbone stages to freeze, counted from the input; 0 trains all."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Recompute activations in the backward pass, which saves memory and makes training slower."},
+    )
 
     eval_steps: str = field(
-        default="epoch", metadata={"help": "Evaluate every `epoch` or every so many steps; always at the end."}
+        default="epoch",
+        metadata={
+            "help": "Evaluation interval: `epoch`, `never`, or a number of steps; the final model is always evaluated."
+        },
     )
     checkpointing_steps: str = field(
         default="epoch",
-        metadata={"help": "Save all that is needed to go on every `epoch`, every so many steps, or `never`."},
+        metadata={"help": "Checkpoint interval: `epoch`, a number of steps (the last step is also saved), or `never`."},
     )
-    checkpoints_total_limit: int = field(default=2, metadata={"help": "Keep only so many checkpoints."})
+    checkpoints_total_limit: int = field(
+        default=2, metadata={"help": "Number of checkpoints to keep; older ones are deleted."}
+    )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint folder, or `latest`: the last whole one in `output_dir`, if there is any."},
+        metadata={
+            "help": (
+                "Checkpoint folder to resume from, or `latest`, which resumes from the latest complete checkpoint in "
+                "`--output_dir` or starts fresh if there is none. Default: start fresh."
+            )
+        },
     )
 
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, per device."})
-    dataloader_prefetch_factor: int = field(default=4, metadata={"help": "Batches that each of them reads ahead."})
+    dataloader_num_workers: int = field(
+        default=0, metadata={"help": "Data-loading worker processes per device; 0 loads images in the main process."}
+    )
+    dataloader_prefetch_factor: int = field(
+        default=4, metadata={"help": "Batches that each data-loading worker prefetches."}
+    )
     max_skipped_samples: int = field(
-        default=100, metadata={"help": "Stop when more samples than these cannot be read; 0 allows none."}
+        default=100,
+        metadata={"help": "Maximum number of unreadable samples to skip; one more ends the run with an error."},
     )
 
-    logging_steps: int = field(default=50, metadata={"help": "Log the mean loss every so many steps."})
-    report_to: list[str] | None = field(default=None, metadata={"help": f"Trackers: any of {TRACKERS}."})
-    push_to_hub: bool = field(default=False, metadata={"help": "Upload the model, the card and the results."})
-    hub_model_id: str | None = field(default=None, metadata={"help": "Repository; default is output_dir's name."})
-    hub_strategy: str = field(default="end", metadata={"help": f"When to upload: one of {HUB_STRATEGIES}."})
+    logging_steps: int = field(
+        default=50, metadata={"help": "Interval, in steps, at which the mean training loss is logged."}
+    )
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Experiment trackers to report to, any of {TRACKERS}, or `none`. Default: none."},
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Upload the model, its card and the results to the Hub."}
+    )
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub repository to upload to, as `name` or `owner/name`. Default: the name of `--output_dir`."
+        },
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={
+            "help": (
+                f"When `--push_to_hub` uploads, one of {HUB_STRATEGIES}: at the end of training, or also after every "
+                f"checkpoint."
+            )
+        },
+    )
 
     def __post_init__(self):
         if self.report_to == ["none"]:
@@ -156,26 +265,21 @@ class LoopArguments:
             raise ValueError(f"--lr_milestones must be positive, got {self.lr_milestones}")
 
     def _check_numbers(self):
-        positive = [
-            *("num_train_epochs", "max_train_steps", "train_batch_size", "per_device_train_batch_size"),
-            *("per_device_eval_batch_size", "learning_rate", "learning_rate_batch_size", "max_grad_norm"),
-            *("checkpoints_total_limit", "logging_steps", "dataloader_prefetch_factor", "polynomial_power"),
-        ]
-        not_negative = [
-            *("min_learning_rate", "warmup_epochs", "warmup_steps", "warmup_learning_rate", "weight_decay"),
-            *("freeze_stages", "dataloader_num_workers", "max_skipped_samples", "seed"),
-        ]
-        for name in positive + not_negative:
+        for name in POSITIVE + NOT_NEGATIVE:
             value = getattr(self, name)
-            least = "positive" if name in positive else "0 or more"
-            if value is not None and not (
-                math.isfinite(value) and (value > 0 or (value == 0 and name in not_negative))
-            ):
-                raise ValueError(f"--{name} must be {least}, got {value}")
-        for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+            if value is None or (math.isfinite(value) and (value > 0 or (value == 0 and name in NOT_NEGATIVE))):
+                continue
+            raise ValueError(f"--{name} must be {'positive' if name in POSITIVE else '0 or more'}, got {value}")
+        for name in BELOW_ONE:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"--{name} must be in [0, 1), got {value}")
+
+    def unused_settings(self) -> set[str]:
+        """Names of the arguments that the chosen schedule does not use."""
+        unused = {name for name, users in USERS_OF_SCHEDULE.items() if self.lr_scheduler_type not in users}
+        has_warmup = self.warmup_epochs if self.warmup_steps is None else self.warmup_steps
+        return unused if has_warmup else unused | {"warmup_learning_rate"}
 
 
 def check_interval(name: str, interval: str):
@@ -186,174 +290,48 @@ def check_interval(name: str, interval: str):
 
 def parse_arguments(*argument_classes: type, arguments: list[str] | None = None) -> tuple:
     """
-    An instance of each dataclass from the command line and the recipe that it names.
+    Parse the command line, and the recipe that its `--recipe` names, into dataclasses.
 
     Args:
-        argument_classes (`type`): Dataclasses; one of them is `LoopArguments`.
-        arguments (`list[str]`, *optional*): The command line; default is `sys.argv[1:]`.
+        argument_classes (`type`): Dataclasses, one of them [`LoopArguments`].
+        arguments (`list[str]`, *optional*): The command line. Default: `sys.argv[1:]`.
+
+    Returns:
+        `tuple`: an instance of each dataclass, in the order given. The `command` and the `settings` of the
+        `LoopArguments` are those that a card shows.
 
     Raises:
-        ValueError: for a recipe that cannot be read, or has an unknown key or a value of a wrong type.
+        ValueError: for a recipe that cannot be read, or has an unknown key or a value of the wrong type; and for
+            arguments that contradict each other.
     """
-    given = arguments = sys.argv[1:] if arguments is None else list(arguments)
-    recipe = _option("--recipe", arguments)
-    if recipe is not None:
-        arguments = [*read_recipe(recipe, argument_classes), *arguments]
+    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = HfArgumentParser(argument_classes, allow_abbrev=False)  # an abbreviated --recipe would not be read
-    parsed = parser.parse_args_into_dataclasses(arguments)
+    parsed = parser.parse_args_into_dataclasses(insert_recipe(given, argument_classes))
     for args in parsed:
         if isinstance(args, LoopArguments):
-            _check_evaluation(args, parsed)
+            _check_mode(args, parsed)
             args.command = command_line(sys.argv[0], given)
             args.settings = settings_of(*parsed)
     return parsed
 
 
-def _without_effect(parsed: Sequence[Any]) -> set[str]:
-    """Settings in the place of which another one was given, or that the chosen schedule does not use."""
-    replaced_by = {
-        "num_train_epochs": ("max_train_steps",),
-        "train_val_split": ("validation_dir", "validation_file"),
-        "variant": ("model_name_or_path",),
-        "warmup_epochs": ("warmup_steps",),
-    }
-    given = _given(parsed)
-    unused = {name for name, others in replaced_by.items() if not given.isdisjoint(others)}
-    for args in parsed:
-        if isinstance(args, LoopArguments):
-            unused |= {name for name, users in USERS_OF_SCHEDULE.items() if args.lr_scheduler_type not in users}
-            if not (args.warmup_steps or (args.warmup_steps is None and args.warmup_epochs)):
-                unused.add("warmup_learning_rate")
-    return unused
-
-
-def _check_evaluation(args: LoopArguments, parsed: Sequence[Any]):
+def _check_mode(args: LoopArguments, parsed: Sequence[Any]):
     """
-    Raise a `ValueError` if there is nothing to train on; or, to evaluate only, no weights but random ones, nothing to
-    evaluate on, or something else to do.
+    Raise a `ValueError` if there are no training data; or, with `--eval_only`, if there are no evaluation data or no
+    trained weights, or if an argument requires training.
     """
     sources = [part for part in parsed if hasattr(part, "leave_training_out")]
     if not args.eval_only:
         for source in sources:
             source.check_training()
         return
-    if _given(parsed).isdisjoint({"model_name_or_path", "resume_from_checkpoint"}):
+    if given_names(parsed).isdisjoint({"model_name_or_path", "resume_from_checkpoint"}):
         raise ValueError("--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint, got neither")
     if args.push_to_hub:
-        raise ValueError("--push_to_hub does not go with --eval_only: examples/publish_to_hub.py uploads a checkpoint")
+        raise ValueError(
+            "--push_to_hub does not go with --eval_only: use examples/publish_to_hub.py to upload a checkpoint"
+        )
     if args.dry_run:
-        raise ValueError("--dry_run does not go with --eval_only: it says what a training would do")
+        raise ValueError("--dry_run does not go with --eval_only: it describes a training")
     for source in sources:
         source.leave_training_out()
-
-
-def _given(parsed: Sequence[Any]) -> set[str]:
-    """Names of the arguments that are not `None`."""
-    return {name for part in parsed for name, value in vars(part).items() if value is not None}
-
-
-def command_line(script: str, arguments: Sequence[str]) -> str:
-    """
-    A command as a card shows it: without access tokens, and without the folders of whoever gave it.
-
-    Args:
-        script (`str`): Path of the script.
-        arguments (`Sequence[str]`): Its arguments.
-    """
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
-    start = f"accelerate launch --num_processes {num_processes}" if num_processes > 1 else "python"
-    lines = [f"{start} examples/{Path(script).name}"]
-    is_secret = False
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            is_secret = "token" in name
-            if not is_secret:
-                lines.append(f"    {name}" + (f"={_quote(value)}" if equals else ""))
-        elif not is_secret:
-            lines[-1] += f" {_quote(argument)}"
-    return " \\\n".join(lines)
-
-
-def _quote(argument: str) -> str:
-    """An argument without tokens, and without user, password and query of an address."""
-    argument = re.sub(r"hf_\w+", "hf_...", argument)
-    argument = re.sub(r"://[^/@\s]*@", "://", argument)
-    return shlex.quote(re.sub(r"(://[^?\s]*)\?\S*", r"\1", argument) if "://" in argument else shorten_path(argument))
-
-
-def shorten_path(path: str) -> str:
-    """A path as seen from this repository; only the name of one that leads elsewhere. Others as they are."""
-    if not os.path.isabs(path) and ".." not in Path(path).parts:
-        return path
-    absolute = Path(path).resolve()
-    return absolute.relative_to(REPOSITORY).as_posix() if absolute.is_relative_to(REPOSITORY) else absolute.name
-
-
-def settings_of(*parsed: Any) -> dict[str, Any]:
-    """The arguments of dataclasses that the trained model depends on, as a card shows them."""
-    unused = HOUSEKEEPING | _without_effect(parsed)
-    return {
-        name: plain_value(value)
-        for args in parsed
-        for name, value in asdict(args).items()
-        if value is not None and name not in unused and not name.endswith(("_dir", "_file", "_name", "_path"))
-    }
-
-
-def _option(name: str, arguments: list[str]) -> str | None:
-    """The last value of an option, as argparse takes it."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None]):
-        if argument == name:
-            value = following
-        elif argument.startswith(f"{name}="):
-            value = argument.removeprefix(f"{name}=")
-    return value
-
-
-def read_recipe(path: str, argument_classes: tuple[type, ...]) -> list[str]:
-    """The recipe as command line arguments."""
-    try:
-        recipe = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise ValueError(f"--recipe {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"--recipe {path} is not valid JSON: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"--recipe {path} must hold one JSON object, got {type(recipe).__name__}")
-    # Not `field.type`, which HfArgumentParser overwrites.
-    hints = {name: hint for arguments in argument_classes for name, hint in typing.get_type_hints(arguments).items()}
-    del hints["recipe"]
-    command_line = []
-    for key, value in recipe.items():
-        if key == "description":
-            continue
-        if key not in hints:
-            raise ValueError(f"--recipe {path} has the unknown key {key!r}; known are {sorted(hints)}")
-        if not _fits(value, hints[key]):
-            raise ValueError(f"--recipe {path}: {key!r} must be {_describe(hints[key])}, got {value!r}")
-        if isinstance(value, list) and value:
-            command_line += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            command_line.append(f"--{key}={json.dumps(value)}")
-        elif value is not None and value != []:
-            command_line.append(f"--{key}={value}")
-    return command_line
-
-
-def _fits(value: object, hint: type) -> bool:
-    """Whether a JSON value is of the type that an annotation names."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if hint is types.NoneType:
-        return value is None
-    if typing.get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def _describe(hint: type) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_origin(hint) else str(hint)
