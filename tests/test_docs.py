@@ -99,7 +99,7 @@ def demo(tmp_path_factory):
     """A short run of the quickstart; the folder it ran in, with its `out`, and the examples beside it."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "examples").symlink_to(REPOSITORY / "examples")
-    run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
+    run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 2], folder)
     return folder
 
 
@@ -469,6 +469,11 @@ def test_links_lead_somewhere(page):
     if page == "model_cards/clustr-nano-digits.md":  # its pictures lie beside the demo's checkpoint
         links = [link for link in links if not link.endswith(".png")]
     assert [link for link in links if broken(page, link)] == []
+
+
+def test_the_index_lists_every_page():
+    pages = {name.removeprefix("docs/") for name in GUIDES if name.startswith("docs/")} - {"README.md"}
+    assert pages <= set(read_page("docs/README.md").links)
 
 
 @pytest.mark.parametrize(
