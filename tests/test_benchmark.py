@@ -168,7 +168,7 @@ def test_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     ],
 )
 def test_names_bad_arguments(given, message, monkeypatch, capsys):
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu"])
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
     with pytest.raises(SystemExit):
         arguments.parse_args()
@@ -529,7 +529,7 @@ def test_make_benchmark_gpu_is_a_command_of_the_script(monkeypatch):
         check=True,
     )
     given = printed.stdout.replace("\\\n", " ").split("examples/benchmark ")[1].split()
-    monkeypatch.setattr("clustr_hf.training.devices.available_devices", lambda: ["cpu", "cuda:0"])
+    monkeypatch.setattr("clustr_hf.devices.available_devices", lambda: ["cpu", "cuda:0"])
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
     args = arguments.parse_args()
     assert args.device == "cuda:0" and str(args.output_dir) == "out/benchmark-gpu"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clustr_hf.training import devices
+from clustr_hf import devices
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
         "too many pixels": (in_base64(png_header(8_000, 8_000)), "00,000 pixels, got"),
         "TIFF": (in_base64(encode(make_image(), "TIFF")), "(JPEG, PNG, WEBP), got TIFF"),
         "GIF": (in_base64(encode(make_image(), "GIF")), "(JPEG, PNG, WEBP), got GIF"),
-        "BMP": (in_base64(encode(make_image(), "BMP")), "(JPEG, PNG, WEBP), got no such one"),
+        "BMP": (in_base64(encode(make_image(), "BMP")), "(JPEG, PNG, WEBP), got another format"),
         "shared tags": (in_base64(shared_tags(1500, 1_000_000)), "(JPEG, PNG, WEBP), got TIFF"),
         "many chunks": (in_base64(png(repeat(chunk(b"aaAa"), 500_000))), "more than 4,9"),
         "arithmetic": (in_base64(with_frame(0xC9)), "got arithmetic JPEG"),
@@ -290,11 +290,11 @@ def test_limits_are_those_of_a_request_whatever_the_number_of_images(handler, un
 def test_the_limit_of_pixels_counts_the_classes_of_a_map():
     model, processor = make_model("semantic_fpn")
     run = pipeline("image-segmentation", model=model, image_processor=processor)
-    assert handler_clustr.most_pixels(run) == handler_clustr.MAX_PIXELS_OF_MASKS
+    assert handler_clustr.pixel_limit(run) == handler_clustr.MAX_PIXELS_OF_MASKS
     run.model.config.id2label = {index: f"{index}" for index in range(150)}
-    assert handler_clustr.most_pixels(run) == 2_133_333
+    assert handler_clustr.pixel_limit(run) == 2_133_333
     run = pipeline("image-classification", model=make_model("classification")[0], image_processor=processor)
-    assert handler_clustr.most_pixels(run) == handler_clustr.MAX_PIXELS
+    assert handler_clustr.pixel_limit(run) == handler_clustr.MAX_PIXELS
 
 
 def test_a_lossless_webp_image_and_many_scans_have_lower_limits(handler, undecoded):
@@ -377,7 +377,7 @@ def test_what_the_pipeline_refuses_is_a_request_error(tmp_path):
     handler = EndpointHandler(str(build_repository(model, processor, tmp_path / "x")))
     with pytest.raises(RequestError, match="`flip_test` must be False"):
         handler({"inputs": make_image(), "parameters": {"flip_test": True}})
-    with pytest.raises(RequestError, match=r"must have `image` and perhaps `boxes`, got \[1, 'image'\]"):
+    with pytest.raises(RequestError, match=r"must have `image` and optionally `boxes`, got \[1, 'image'\]"):
         handler({"inputs": {1: 2, "image": make_image()}})
 
 

@@ -218,9 +218,9 @@ def test_palette_label_maps_keep_their_indices(plain):
 def test_label_maps_that_do_not_belong_to_their_image_are_named(processor):
     wrong = [label_map(200, 300), np.zeros((20, 30), dtype=np.uint8), Image.merge("RGB", [label_map()] * 3)]
     for label_map_of_another in wrong:
-        with pytest.raises(ValueError, match=r"`segmentation_maps\[1\]` must hold one label .* = \(200, 300\)"):
+        with pytest.raises(ValueError, match=r"`segmentation_maps\[1\]` must have one label .* = \(200, 300\)"):
             processor([photograph(), photograph()], segmentation_maps=[label_map(), label_map_of_another])
-    with pytest.raises(ValueError, match="`segmentation_maps` must be as many as `images`, got 1 for 2"):
+    with pytest.raises(ValueError, match="`segmentation_maps` must have one map per image, got 1 maps for 2"):
         processor([photograph(), photograph()], segmentation_maps=[label_map()])
 
 
@@ -373,7 +373,7 @@ ARRAYS = {
     "no columns": (np.zeros((3, 40, 0), np.uint8), r"must have pixels, got one of .* \(40, 0\)"),
     "no pixels": (Image.new("RGB", (0, 5)), r"must have pixels, got one of .* \(5, 0\)"),
     "two channels": (np.zeros((40, 50, 2), np.uint8), r"1, 3 or 4 channels, got \(40, 50, 2\)"),
-    "one dimension": (np.zeros(5, np.uint8), r"must be images of 3 dimensions, got \[\(5,\)\]"),
+    "one dimension": (np.zeros(5, np.uint8), r"must be images with 3 dimensions, got \[\(5,\)\]"),
 }
 
 

@@ -145,7 +145,7 @@ def test_broken_strings_of_run_lengths_are_told_from_whole_ones():
 def test_segmentations_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="must have 'segmentation' for masks"):
         decode_segmentation(None, (4, 4))
-    with pytest.raises(ValueError, match="must have run lengths of 16 pixels in all"):
+    with pytest.raises(ValueError, match="must have run lengths of 16 pixels in total"):
         decode_segmentation({"size": [4, 4], "counts": [3, 5]}, (4, 4))
     with pytest.raises(ValueError, match="as a list of polygons, got one list of numbers"):
         decode_segmentation([0, 0, 5, 5, 5, 0], (4, 4))
@@ -322,7 +322,7 @@ def test_overlong_run_lengths_are_refused_before_they_are_decoded():
     counts = coco_mask.frPyObjects(encode_mask(mask), 40, 50)["counts"].decode()
     assert not decode_segmentation({"size": [40, 50], "counts": counts + "0" * 100}, (40, 50)).any()
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"run lengths of 2000 pixels in all, got .* of 20000003 characters"):
+    with pytest.raises(ValueError, match=r"run lengths of 2000 pixels in total, got .* of 20000003 characters"):
         decode_segmentation({"size": [40, 50], "counts": counts + "0" * 20_000_000}, (40, 50))
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
@@ -632,7 +632,7 @@ def test_detections_of_a_model_are_not_suppressed_again():
 
 def test_outputs_that_do_not_fit_are_named():
     processor, output = ClusTRDetectionImageProcessor(), overlapping_output()
-    with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 1, got 2"):
+    with pytest.raises(ValueError, match="`target_sizes` must have one entry for each of the 1 images, got 2"):
         processor.post_process_object_detection(output, target_sizes=[(4, 4)] * 2)
     with pytest.raises(ValueError, match="`target_sizes` must give"):
         processor.post_process_instance_segmentation(output)

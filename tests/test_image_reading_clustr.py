@@ -255,7 +255,7 @@ def test_what_people_give_is_read(tmp_path):
     text = base64.b64encode(content).decode()
     for source in (content, tmp_path / "image.png", str(tmp_path / "image.png"), text, f"data:image/png;base64,{text}"):
         np.testing.assert_array_equal(read_image(source), PIXELS)
-    with pytest.raises(ValueError, match="'no such file' is no file, no URL and no image file in base64"):
+    with pytest.raises(ValueError, match="'no such file' is neither a file, nor a URL, nor a base64-encoded image"):
         read_image("no such file")
     with pytest.raises(TypeError, match="got a int"):
         read_image(3)
@@ -354,9 +354,9 @@ def test_without_rescaling_values_are_shares(kind):
     found = processor(shares, do_rescale=False, return_tensors="pt").pixel_values
     torch.testing.assert_close(found, right, rtol=0, atol=0.1)  # 8-bit images are rounded when they are resized
     for wrong in (1.01 * shares / shares.max(), shares - 0.01, PIXELS, PIXELS.astype(np.uint16) * 257, shares * 255):
-        with pytest.raises(ValueError, match=r"`images` must have values in \[0, 1\] that `do_rescale=False` normalis"):
+        with pytest.raises(ValueError, match=r"`images` must have values in \[0, 1\] with `do_rescale=False`"):
             processor(wrong, do_rescale=False)
-    with pytest.raises(ValueError, match=r"in \[0, 1\] that `do_rescale=False` normalises, got .* uint8"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\] with `do_rescale=False`, got .* uint8"):
         processor(Image.fromarray(PIXELS), do_rescale=False)
 
 
@@ -397,7 +397,7 @@ def test_transparent_arrays_of_any_dtype_are_laid_on_white(plain, dtype):
 @pytest.mark.parametrize("kind", ["classification", "detection", "poses"])
 @pytest.mark.parametrize("image", [np.zeros((24, 36, 3), dtype=complex), torch.zeros(3, 24, 36, dtype=torch.complex64)])
 def test_arrays_that_are_no_numbers_are_refused(kind, image):
-    with pytest.raises(ValueError, match="`images` must be of bool, integers or floats, got an array of dtype complex"):
+    with pytest.raises(ValueError, match="`images` must be bool, integers or floats, got an array of dtype complex"):
         make_processor(kind)(image)
 
 
@@ -419,7 +419,7 @@ def test_floats_that_look_like_shares_are_named(plain, caplog):
         plain(PIXELS.astype(np.float32) / 255)
     finally:
         transformers.utils.logging.disable_propagation()
-    assert "values in [0, 1], and `do_rescale=True` takes them for values in [0, 255]" in caplog.text
+    assert "values in [0, 1], but `do_rescale=True` expects values in [0, 255]" in caplog.text
 
 
 LABELS = np.random.default_rng(1).integers(0, 100, (24, 36))
@@ -457,11 +457,11 @@ def test_binary_maps_and_those_of_deep_files_are_labels(plain):
         (np.nan, "float32", "must hold whole numbers, got a map of dtype float32"),
         (np.inf, torch.float64, "must hold whole numbers, got a map of dtype float64"),
         (0.5, "float64", "must hold whole numbers, got a map of dtype float64"),
-        (-1, "int16", r"must have labels in \[0, \d+\], 255 where .*, got a map of dtype int16 with labels from -1 to"),
+        (-1, "int16", r"must have labels in \[0, \d+\], with 255 .*, got a map of dtype int16 with labels from -1 to"),
         (-100, torch.int64, r"must have labels in \[0, \d+\].* int64 with labels from -100 to"),
         (2**31, "int64", r"must have labels in .* to 2147483648"),
         (2**32 + 5, "uint64", r"must have labels in .* to 4294967301"),
-        (1, "complex64", "must be of bool, integers or floats, got an array of dtype complex64"),
+        (1, "complex64", "must be bool, integers or floats, got an array of dtype complex64"),
     ],
 )
 def test_label_maps_that_hold_no_labels_are_refused(plain, value, dtype, message):

@@ -273,7 +273,7 @@ def test_masks_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="`output_hidden_states` must be False with padded images"):
         model(pixel_values, pixel_mask=mask)
     model.config.output_hidden_states = False
-    with pytest.raises(ValueError, match="`target_sizes` must be as many as images, 2, got 1"):
+    with pytest.raises(ValueError, match="`target_sizes` must have one entry for each of the 2 images, got 1"):
         ClusTRImageProcessor().post_process_semantic_segmentation(model(pixel_values, pixel_mask=mask), [(64, 64)])
     mask[0, :9, :9] = 0
     with pytest.raises(

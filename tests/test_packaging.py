@@ -181,7 +181,7 @@ for name, load in loaders.items():
     except ImportError as error:
         print(f"{name}: {error}")
 """
-MESSAGE = "ClusTR needs transformers 5.20 or newer, but transformers 4.57.6 is installed."
+MESSAGE = "ClusTR requires transformers 5.20 or newer, but transformers 4.57.6 is installed."
 
 
 def test_the_package_names_an_old_transformers(tmp_path):

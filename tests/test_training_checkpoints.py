@@ -261,11 +261,13 @@ def test_damage_is_named_and_the_checkpoint_before_is_whole(tmp_path, accelerato
     [record] = caplog.records
     assert record.levelname == "WARNING" and record.getMessage().endswith("; falling back to checkpoint-9")
     assert re.search(message, record.getMessage())
-    with pytest.raises(ValueError, match=rf"checkpoint-10 is damaged: {message}.*Whole checkpoints beside it: .*-9$"):
+    with pytest.raises(
+        ValueError, match=rf"checkpoint-10 is damaged: {message}.*Undamaged checkpoints beside it: .*-9$"
+    ):
         find_checkpoint(tmp_path, str(second))
     assert find_checkpoint(tmp_path, str(first)) == first
     spoil(first)
-    with pytest.raises(ValueError, match=rf"finds no whole checkpoint: .*{message}.*begin again"):
+    with pytest.raises(ValueError, match=rf"finds no undamaged checkpoint: .*{message}.*start fresh"):
         find_checkpoint(tmp_path, "latest")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Where functions of other libraries make tensors without saying on which device."""
+"""A default device for library functions that create tensors without naming a device."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,9 +8,9 @@ import torch
 
 def default_device(device: torch.device) -> AbstractContextManager:
     """
-    A context in which tensors are made on the given device where none is named, whatever `torch.set_default_device`
-    says. It costs time at every call of an operator, so there is none where the default will do: single numbers on the
-    CPU go with tensors everywhere.
+    A context in which tensors without an explicit device are created on the given device, regardless of
+    `torch.set_default_device`. It slows down every operator call, so it does nothing if the default is the CPU, whose
+    scalars combine with tensors on any device.
     """
     if torch.compiler.is_compiling():
         return nullcontext()

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Images and COCO annotations to what the detectors learn from, and their outputs back to boxes and masks.
+The image processor of both detectors: images and COCO annotations to inputs and labels, outputs to boxes and masks.
 
-K classes, n objects or detections of an image. Sizes are (height, width).
+K classes, n objects or detections per image. Sizes are (height, width).
 """
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
@@ -35,33 +35,33 @@ from .image_processing_clustr import ReadsImagesMixin
 class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcessor):
     r"""
     Image processor of [`ClusTRForObjectDetection`] and [`ClusTRForInstanceSegmentation`]: shorter side to 800 pixels,
-    but the longer one to 1333 at the most (bilinear, Table A4 of the paper), ImageNet mean and standard deviation, and
-    0 on the right and below up to the largest height and width of a call; `pixel_mask`, `(B, H, W)` int64, is 1 where
-    there is an image.
+    without exceeding 1333 on the longer side (bilinear, Table A4 of the paper), normalises with ImageNet's mean and
+    standard deviation, and zero-pads on the right and bottom to the largest height and width of a call; `pixel_mask`,
+    `(B, H, W)` int64, is 1 for pixels of the image.
 
-    Images are what they are for [`ClusTRImageProcessor`]. Annotations go along with them as `annotations`, for each
-    image a dictionary with `image_id` and `annotations`, a list of COCO's dictionaries: `bbox` (x, y, width, height) in
-    pixels of the upright image, `category_id` in `[0, K)`, and perhaps `area`, `iscrowd`, and `segmentation`: polygons,
-    or a run-length encoding, compressed or not. They become `labels`, for each image a dictionary:
-    `class_labels` `(n,)` int64, `boxes` `(n, 4)` float32, (centre x, centre y, width, height) **as shares of the image
-    without its padding**, `area` `(n,)` float32 in pixels of the resized image, `iscrowd` `(n,)`, `image_id`,
-    `orig_size` and `size`, those of the image before and after it was resized, and, with
-    `return_segmentation_masks=True`, `masks` `(n, H, W)` bool, padded like the images. Crowds, and boxes without area
-    inside the image, are left out.
+    Images are as in [`ClusTRImageProcessor`]. They may come with `annotations`: for each image a dictionary with
+    `image_id` and `annotations`, a list of COCO annotations with `bbox` (x, y, width, height) in pixels of the upright
+    image, `category_id` in `[0, K)`, and optionally `area`, `iscrowd` and `segmentation`: polygons, or a run-length
+    encoding, compressed or not. The annotations become `labels`, for each image a dictionary: `class_labels` `(n,)`
+    int64; `boxes` `(n, 4)` float32, (centre x, centre y, width, height) **relative to the size of the image without its
+    padding**; `area` `(n,)` float32 in pixels of the resized image; `iscrowd` `(n,)`; `image_id`; `orig_size` and
+    `size`, the size of the image before and after resizing; and, with `return_segmentation_masks=True`, `masks`
+    `(n, H, W)` bool, padded like the images. Crowds and boxes without area inside the image are dropped.
 
     Args:
         do_resize (`bool`, defaults to `True`): Whether to resize.
         size (`dict`, defaults to `{"shortest_edge": 800, "longest_edge": 1333}`):
             Target size in pixels; or `max_height` and `max_width`, or `height` and `width`.
-        resample (`PILImageResampling`, defaults to `BILINEAR`): Filter for the images.
+        resample (`PILImageResampling`, defaults to `BILINEAR`): Resampling filter for images.
         do_pad (`bool`, defaults to `True`): Whether to pad.
-        pad_size (`dict`, *optional*): Height and width in pixels; default is the least that holds all images.
+        pad_size (`dict`, *optional*): Common height and width in pixels. Default: the largest of the images.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std: As in [`ClusTRImageProcessor`].
-        do_convert_annotations (`bool`, defaults to `True`): Whether boxes become shares, else corners in pixels.
+        do_convert_annotations (`bool`, defaults to `True`): Whether to make boxes relative; otherwise they are corners
+            in pixels.
 
     Raises:
-        ValueError: for images that cannot be decoded, and annotations that differ from them in number or are malformed:
-            it names the image by its `image_id`, the annotation by its place among those of the image, and the field.
+        ValueError: if an image cannot be decoded, or if annotations are malformed or differ from the images in number.
+            The message names the image by its `image_id`, the annotation by its index in the image, and the field.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -74,17 +74,17 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         target: dict,
         format: AnnotationFormat | None = None,
         return_segmentation_masks: bool | None = None,
-        masks_path=None,
-        input_data_format=None,
+        masks_path: Any = None,
+        input_data_format: Any = None,
     ) -> dict:
-        """As upstream; masks also of run-length encodings, and only those of the boxes that are kept."""
+        """As upstream, but with masks from run-length encodings, too, and only for the boxes that are kept."""
         format = self.format if format is None else format
         if format != AnnotationFormat.COCO_DETECTION:
             raise ValueError(f"`format` must be {AnnotationFormat.COCO_DETECTION.value!r}, got {format!r}.")
         size, image_id = tuple(image.shape[-2:]), clean_image_id(target["image_id"])
         try:
             cleaned = enumerate(map(clean_annotation, target["annotations"], count()))
-            kept = [(index, annotation) for index, annotation in cleaned if _counts(annotation, size)]
+            kept = [(index, annotation) for index, annotation in cleaned if _is_valid(annotation, size)]
             masks = decode_masks(kept, size).to(image.device) if return_segmentation_masks else None
         except ValueError as error:
             raise ValueError(f"image {image_id}: {error}") from error
@@ -95,15 +95,15 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         return prepared if masks is None else {**prepared, "masks": masks}
 
     def _preprocess(self, images: list[torch.Tensor], annotations: Any, *args, **kwargs) -> BatchFeature:
-        """As upstream, which says less of annotations that are none."""
+        """As upstream, but with a precise error for malformed annotations."""
         if annotations is not None and kwargs.get("format") in (None, AnnotationFormat.COCO_DETECTION):
             annotations = check_annotations(annotations, len(images))
         return super()._preprocess(images, annotations, *args, **kwargs)
 
     def resize_annotation(
-        self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args, **kwargs
+        self, annotation: dict, orig_size: tuple[int, int], target_size: tuple[int, int], *args: Any, **kwargs: Any
     ) -> dict:
-        """As upstream, but all masks at once, and also none of them."""
+        """As upstream, but resizes all masks at once and supports images without masks."""
         masks = annotation.get("masks")
         others = {name: value for name, value in annotation.items() if name != "masks"}
         resized = super().resize_annotation(others, orig_size, target_size, *args, **kwargs)
@@ -118,8 +118,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         self, annotation: dict, input_image_size: tuple[int, int], output_image_size: tuple[int, int], *args, **kwargs
     ) -> dict:
         """
-        Boxes remain shares of the image. (Upstream makes them shares of the padded image, and its post-processing takes
-        them for shares of the original one.)
+        Keep boxes relative to the image. (Upstream makes them relative to the padded image, but its post-processing
+        expects them relative to the original image.)
         """
         if "masks" not in annotation:
             return annotation
@@ -128,7 +128,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
 
     def post_process_object_detection(
         self,
-        outputs,
+        outputs: Any,
         threshold: float = 0.5,
         target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
         nms_threshold: float | None = None,
@@ -136,32 +136,32 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         max_candidates: int | None = None,
     ) -> list[dict[str, torch.Tensor]]:
         """
-        Detections, as torchvision's RetinaNet makes them: the best candidates of each level of the pyramid, of which
-        those of one class that overlap a better one are suppressed. Mask R-CNN's outputs are detections already.
+        Convert outputs to detections as torchvision's RetinaNet does: take the best candidates of each pyramid level
+        and apply non-maximum suppression per class. The outputs of Mask R-CNN are detections already.
 
         Args:
-            outputs ([`ClusTRDetectionOutput`], [`ClusTRInstanceSegmentationOutput`] or another with them):
-                Has `logits` `(B, A, K)` and `pred_boxes` `(B, A, 4)`, (centre x, centre y, width, height) as shares.
-                `level_sizes` `(B, levels)`, if it has them, say which logits belong to a level.
+            outputs ([`ClusTRDetectionOutput`], [`ClusTRInstanceSegmentationOutput`] or another with their fields):
+                `logits` `(B, A, K)` and `pred_boxes` `(B, A, 4)`, relative (centre x, centre y, width, height).
+                `level_sizes` `(B, levels)`, if present, give the number of logits of each level.
             threshold (`float`, defaults to 0.5):
-                Detections have higher scores than this.
+                Keep detections with higher scores.
             target_sizes (`torch.Tensor` of shape `(B, 2)` or `Sequence[tuple[int, int]]`, *optional*):
-                (height, width) of the original images in pixels; without them boxes remain shares.
+                (height, width) of the original images in pixels. Without it, boxes stay relative.
             nms_threshold (`float`, *optional*):
-                Largest intersection over union that two detections of a class may have. Default: 0.5, or 1 for outputs
-                with `pred_masks`, whose overlap `config.detection_nms_threshold` has limited.
+                Maximum intersection over union of two detections of the same class. Default: 0.5, or 1 for outputs with
+                `pred_masks`, which the model has filtered by `config.detection_nms_threshold`.
             max_detections (`int`, *optional*):
-                The most detections of an image. Default: 100, or all of an output with `pred_masks`, whose number
-                `config.detections_per_image` has limited.
+                Maximum number of detections per image. Default: 100, or unlimited for outputs with `pred_masks`, which
+                the model has limited to `config.detections_per_image`.
             max_candidates (`int`, *optional*):
-                The most candidates of a level. Default: 1000, or all of an output with `pred_masks`.
+                Maximum number of candidates per level. Default: 1000, or unlimited for outputs with `pred_masks`.
 
         Returns:
-            `list[dict[str, torch.Tensor]]`: for each image `scores` `(n,)` in [0, 1], the best first, `labels` `(n,)`,
-            and `boxes` `(n, 4)`, (x0, y0, x1, y1) within the image; float32 at least.
+            `list[dict[str, torch.Tensor]]`: for each image `scores` `(n,)` in [0, 1] in descending order, `labels`
+            `(n,)`, and `boxes` `(n, 4)`, (x0, y0, x1, y1), clipped to the image; at least float32.
 
         Raises:
-            ValueError: if there are not as many target sizes as images.
+            ValueError: if the number of target sizes differs from the number of images.
         """
         return [
             {name: found[name] for name in ("scores", "labels", "boxes")}
@@ -170,17 +170,19 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
 
     def _detect(
         self,
-        outputs,
+        outputs: Any,
         threshold: float,
         target_sizes,
         nms_threshold=None,
         max_detections=None,
         max_candidates=None,
     ) -> list[dict[str, torch.Tensor]]:
-        """For each image the scores, labels and boxes of its detections, and the places of these in the output."""
+        """For each image the scores, labels and boxes of its detections, and their indices in the output."""
         logits, pred_boxes = _at_least_float32(outputs.logits), _at_least_float32(outputs.pred_boxes)
         if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+            raise ValueError(
+                f"`target_sizes` must have one entry for each of the {len(logits)} images, got {len(target_sizes)}."
+            )
         if getattr(outputs, "pred_masks", None) is not None:
             nms_threshold = 1.0 if nms_threshold is None else nms_threshold
             max_detections = logits.shape[1] if max_detections is None else max_detections
@@ -199,13 +201,13 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
             with default_device(boxes.device):
                 kept = batched_nms(boxes, scores.to(boxes.dtype), labels, nms_threshold)[:max_detections]
             detections.append(
-                {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "places": anchors[kept]}
+                {"scores": scores[kept], "labels": labels[kept], "boxes": boxes[kept], "indices": anchors[kept]}
             )
         return detections
 
     def post_process_instance_segmentation(
         self,
-        outputs,
+        outputs: Any,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.0,
@@ -216,40 +218,41 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         max_detections: int | None = None,
     ) -> list[dict[str, Any]]:
         """
-        Objects with their masks at the size of the original images.
+        Convert outputs to objects with masks at the size of the original images.
 
         Args:
             outputs ([`ClusTRInstanceSegmentationOutput`]):
-                Output of the model: `logits` and `pred_boxes` as in `post_process_object_detection`, and `pred_masks`
-                `(B, D, h, w)`, probabilities on a grid over the box, or over `mask_boxes` if it has them. A mask does
-                not begin before its box; where it ends the grid says, but if a cell of it is wider than a pixel of
-                the model's input, no mask reaches beyond its box.
+                `logits` and `pred_boxes` as in `post_process_object_detection`, and `pred_masks` `(B, D, h, w)`,
+                probabilities on a grid over the box, or over `mask_boxes` if present. A mask never starts before its
+                box. It may extend to the end of the grid, unless a grid cell is larger than an input pixel of the
+                model: then it ends with its box.
             threshold (`float`, defaults to 0.5):
-                Objects have higher scores than this.
+                Keep objects with higher scores.
             mask_threshold (`float`, defaults to 0.5):
-                Pixels of an object have higher probabilities than this.
+                Pixels with higher probabilities belong to the object.
             overlap_mask_area_threshold (`float`, defaults to 0):
-                In a map of objects, better ones lie above worse ones; those are left out of which no larger share of
-                the area than this remains visible.
+                In a segmentation map, objects with higher scores cover those with lower scores. Objects are dropped
+                unless a larger fraction of their area than this stays visible.
             target_sizes (`torch.Tensor` of shape `(B, 2)` or `Sequence[tuple[int, int]]`):
                 (height, width) of the original images in pixels.
             return_coco_annotation (`bool`, defaults to `False`):
-                Whether to return COCO's run-length encodings instead of a map; objects may then overlap.
+                Whether to return COCO run-length encodings, which may overlap, instead of a segmentation map.
             return_binary_maps (`bool`, defaults to `False`):
-                Whether to return one mask for each object instead of a map; objects may then overlap.
+                Whether to return one mask per object, which may overlap, instead of a segmentation map.
             nms_threshold, max_detections:
                 As in `post_process_object_detection`.
 
         Returns:
             `list[dict]`: for each image
 
-            - `segments_info`: for each object, the best first, a dictionary with `id` (from 0 on), `label_id`, `score`,
-              `box` (x0, y0, x1, y1) in pixels, and `was_fused`, False;
+            - `segments_info`: for each object, by descending score, a dictionary with `id` (starting at 0), `label_id`,
+              `score`, `box` (x0, y0, x1, y1) in pixels, and `was_fused`, which is False;
             - `segmentation`: `(height, width)` int32, the id of the object at each pixel, or -1; or bool masks
-              `(n, height, width)`; or a list of dictionaries `size` and `counts` (uncompressed, as COCO's tools read).
+              `(n, height, width)`; or a list of dictionaries `size` and `counts` (uncompressed run lengths).
 
         Raises:
-            ValueError: without as many target sizes as images, and if both kinds of masks are asked for.
+            ValueError: if the number of target sizes differs from the number of images, or if both
+                `return_coco_annotation` and `return_binary_maps` are set.
         """
         if target_sizes is None:
             raise ValueError("`target_sizes` must give (height, width) of each image, got None.")
@@ -261,8 +264,8 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
         results = []
         for index, found in enumerate(self._detect(outputs, threshold, target_sizes, nms_threshold, max_detections)):
             size = tuple(int(extent) for extent in target_sizes[index])
-            grids = _at_least_float32(outputs.pred_masks[index][found["places"]])
-            corners = (_scale(_to_corners(b[index][found["places"]]), size).tolist() for b in (mask_boxes, boxes))
+            grids = _at_least_float32(outputs.pred_masks[index][found["indices"]])
+            corners = (_scale(_to_corners(b[index][found["indices"]]), size).tolist() for b in (mask_boxes, boxes))
             masks = (_paste(grid, *pair, size) > mask_threshold for grid, *pair in zip(grids, *corners))
             segments = _describe_segments(found)
             if return_coco_annotation:
@@ -272,7 +275,7 @@ class ClusTRDetectionImageProcessor(ReadsImagesMixin, DeformableDetrImageProcess
                 for row, mask in zip(segmentation, masks):
                     row[:] = mask
             else:
-                segmentation, segments = _lay_over(masks, segments, size, overlap_mask_area_threshold)
+                segmentation, segments = _draw_map(masks, segments, size, overlap_mask_area_threshold)
                 segmentation = segmentation.to(grids.device)
             results.append({"segmentation": segmentation, "segments_info": segments})
         return results
@@ -287,31 +290,31 @@ def _to_corners(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(corners: torch.Tensor, size) -> torch.Tensor:
-    """Corners (n, 4) as shares -> in pixels of an image of the given (height, width)."""
+    """Relative corners (n, 4) -> corners in pixels of an image of the given (height, width)."""
     height, width = map(float, size)
     return corners * corners.new_tensor([width, height, width, height])
 
 
 def _best_candidates(
-    logits: torch.Tensor, level_sizes: Sequence[int], threshold: float, most: int
+    logits: torch.Tensor, level_sizes: Sequence[int], threshold: float, max_candidates: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (A, K) of all levels -> anchors, classes and scores (n,) of the best pairs of each level."""
+    """Logits (A, K) of all levels -> anchors, classes and scores (n,) of the best candidates of each level."""
     num_labels = logits.shape[1]
     best, first = [], 0
     for level_size in level_sizes:
         scores = logits[first : first + level_size].sigmoid().flatten()
-        places = torch.where(scores > threshold)[0]
-        scores, order = scores[places].topk(min(most, len(places)))
-        best.append((first + places[order] // num_labels, places[order] % num_labels, scores))
+        indices = torch.where(scores > threshold)[0]
+        scores, order = scores[indices].topk(min(max_candidates, len(indices)))
+        best.append((first + indices[order] // num_labels, indices[order] % num_labels, scores))
         first += level_size
     return tuple(torch.cat(columns) for columns in zip(*best))
 
 
 def _paste(grid: torch.Tensor, mask_box: Sequence[float], box: Sequence[float], size: tuple[int, int]) -> torch.Tensor:
     """
-    Probabilities on a grid (h, w) over a mask box, (x0, y0, x1, y1) in pixels, at the centres of the pixels of an
-    image, (height, width); 0 outside of what the object in the box may cover. (torchvision's own pasting rounds boxes,
-    which costs small objects much.)
+    Resample probabilities on a grid (h, w) over a mask box, (x0, y0, x1, y1) in pixels, at the pixel centres of an
+    image (height, width); 0 outside the area that the object of the box may cover. (torchvision's own pasting rounds
+    boxes, which is inaccurate for small objects.)
     """
     pasted, axes = grid.new_zeros(size), []
     for axis, number in ((1, grid.shape[0]), (0, grid.shape[1])):
@@ -331,9 +334,9 @@ def _paste(grid: torch.Tensor, mask_box: Sequence[float], box: Sequence[float], 
 
 def _extent(mask_low: float, mask_high: float, low: float, high: float, num_cells: int) -> tuple[float, float]:
     """
-    Where an object may lie along an axis, by its mask box and its box, half a pixel of the input before it: from the
-    box on, although the grid begins later, and up to the end of the grid, which knows better than the box whether the
-    object ends there. A cell that is wider than a pixel cannot tell, so there the object ends with its box.
+    Range of an object along an axis, given its mask box and its box, which starts half an input pixel earlier. The
+    range starts with the box although the grid starts later. It ends with the grid, which is more accurate than the
+    box, unless a grid cell is larger than an input pixel: then it ends with the box.
     """
     input_pixel, cell = 2 * (mask_low - low), (mask_high - mask_low) / num_cells
     return min(low, mask_low), mask_high if cell < input_pixel else high
@@ -347,22 +350,22 @@ def _describe_segments(found: Mapping[str, torch.Tensor]) -> list[dict[str, Any]
     ]
 
 
-def _lay_over(
-    masks: Iterable[torch.Tensor], segments: Sequence[dict[str, Any]], size: tuple[int, int], least_visible: float
+def _draw_map(
+    masks: Iterable[torch.Tensor], segments: Sequence[dict[str, Any]], size: tuple[int, int], min_visible: float
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """A map (height, width) of the objects, the better ones above the worse ones, and the objects that are on it."""
+    """A segmentation map (height, width) with higher scores drawn over lower ones, and its visible objects."""
     segmentation, visible = torch.full(size, -1, dtype=torch.int32, device="cpu"), []
     for mask, segment in zip(masks, segments):
         mask = mask.cpu()
         free = mask & (segmentation < 0)
-        if free.count_nonzero() > least_visible * mask.count_nonzero():  # `sum` takes ten times as long
+        if free.count_nonzero() > min_visible * mask.count_nonzero():  # ten times faster than `sum`
             segmentation[free] = len(visible)
             visible.append({**segment, "id": len(visible)})
     return segmentation, visible
 
 
-def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> bool:
-    """Whether an object is no crowd, and its box has some area inside the image: in float32, as upstream counts."""
+def _is_valid(annotation: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether an object is not a crowd and its box has an area inside the image, in float32 like upstream."""
     x0, y0, width, height = torch.tensor(annotation["bbox"], dtype=torch.float32, device="cpu")
     has_area = min(x0 + width, size[1]) > max(x0, 0) and min(y0 + height, size[0]) > max(y0, 0)
     return bool(has_area) and not annotation["iscrowd"]

@@ -60,7 +60,7 @@ class ClusTRRoIAlign(MultiScaleRoIAlign):
         return pooled.to(x["0"].dtype)
 
 
-def init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, parent: nn.Module):
+def init_like_torchvision(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, parent: nn.Module) -> None:
     """Initialise a layer as torchvision's constructor of the parent does; biases of convolutions are already 0."""
     if isinstance(parent, (FeaturePyramidNetwork, LastLevelP6P7)):
         init.kaiming_uniform_(layer.weight, a=1)
@@ -112,7 +112,7 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def upcast_output(module: nn.Module, args, output):
+def upcast_output(module: nn.Module, args: Any, output: Any) -> Any:
     """A forward hook that upcasts the output of a head, a tensor or a nesting of tensors, to at least float32."""
     if isinstance(output, torch.Tensor):
         return at_least_float32(output)

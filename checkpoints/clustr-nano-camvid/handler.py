@@ -1,14 +1,14 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What Inference Endpoints run: `handler.py` of a repository, for every task.
+The handler of Inference Endpoints for all tasks, `handler.py` in a repository.
 
-A request is an image (a body of type `image/...`), or JSON with the file in base64:
+A request is an image (a body of type `image/...`), or JSON with a base64-encoded image file:
 
     {"inputs": "iVBORw0KGgo...", "parameters": {"top_k": 3}}
 
-Nothing is fetched for a caller and no path is opened; files, images and lists that are too large are refused before
-any is decoded. Limits of bytes, pixels and seconds are those of a whole request, whatever the number of its images.
-Whatever is wrong with a request is a [`RequestError`], which servers answer with status 400.
+The handler never fetches URLs or opens paths. Files, images and lists that are too large are rejected before any image
+is decoded. The limits of bytes, pixels and seconds apply to a whole request with any number of images. Every invalid
+request raises a [`RequestError`], which servers answer with status 400.
 """
 
 import base64
@@ -26,7 +26,7 @@ from PIL import Image
 from transformers import pipeline
 
 
-# Class of a checkpoint -> the pipeline that runs it.
+# Class of the model -> task of its pipeline.
 PIPELINE_TASKS = {
     "ClusTRForImageClassification": "image-classification",
     "ClusTRForSemanticSegmentation": "image-segmentation",
@@ -39,34 +39,34 @@ PIPELINE_TASKS = {
 
 # Limits of a request.
 MAX_FILE_BYTES = 20 * 2**20
-MAX_PIXELS = 25_000_000  # a camera's picture; decoded, 100 MB
-MAX_PIXELS_OF_MASKS = 12_500_000  # where every answer is a mask of the image's size: a telephone's picture
-MAX_PIXELS_OF_ANSWER = 100_000_000  # of all masks together: a byte each, until they are PNG files
-MAX_PIXELS_TIMES_CLASSES = 320_000_000  # of semantic segmentation, which compares all classes at each pixel
+MAX_PIXELS = 25_000_000  # a photograph of a camera; 100 MB when decoded
+MAX_PIXELS_OF_MASKS = 12_500_000  # for answers with masks of the size of the image; a photograph of a phone
+MAX_PIXELS_OF_ANSWER = 100_000_000  # of all masks together, which take a byte per pixel before PNG compression
+MAX_PIXELS_TIMES_CLASSES = 320_000_000  # for semantic segmentation, which compares all classes at each pixel
 MAX_IMAGES = 16
-MAX_SECONDS = 60  # checked between images and between masks: no step is interrupted
+MAX_SECONDS = 60  # checked between images and between masks; no step is interrupted
 # Limits of an image.
-MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and the longer one with it
-MAX_PIXELS_TIMES_SCANS = 450_000_000  # of a JPEG image: each scan is a pass over all pixels
-MAX_PIXELS_OF_LOSSLESS_WEBP = 10_000_000  # a file of 300 kB may need 370 MB to decode, besides its pixels
+MAX_ASPECT_RATIO = 10  # processors enlarge the shorter side of a thin image, and with it the longer side
+MAX_PIXELS_TIMES_SCANS = 450_000_000  # for JPEG, where each scan is a pass over all pixels
+MAX_PIXELS_OF_LOSSLESS_WEBP = 10_000_000  # decoding a file of 300 kB may take 370 MB in addition to its pixels
 MAX_BOXES = 100
-MAX_NUMBER = 1e6  # pixels from the image's corner at which a box may begin or end
-# Formats whose headers tell what decoding costs.
+MAX_NUMBER = 1e6  # magnitude of box coordinates in pixels
+# Formats whose headers determine the cost of decoding.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 
-# The limits of the request that is being answered, for what its pipeline calls.
+# Limits of the current request, for the functions that its pipeline calls.
 _LIMITS: ContextVar["RequestLimits | None"] = ContextVar("limits", default=None)
-_REPR = reprlib.Repr()  # writes values into errors, in bounded time
+_REPR = reprlib.Repr()  # formats values in error messages in bounded time
 _REPR.maxstring = _REPR.maxother = 80
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered; the message names what was expected and what came."""
+    """An invalid request; the message names the expected and the actual value."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a parameter of a request may be, in words and as a test."""
+    """Allowed values of a request parameter, as a description and as a test."""
 
     expected: str
     accepts: Callable[[Any], bool]
@@ -98,7 +98,7 @@ _FLAG = Parameter("true or false", lambda value: isinstance(value, bool))
 BOXES = Parameter(f"at most {MAX_BOXES} boxes [x, y, width, height] in pixels, at least 1 wide and high", _are_boxes)
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 
-# Task -> what a request may set.
+# Task -> parameters that a request may set.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     "image-classification": {
         "top_k": Parameter("a positive whole number", _is_count),
@@ -117,10 +117,10 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
 
 def pipeline_task(config: dict[str, Any]) -> str:
     """
-    The pipeline that runs a checkpoint, by its configuration as a dictionary.
+    Task of the pipeline for a checkpoint, given the content of its `config.json`.
 
     Raises:
-        ValueError: if its class is none of [`PIPELINE_TASKS`].
+        ValueError: if the class of the model is not in [`PIPELINE_TASKS`].
     """
     name = (config.get("architectures") or [None])[0]
     if name not in PIPELINE_TASKS:
@@ -130,18 +130,18 @@ def pipeline_task(config: dict[str, Any]) -> str:
 
 class EndpointHandler:
     """
-    The pipeline of a repository behind an endpoint.
+    Serves the pipeline of a repository.
 
     Args:
-        path (`str`): Folder of the repository. Its code is run: use folders that you trust.
+        path (`str`): Folder of the repository. Its code is executed, so use only folders that you trust.
     """
 
     def __init__(self, path: str = "."):
         self.task = pipeline_task(json.loads((Path(path) / "config.json").read_text()))
         self.pipeline = pipeline(self.task, model=str(path), trust_remote_code=True)
         limit_masks(self.pipeline)
-        if Path(__file__).name == "handler.py":  # an endpoint opens bodies of an image type before it calls this
-            self.pipeline.image_processor.guard_pil(IMAGE_FORMATS, most_pixels(self.pipeline), MAX_FILE_BYTES)
+        if Path(__file__).name == "handler.py":  # endpoints open image bodies before they call the handler
+            self.pipeline.image_processor.guard_pil(IMAGE_FORMATS, pixel_limit(self.pipeline), MAX_FILE_BYTES)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """
@@ -149,19 +149,20 @@ class EndpointHandler:
 
         Args:
             data (`dict`):
-                `inputs`: a PIL image, the bytes of an image file, or these in base64 (`data:` URLs too); for
-                `keypoint-detection` also a dictionary with such an `image` and `boxes`; or a list of at most 16 of
-                these. `parameters` (`dict`, *optional*): those of [`PARAMETERS`] for the task.
+                `inputs`: a PIL image, the bytes of an image file, or a base64-encoded image file (also as a `data:`
+                URL); for `keypoint-detection` also a dictionary with such an `image` and `boxes`; or a list of up to 16
+                of these. `parameters` (`dict`, *optional*): parameters of the task in [`PARAMETERS`].
 
         Returns:
-            `list`: what the pipeline returns, with masks as PNG files in base64; a list of these for a list.
+            `list`: the answer of the pipeline, with masks as base64-encoded PNG files; for a list of inputs, a list of
+            answers.
 
         Raises:
-            RequestError: for a request that cannot be answered, or not within [`MAX_SECONDS`].
+            RequestError: if the request is invalid or takes longer than [`MAX_SECONDS`].
         """
         if not isinstance(data, dict) or data.get("inputs") is None:
             raise RequestError("the request must be a JSON object with `inputs`, or an image.")
-        limits = RequestLimits(most_pixels(self.pipeline))
+        limits = RequestLimits(pixel_limit(self.pipeline))
         parameters = self._check_parameters(data.get("parameters"))
         inputs = data["inputs"]
         if not isinstance(inputs, (list, tuple)):
@@ -169,8 +170,8 @@ class EndpointHandler:
         if not 1 <= len(inputs) <= MAX_IMAGES:
             raise RequestError(f"`inputs` must be 1 to {MAX_IMAGES} images, got {len(inputs)}.")
         if "boxes" in parameters:
-            raise RequestError('`boxes` must stand beside each image of a list: {"image": ..., "boxes": [...]}.')
-        opened = [self._open(item, limits) for item in inputs]  # all of them before the first is decoded
+            raise RequestError('`boxes` must be given for each image of a list: {"image": ..., "boxes": [...]}.')
+        opened = [self._open(item, limits) for item in inputs]  # check all images before decoding the first
         opened.reverse()
         return [self._answer(opened, parameters, limits) for _ in inputs]
 
@@ -187,29 +188,29 @@ class EndpointHandler:
         return dict(parameters)
 
     def _open(self, item: Any, limits: "RequestLimits") -> tuple[Image.Image, list | None]:
-        """An image of a request, not yet decoded, and its boxes, if it has some."""
+        """Open an image of a request without decoding it; returns it and its boxes, or None without boxes."""
         if not isinstance(item, dict):
             return open_image(item, self.pipeline.image_processor, limits), None
         if self.task != "keypoint-detection":
             raise RequestError(f"`inputs` of {self.task} must be images, got an object.")
         if not {"image"} <= item.keys() <= {"image", "boxes"}:
-            raise RequestError(f"`inputs` must have `image` and perhaps `boxes`, got {_short(list(item))}.")
+            raise RequestError(f"`inputs` must have `image` and optionally `boxes`, got {_short(list(item))}.")
         if item.get("boxes") is not None:
             check_parameter("`boxes`", BOXES, item["boxes"])
         return open_image(item["image"], self.pipeline.image_processor, limits), item.get("boxes")
 
     def _answer(self, opened: list, parameters: dict[str, Any], limits: "RequestLimits") -> Any:
-        """To the last image of a list, which loses it: what decodes a file needs much memory."""
+        """Remove the last image from the list and answer it; removing it frees the memory of its decoder."""
         image, boxes = opened.pop()
         if boxes is not None and "boxes" in parameters:
-            raise RequestError("`boxes` must come in `inputs` or in `parameters`, got both.")
+            raise RequestError("`boxes` must be in `inputs` or in `parameters`, got both.")
         limits.check_time()
         image = _decode(image, self.pipeline.image_processor)
         limits.check_time()
         token = _LIMITS.set(limits)
         try:
             answer = self.pipeline(image if boxes is None else {"image": image, "boxes": boxes}, **parameters)
-        except ValueError as error:  # what pipelines, processors and models say of inputs
+        except ValueError as error:  # raised by pipelines, processors and models for invalid inputs
             raise RequestError(str(error)) from error
         finally:
             _LIMITS.reset(token)
@@ -218,42 +219,40 @@ class EndpointHandler:
 
 class RequestLimits:
     """
-    What is left of the limits of a request.
+    Counts the resources that a request uses and enforces their limits.
 
     Args:
-        most_pixels (`int`): The limit of the pixels of all its images together.
+        max_pixels (`int`): Maximum number of pixels of all images together.
     """
 
-    def __init__(self, most_pixels: int = MAX_PIXELS):
-        self.most_pixels, self.pixels, self.bytes, self.mask_pixels = most_pixels, 0, 0, 0
+    def __init__(self, max_pixels: int = MAX_PIXELS):
+        self.max_pixels, self.pixels, self.bytes, self.mask_pixels = max_pixels, 0, 0, 0
         self.deadline = time.monotonic() + MAX_SECONDS
 
-    def add_file(self, size: int):
-        """Count the bytes of a file, and raise a [`RequestError`] if that is one too many."""
+    def add_file(self, size: int) -> None:
+        """Count the bytes of a file; raises a [`RequestError`] beyond the limit."""
         self.bytes += size
         if self.bytes > MAX_FILE_BYTES:
             raise RequestError(
                 f"`inputs` must be files of at most {MAX_FILE_BYTES:,} bytes together, got {self.bytes:,} or more."
             )
 
-    def add_image(self, width: int, height: int):
-        """Count the pixels of an image, and raise a [`RequestError`] if that is too many, or too thin an image."""
-        if width < 1 or height < 1 or width * height > self.most_pixels:
-            raise RequestError(
-                f"`inputs` must be an image of 1 to {self.most_pixels:,} pixels, got {width} x {height}."
-            )
+    def add_image(self, width: int, height: int) -> None:
+        """Count the pixels of an image; raises a [`RequestError`] beyond the limit or for an extreme aspect ratio."""
+        if width < 1 or height < 1 or width * height > self.max_pixels:
+            raise RequestError(f"`inputs` must be an image of 1 to {self.max_pixels:,} pixels, got {width} x {height}.")
         if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
             raise RequestError(
                 f"`inputs` must be at most {MAX_ASPECT_RATIO} times as long as wide, got {width} x {height} pixels."
             )
         self.pixels += width * height
-        if self.pixels > self.most_pixels:
+        if self.pixels > self.max_pixels:
             raise RequestError(
-                f"`inputs` must be images of at most {self.most_pixels:,} pixels together, got {self.pixels:,} or more."
+                f"`inputs` must be images of at most {self.max_pixels:,} pixels together, got {self.pixels:,} or more."
             )
 
-    def add_masks(self, number: int, height: int, width: int):
-        """Count the pixels of masks that are to be drawn, and raise a [`RequestError`] if that is too many."""
+    def add_masks(self, number: int, height: int, width: int) -> None:
+        """Count the pixels of masks before they are drawn; raises a [`RequestError`] beyond the limit."""
         self.mask_pixels += number * height * width
         if self.mask_pixels > MAX_PIXELS_OF_ANSWER:
             raise RequestError(
@@ -261,44 +260,44 @@ class RequestLimits:
                 f"{self.mask_pixels:,} or more: send smaller images, or, for objects, a higher `threshold`."
             )
 
-    def check_time(self):
-        """Raise a [`RequestError`] if time is up."""
+    def check_time(self) -> None:
+        """Raise a [`RequestError`] after the time limit."""
         if time.monotonic() > self.deadline:
             raise RequestError(
                 f"the request must be answered within {MAX_SECONDS} s, but is not: send fewer or smaller images."
             )
 
 
-def check_parameter(name: str, parameter: Parameter, value: Any):
-    """Raise a [`RequestError`] that names the parameter, what it must be and what came, if it is something else."""
+def check_parameter(name: str, parameter: Parameter, value: Any) -> None:
+    """Raise a [`RequestError`] that names the parameter, the allowed and the given value, if the value is invalid."""
     if not parameter.accepts(value):
         raise RequestError(f"{name} must be {parameter.expected}, got {_short(value)}.")
 
 
-def read_image(item: Any, processor: Any, most_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(item: Any, processor: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
-    The image of a request, upright and in 8-bit RGB, decoded only if file and image are small enough.
+    Decode the image of a request to upright 8-bit RGB, provided that file and image are small enough.
 
     Args:
-        item (`PIL.Image.Image`, `bytes` or `str`): An image, an image file, or one in base64.
-        processor (`BaseImageProcessor`): The model's. It decodes: pipelines would cut off deep grey values, and show
-            what lies behind transparency.
-        most_pixels (`int`): The largest image, in pixels.
+        item (`PIL.Image.Image`, `bytes` or `str`): An image, an image file, or a base64-encoded image file.
+        processor (`BaseImageProcessor`): The model's image processor, which decodes the image. (Pipelines would clip
+            16-bit greyscale and drop transparency.)
+        max_pixels (`int`): Maximum number of pixels.
 
     Raises:
-        RequestError: if it is none of these, no image of [`IMAGE_FORMATS`], broken, too large or too thin, or if it
-            would cost far more than its size and its pixels do.
+        RequestError: if it is not an image in one of [`IMAGE_FORMATS`], is broken, too large or too thin, or would
+            require excessive memory or time.
     """
-    return _decode(open_image(item, processor, RequestLimits(most_pixels)), processor)
+    return _decode(open_image(item, processor, RequestLimits(max_pixels)), processor)
 
 
 def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
     """
-    The image of a request, not yet decoded.
+    Open the image of a request without decoding it.
 
     Args:
         item, processor: As in [`read_image`].
-        limits ([`RequestLimits`]): What is left of those of the request.
+        limits ([`RequestLimits`]): Limits of the request.
 
     Raises:
         RequestError: as in [`read_image`].
@@ -309,17 +308,17 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
         limits.add_image(*item.size)
         return item
     if not isinstance(item, (bytes, bytearray)):
-        raise RequestError(f"`inputs` must be an image, or an image file in base64, got {_name(item)}.")
+        raise RequestError(f"`inputs` must be an image, or a base64-encoded image file, got {_name(item)}.")
     if not item:
-        raise RequestError("`inputs` must be an image file, got none: it is empty.")
+        raise RequestError("`inputs` must be an image file, got an empty file.")
     limits.add_file(len(item))
     name = processor.find_format(bytes(item[:16]))
     if name not in IMAGE_FORMATS:
-        raise _wrong_format(name or "no such one")
+        raise _wrong_format(name or "another format")
     try:
         scanned = processor.scan_file(bytes(item))
     except ValueError as error:
-        raise RequestError(f"`inputs` must be a whole image file of usual build, but {error}.") from error
+        raise RequestError(f"`inputs` must be a complete image file of regular structure, but {error}.") from error
     if name == "JPEG" and scanned.coding:
         raise _wrong_format(f"{scanned.coding} JPEG")
     limits.add_image(scanned.width, scanned.height)
@@ -334,8 +333,8 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
             f"{scanned.scans} of {scanned.width} x {scanned.height}."
         )
     try:
-        return Image.open(io.BytesIO(scanned.content), formats=(scanned.format,))  # not yet the pixels
-    except Exception as error:  # PIL's readers raise many kinds for files that are broken
+        return Image.open(io.BytesIO(scanned.content), formats=(scanned.format,))  # does not decode the pixels
+    except Exception as error:  # PIL raises many kinds of exceptions for broken files
         raise RequestError(f"`inputs` must be a whole image file: {error}") from error
 
 
@@ -347,14 +346,14 @@ def _decode_base64(text: str, limits: RequestLimits) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     elif "://" in text[:20]:
-        raise RequestError("`inputs` must be an image file in base64: URLs are not fetched.")
+        raise RequestError("`inputs` must be a base64-encoded image file: URLs are not fetched.")
     content = text.encode("ascii", "replace").translate(None, b" \t\n\r\v\f")
     if len(content) > 4 * MAX_FILE_BYTES // 3 + 4:
         limits.add_file(3 * len(content) // 4)
     try:
         return base64.b64decode(content, validate=True)
     except ValueError as error:
-        raise RequestError(f"`inputs` must be an image file in base64: {error}.") from error
+        raise RequestError(f"`inputs` must be a base64-encoded image file: {error}.") from error
 
 
 def _decode(image: Image.Image, processor: Any) -> Image.Image:
@@ -364,18 +363,18 @@ def _decode(image: Image.Image, processor: Any) -> Image.Image:
         raise RequestError(f"`inputs` must be a whole image file: {error}") from error
 
 
-def most_pixels(run: Any) -> int:
-    """The limit of the pixels of all images of a request together, for a pipeline."""
+def pixel_limit(run: Any) -> int:
+    """Maximum number of pixels of all images of a request, for the pipeline `run`."""
     if run.task != "image-segmentation":
         return MAX_PIXELS
     classes = 1 if _draws_objects(run.image_processor) else run.model.config.num_labels
     return min(MAX_PIXELS_OF_MASKS, MAX_PIXELS_TIMES_CLASSES // classes)
 
 
-def limit_masks(run: Any):
+def limit_masks(run: Any) -> None:
     """
-    Let a pipeline of image segmentation count the masks of an answer before it draws them, and raise a
-    [`RequestError`] for too many pixels: of a request to [`EndpointHandler`], or of a call of its own.
+    Make an image-segmentation pipeline count the pixels of its masks before it draws them, and raise a [`RequestError`]
+    if a request to [`EndpointHandler`], or a direct call of the pipeline, exceeds the limit.
     """
     if run.task != "image-segmentation":
         return
@@ -395,18 +394,16 @@ def _draws_objects(processor: Any) -> bool:
 
 
 def _number_of_masks(processor: Any, outputs: Any, threshold: float) -> int:
-    """That of an image's objects, at most; or of the classes on its map, which is drawn small."""
-    if _draws_objects(processor):
-        sizes = outputs["target_size"]
-        [found] = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
-        return len(found["scores"])
+    """Number of objects of an image, or of classes in its segmentation map, which is computed at low resolution."""
+    if _draws_objects(processor):  # one for each score, as Mask R-CNN returns them
+        return int((outputs["logits"].float().sigmoid() > threshold).sum())
     height, width = outputs["logits"].shape[2:]
     [classes] = processor.post_process_semantic_segmentation(outputs, target_sizes=[(2 * height, 2 * width)])
     return len(classes.unique())
 
 
 def _to_json(answer: Any, limits: RequestLimits) -> Any:
-    """The pipeline's answer with images as PNG files in base64."""
+    """The answer of the pipeline with images as base64-encoded PNG files."""
     if isinstance(answer, Image.Image):
         limits.check_time()
         buffer = io.BytesIO()
@@ -435,8 +432,8 @@ __all__ = [
     "RequestLimits",
     "check_parameter",
     "limit_masks",
-    "most_pixels",
     "open_image",
     "pipeline_task",
+    "pixel_limit",
     "read_image",
 ]

@@ -35,7 +35,7 @@ MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "Cl
 class ClusTRDensePredictor(ClusTRPreTrainedModel):
     """Base of the models with a head on the maps of all stages."""
 
-    def __init__(self, config):
+    def __init__(self, config: ClusTRConfig):
         super().__init__(config)
         self.clustr = ClusTRModel(config)
 
@@ -89,7 +89,7 @@ def image_sizes(pixel_mask: torch.Tensor | None, pixel_values: torch.Tensor) -> 
     return [(int(height), int(width)) for height, width, _ in extents]
 
 
-def warn_of_padding(pixel_values: torch.Tensor):
+def warn_of_padding(pixel_values: torch.Tensor) -> None:
     """
     Warn about a missing mask if images (B, num_channels, H, W) seem to be padded: if one of them ends in a row or a
     column of zeros, which is very unlikely without padding.

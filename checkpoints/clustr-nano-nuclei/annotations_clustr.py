@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-COCO's annotations of objects: boxes and classes, polygons and run-length encodings, checked before anything reads them.
+Validation and decoding of COCO annotations: boxes, classes, polygons and run-length encodings.
 
 Sizes are (height, width).
 """
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .image_reading_clustr import MAX_COORDINATE
 
-try:  # only polygons need it
+
+try:  # required for polygons only
     from faster_coco_eval.core import mask as coco_mask
 except ImportError:
     try:
@@ -24,24 +26,23 @@ except ImportError:
         coco_mask = None
 
 
-# How far from an image a polygon may reach, in multiples of the longer side: some objects leave their image. And how
-# long its outline may be in pixels, whatever the image: COCO's functions draw it in fifths of pixels.
-FARTHEST, LONGEST_OUTLINE = 100, 1_000_000
-# Coordinates in pixels: float32 does not hold all larger integers, and no image is so large.
-GREATEST_COORDINATE = 2**24
-# Characters of a number in a compressed run-length encoding: of 35 bits, more than any image has pixels.
-LONGEST_NUMBER = 7
+# Limit of the coordinates of polygons, in multiples of the longer side of the image: some objects exceed their image.
+MAX_RELATIVE_COORDINATE = 100
+# Limit of the outline of polygons in pixels for images of any size. (COCO's functions draw it in fifths of a pixel.)
+MAX_OUTLINE = 1_000_000
+# Maximum number of characters per number in a compressed run-length encoding; 35 bits exceed the pixels of any image.
+MAX_CHARACTERS = 7
 
 
 def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
     """
-    COCO's uncompressed run-length encoding.
+    Encode a mask as COCO's uncompressed run-length encoding.
 
     Args:
-        mask (`torch.BoolTensor` of shape `(height, width)`): Where the object is.
+        mask (`torch.BoolTensor` of shape `(height, width)`): Mask of the object.
 
     Returns:
-        `dict`: `size` [height, width] and `counts`, the lengths of runs of 0 and 1 by turns, down the columns.
+        `dict`: `size` [height, width] and `counts`, the alternating lengths of runs of 0 and 1 in column-major order.
     """
     pixels = mask.cpu().numpy().T.flatten()
     edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -51,21 +52,21 @@ def encode_mask(mask: torch.Tensor) -> dict[str, list[int]]:
 
 def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[int, int]) -> torch.Tensor:
     """
-    The mask of an object.
+    Decode the mask of an object.
 
     Args:
-        segmentation (`dict` or `list[list[float]]`): A run-length encoding of COCO, compressed or not, or polygons, x
-            and y of their corners by turns or in pairs. Polygons of fewer than three corners beside others enclose
-            nothing.
+        segmentation (`dict` or `list[list[float]]`): A COCO run-length encoding, compressed or not, or polygons, with
+            alternating x and y of their corners or pairs (x, y). Polygons of fewer than three corners are ignored if
+            there are others.
         size (`tuple[int, int]`): (height, width) of the image.
 
     Returns:
         `torch.BoolTensor` of shape `(height, width)`, on the CPU.
 
     Raises:
-        ImportError: for polygons without faster-coco-eval or pycocotools.
-        ValueError: if there is none, or it is malformed or of another size: numbers that are none, not finite or far
-            from the image, no polygon of three corners, or run lengths that do not fill the image.
+        ImportError: for polygons, if neither faster-coco-eval nor pycocotools is installed.
+        ValueError: if the segmentation is missing, malformed or of another size: values that are not numbers, not
+            finite or far outside the image, no polygon of three corners, or run lengths that do not fill the image.
     """
     if isinstance(segmentation, Mapping) and segmentation:
         counts = run_lengths(segmentation, size)
@@ -73,23 +74,23 @@ def decode_segmentation(segmentation: Mapping[str, Any] | Sequence, size: tuple[
         return torch.from_numpy(pixels.reshape(size[::-1]).T.copy())
     polygons = _read_polygons(segmentation, size)
     if coco_mask is None:
-        raise ImportError("polygons need a package: pip install faster-coco-eval")
+        raise ImportError("decoding polygons requires a package: pip install faster-coco-eval")
     return torch.from_numpy(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *size))).astype(bool))
 
 
 def run_lengths(encoding: Mapping[str, Any], size: tuple[int, int] | None = None) -> np.ndarray:
     """
-    The lengths of runs of 0 and 1 by turns, down the columns, of COCO's run-length encoding, compressed or not.
+    Alternating lengths of runs of 0 and 1, in column-major order, from a COCO run-length encoding, compressed or not.
 
     Args:
         encoding (`Mapping`): `size` [height, width] and `counts`, numbers or a string.
-        size (`tuple[int, int]`, *optional*): What `size` must be.
+        size (`tuple[int, int]`, *optional*): Expected `size`.
 
     Returns:
-        `np.ndarray` of int64, not negative, whose sum is height x width.
+        `np.ndarray` of int64, non-negative, with sum height x width.
 
     Raises:
-        ValueError: if it is malformed or of another size.
+        ValueError: if the encoding is malformed or has another size.
     """
     stated, counts = (encoding.get(key) if isinstance(encoding, Mapping) else None for key in ("size", "counts"))
     stated = _as_numbers(stated)
@@ -107,13 +108,13 @@ def run_lengths(encoding: Mapping[str, Any], size: tuple[int, int] | None = None
     if lengths is None or not _are_whole(lengths, 0, number) or int(lengths.sum()) != number:
         length = f" of {len(counts)} characters" if isinstance(counts, (str, bytes)) else ""
         raise ValueError(
-            f"`annotations` must have run lengths of {number} pixels in all, got {reprlib.repr(counts)}{length}."
+            f"`annotations` must have run lengths of {number} pixels in total, got {reprlib.repr(counts)}{length}."
         )
     return lengths.astype(np.int64)
 
 
 def _as_numbers(values: Any) -> np.ndarray | None:
-    """A list, tuple, array or tensor of numbers as an array (n,) of integers or floats, or None if it is none."""
+    """A list, tuple, array or tensor of numbers as an array (n,) of integers or floats; None for anything else."""
     if not isinstance(values, (list, tuple, np.ndarray, torch.Tensor)):
         return None
     try:
@@ -124,17 +125,18 @@ def _as_numbers(values: Any) -> np.ndarray | None:
 
 
 def _are_whole(numbers: np.ndarray, low: int, high: int) -> bool:
-    """Whether all are integers, of whatever type, in [low, high]; NaN is none."""
+    """Whether all numbers are integers of any type in [low, high]; False for NaN."""
     return bool(((numbers >= low) & (numbers <= high)).all() and (numbers == np.floor(numbers)).all())
 
 
 def _decompress(counts: str | bytes, number: int) -> np.ndarray | None:
     """
-    COCO's compressed run lengths, or None if the string is broken, which COCO's own functions read beyond, or longer
-    than that of any mask of so many pixels: 5 bits a character, the lowest first, with a bit that says whether more
-    follow and the sign in the last one; from the fourth number on, the difference to the one before the last.
+    Decode COCO's compressed run lengths; None if the string is malformed, in which case COCO's own functions read out
+    of bounds, or longer than that of any mask with this number of pixels. Each character holds 5 bits of a number,
+    lowest first, and a bit that is set if more characters follow; the last one holds the sign. From the fourth number
+    on, the difference to the number two positions before is stored.
     """
-    if len(counts) > LONGEST_NUMBER * (number + 1):
+    if len(counts) > MAX_CHARACTERS * (number + 1):
         return None
     try:
         codes = np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, np.uint8).astype(int) - 48
@@ -144,18 +146,18 @@ def _decompress(counts: str | bytes, number: int) -> np.ndarray | None:
         return None
     ends = np.flatnonzero(codes & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if places.max() >= LONGEST_NUMBER:
+    digits = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+    if digits.max() >= MAX_CHARACTERS:
         return None
-    lengths = np.add.reduceat((codes & 31) << 5 * places, starts)
-    lengths -= np.where(codes[ends] & 16, 1 << 5 * (places[ends] + 1), 0)
+    lengths = np.add.reduceat((codes & 31) << 5 * digits, starts)
+    lengths -= np.where(codes[ends] & 16, 1 << 5 * (digits[ends] + 1), 0)
     for first in (1, 2):
         lengths[first::2] = lengths[first::2].cumsum()
     return lengths
 
 
 def _read_polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]]:
-    """Polygons of three corners at least, x and y by turns, that COCO's functions can draw."""
+    """Polygons with at least three corners as alternating x and y, which COCO's functions can draw."""
     if isinstance(segmentation, (np.ndarray, torch.Tensor)):
         segmentation = segmentation.tolist()
     if not segmentation:
@@ -173,15 +175,15 @@ def _read_polygons(segmentation: Any, size: tuple[int, int]) -> list[list[float]
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
         raise ValueError(
-            "`annotations` must have 'segmentation' with a polygon of three corners at least, got "
+            "`annotations` must have 'segmentation' with a polygon of at least three corners, got "
             f"{reprlib.repr(segmentation)}."
         )
     return polygons
 
 
 def join_pairs(segmentation: Sequence[Any]) -> list[Any]:
-    """Polygons, or one whose corners are pairs (x, y): those of pairs with x and y by turns, others as they are."""
-    if all(map(_is_pair, segmentation)):  # one polygon: numbers alone would be polygons of one corner
+    """Convert polygons, or a single one, from pairs (x, y) to alternating x and y; others are returned unchanged."""
+    if all(map(_is_pair, segmentation)):  # a single polygon, rather than several polygons of one corner
         segmentation = [segmentation]
     return [_join_corners(polygon) for polygon in segmentation]
 
@@ -198,19 +200,20 @@ def _is_pair(corner: Any) -> bool:
 
 
 def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
-    """Its corners, x and y by turns."""
+    """Corners of a polygon as alternating x and y."""
     if isinstance(polygon, (np.ndarray, torch.Tensor)) and polygon.ndim == 2 and polygon.shape[1] == 2:
         polygon = polygon.reshape(-1)
     corners = _as_numbers(polygon)
     if corners is None or len(corners) % 2 or not np.isfinite(corners).all():
         raise ValueError(
-            "`annotations` must have 'segmentation' with polygons of finite numbers, x and y by turns, got "
+            "`annotations` must have 'segmentation' with polygons of finite numbers, alternating x and y, got "
             f"{reprlib.repr(polygon)}."
         )
     corners = corners.astype(np.float64)
     x, y = corners[0::2], corners[1::2]
     outline = np.maximum(abs(x - np.roll(x, 1)), abs(y - np.roll(y, 1))).sum()
-    if abs(corners).max(initial=0) > FARTHEST * max(size) or outline > max(LONGEST_OUTLINE, math.prod(size)):
+    limit = MAX_RELATIVE_COORDINATE * max(size)
+    if abs(corners).max(initial=0) > limit or outline > max(MAX_OUTLINE, math.prod(size)):
         raise ValueError(
             f"`annotations` must have 'segmentation' with polygons in or near their image of {size} pixels, got "
             f"coordinates from {corners.min()} to {corners.max()}."
@@ -220,29 +223,29 @@ def _read_polygon(polygon: Any, size: tuple[int, int]) -> list[float]:
 
 def check_annotations(annotations: Any, num_images: int) -> list[Mapping[str, Any]]:
     """
-    What goes along with images as `annotations`, one for each.
+    Check the argument `annotations` of the image processor.
 
     Raises:
-        ValueError: unless there are as many as images, each a dictionary with `image_id` and a list `annotations`.
+        ValueError: unless it has one dictionary per image, with `image_id` and a list `annotations`.
     """
     annotations = [annotations] if isinstance(annotations, Mapping) else annotations
     if not isinstance(annotations, (list, tuple)) or len(annotations) != num_images:
         got = len(annotations) if isinstance(annotations, (list, tuple)) else reprlib.repr(annotations)
         raise ValueError(
-            "`annotations` must be a dictionary, or a list of one for each image, but the number of images "
+            "`annotations` must be a dictionary, or a list with one for each image, but the number of images "
             f"({num_images}) and annotations ({got}) do not match."
         )
     for index, target in enumerate(annotations):
         is_whole = isinstance(target, Mapping) and "image_id" in target
         if not is_whole or not isinstance(target.get("annotations"), (list, tuple)):
             raise ValueError(
-                f"`annotations[{index}]` must be a dictionary with 'image_id' and 'annotations', a list of COCO's "
-                f"dictionaries, got {reprlib.repr(target)}."
+                f"`annotations[{index}]` must be a dictionary with 'image_id' and 'annotations', a list of COCO "
+                f"annotations, got {reprlib.repr(target)}."
             )
-        for place, annotation in enumerate(target["annotations"]):
+        for number, annotation in enumerate(target["annotations"]):
             if not isinstance(annotation, Mapping):
                 raise ValueError(
-                    f"image {target['image_id']}: `annotations[{place}]` must be a dictionary, got "
+                    f"image {target['image_id']}: `annotations[{number}]` must be a dictionary, got "
                     f"{reprlib.repr(annotation)}."
                 )
     return list(annotations)
@@ -250,8 +253,8 @@ def check_annotations(annotations: Any, num_images: int) -> list[Mapping[str, An
 
 def decode_masks(annotations: Sequence[tuple[int, Mapping[str, Any]]], size: tuple[int, int]) -> torch.Tensor:
     """
-    The masks of objects, each given with its place among the annotations, for errors, as `torch.BoolTensor` of shape
-    `(n, height, width)`, on the CPU; raises what [`decode_segmentation`] raises.
+    Masks of objects as a `torch.BoolTensor` of shape `(n, height, width)` on the CPU. Each annotation comes with its
+    index, which the errors of [`decode_segmentation`] then name.
     """
     masks = []
     for index, annotation in annotations:
@@ -264,22 +267,21 @@ def decode_masks(annotations: Sequence[tuple[int, Mapping[str, Any]]], size: tup
 
 def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any]:
     """
-    A COCO annotation whose box and class are checked.
+    Validate and normalise a COCO annotation.
 
     Args:
-        annotation (`Mapping`): `bbox`, `category_id`, and perhaps `area`, `iscrowd`, `segmentation`, which may be None.
-            Numbers may be of any type, also 0-d arrays and tensors, and integers may be floats like 1.0; the box may be
-            an array or tensor.
-        index (`int`): Its place among those of the image, for errors.
+        annotation (`Mapping`): `bbox`, `category_id`, and optionally `area`, `iscrowd` and `segmentation`, which may be
+            None. Numbers may have any type, including 0-d arrays and tensors and integers written as floats; the box
+            may be an array or tensor.
+        index (`int`): Index among the annotations of the image, for error messages.
 
     Returns:
-        `dict`: the same without None, with floats for the box and the area, and with an int for the class and for
-        `iscrowd`, which is 0 or 1.
+        `dict`: the annotation without entries that are None, with floats for the box and the area, and with ints for
+        the class and for `iscrowd`, which is 0 or 1.
 
     Raises:
-        ValueError: if the box is not four finite numbers of at most 2**24, of which the last two are not negative, the
-            class is not an integer from 0 on, the area is negative or no finite number, or `iscrowd` is neither 0 nor
-            1.
+        ValueError: if the box is not four finite numbers of magnitude at most 2**24 with non-negative width and height,
+            the class is not a non-negative integer, the area is negative or not finite, or `iscrowd` is not 0 or 1.
     """
     name = f"`annotations[{index}]"
     if not isinstance(annotation, Mapping):
@@ -288,10 +290,10 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
     box = cleaned.get("bbox")
     box = box.tolist() if isinstance(box, (np.ndarray, torch.Tensor)) else box
     box = [_as_number(value) for value in box] if isinstance(box, (list, tuple)) else []
-    if len(box) != 4 or None in box or min(box[2:]) < 0 or max(map(abs, box)) > GREATEST_COORDINATE:
+    if len(box) != 4 or None in box or min(box[2:]) < 0 or max(map(abs, box)) > MAX_COORDINATE:
         raise ValueError(
             f"{name}['bbox']` must be (x, y, width, height), got {reprlib.repr(annotation.get('bbox'))}: expected "
-            f"four numbers of at most {GREATEST_COORDINATE}, the last two not negative."
+            f"four numbers of at most {MAX_COORDINATE}, with non-negative width and height."
         )
     category, area, is_crowd = (
         _as_number(cleaned.get(key, default)) for key, default in (("category_id", None), ("area", 0), ("iscrowd", 0))
@@ -302,7 +304,7 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
         )
     if area is None or area < 0:
         raise ValueError(
-            f"{name}['area']` must be in square pixels, 0 or more, got {reprlib.repr(annotation['area'])}."
+            f"{name}['area']` must be a non-negative number of pixels, got {reprlib.repr(annotation['area'])}."
         )
     if is_crowd not in (0, 1):
         raise ValueError(f"{name}['iscrowd']` must be 0 or 1, got {reprlib.repr(annotation['iscrowd'])}.")
@@ -312,10 +314,10 @@ def clean_annotation(annotation: Mapping[str, Any], index: int) -> dict[str, Any
 
 def clean_image_id(image_id: Any) -> int:
     """
-    The id of an image as an int.
+    Id of an image as an int.
 
     Raises:
-        ValueError: if it is no integer, of whatever type.
+        ValueError: unless the id is an integer, of any numeric type.
     """
     number = _as_number(image_id)
     if number is None or number != int(number) or not -(2**63) <= number < 2**63:
@@ -324,10 +326,10 @@ def clean_image_id(image_id: Any) -> int:
 
 
 def _as_number(value: Any) -> Real | None:
-    """A finite number of Python's, also of a 0-d array or tensor, that is one in float32 too; or None if it is none."""
+    """A Python number from a number, 0-d array or tensor that is finite in float32; None for anything else."""
     if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and value.ndim == 0:
         value = value.item()
-    is_number = isinstance(value, Real) and abs(value) <= torch.finfo(torch.float32).max  # not so for NaN
+    is_number = isinstance(value, Real) and abs(value) <= torch.finfo(torch.float32).max  # False for NaN
     return value if is_number else None
 
 

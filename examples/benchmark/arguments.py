@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmark.measure import DTYPES, Setting
 from benchmark.models import BASELINES, is_model_name, min_image_side
-from clustr_hf.training.devices import default_device, is_accelerator, parse_device
+from clustr_hf.devices import default_device, is_accelerator, parse_device
 
 
 CLUSTR_MODELS = ["clustr-tiny", "clustr-small", "clustr-base"]

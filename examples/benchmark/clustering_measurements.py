@@ -11,7 +11,7 @@ from benchmark.clusterings import CLUSTERINGS
 from benchmark.inputs import benchmark_num_clusters, random_tokens
 from benchmark.memory import clustering_memory
 from benchmark.timing import interleaved_seconds, summarize
-from clustr_hf.training.devices import (
+from clustr_hf.devices import (
     free_memory,
 )
 

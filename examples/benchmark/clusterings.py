@@ -10,9 +10,9 @@ import torch
 
 from benchmark.inputs import benchmark_num_clusters, image_like_tokens, random_tokens
 from benchmark.timing import seconds_of
+from clustr_hf.devices import make_clock
 from clustr_hf.remote_code import modeling_clustr_attention
 from clustr_hf.remote_code.clustering_clustr import clustering_path, find_clusters, reference_clusters
-from clustr_hf.training.devices import make_clock
 
 
 def direct_clusters(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int = 5) -> list[torch.Tensor]:

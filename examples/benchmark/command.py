@@ -32,7 +32,7 @@ from benchmark.report_tables import (
     markdown_tables,
 )
 from benchmark.results import SECTIONS, growth_of, write_results
-from clustr_hf.training.devices import (
+from clustr_hf.devices import (
     is_accelerator,
 )
 

@@ -11,9 +11,9 @@ import transformers
 
 import clustr_hf
 from benchmark.inputs import random_tokens
+from clustr_hf.devices import describe_device, is_accelerator
 from clustr_hf.remote_code.clustering_clustr import clustering_path
 from clustr_hf.remote_code.clustering_kernel_clustr import supported_instruction_sets
-from clustr_hf.training.devices import describe_device, is_accelerator
 
 
 def describe_environment(device: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from benchmark.clusterings import CLUSTERINGS
 from benchmark.inputs import Setting, benchmark_num_clusters, image_like_noise, random_tokens
 from benchmark.models import build_model
 from benchmark.steps import make_step
-from clustr_hf.training.devices import peak_memory
+from clustr_hf.devices import peak_memory
 
 
 def model_memory(

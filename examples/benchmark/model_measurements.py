@@ -16,7 +16,7 @@ from benchmark.operations import count_operations
 from benchmark.steps import make_step
 from benchmark.throughput import images_per_second
 from benchmark.timing import interleaved_seconds, summarize
-from clustr_hf.training.devices import (
+from clustr_hf.devices import (
     allocated_memory,
     free_memory,
     is_accelerator,

@@ -11,7 +11,7 @@ from benchmark.attempts import attempt
 from benchmark.inputs import Setting, image_like_noise
 from benchmark.steps import make_step
 from benchmark.timing import seconds_of
-from clustr_hf.training.devices import free_memory, make_clock, peak_memory
+from clustr_hf.devices import free_memory, make_clock, peak_memory
 
 
 # Timed passes of each batch size.

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmark.attempts import attempt
-from clustr_hf.training.devices import EventClock, HostClock, free_memory, make_clock
+from clustr_hf.devices import EventClock, HostClock, free_memory, make_clock
 
 
 def seconds_of(action: Callable[[], Any], clock: HostClock | EventClock) -> float:

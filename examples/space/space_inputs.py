@@ -15,7 +15,7 @@ from clustr_hf.remote_code.handler_clustr import (
     MAX_PIXELS_OF_MASKS,
     RequestError,
     check_parameter,
-    most_pixels,
+    pixel_limit,
     read_image,
 )
 from clustr_hf.remote_code.image_reading_clustr import guard_pil
@@ -82,7 +82,7 @@ def checked(image: Image.Image | str | None, processor: Any, most: int = MAX_PIX
 
 def ask(run: Pipeline, image: Image.Image | str | None, **parameters) -> tuple[Image.Image, list]:
     """The image as the pipeline's processor reads it and what the pipeline says of it, or a message on the page."""
-    image = checked(image, run.image_processor, min(MAX_PIXELS_OF_MASKS, most_pixels(run)))
+    image = checked(image, run.image_processor, min(MAX_PIXELS_OF_MASKS, pixel_limit(run)))
     try:
         return image, run(image, **parameters)
     except RequestError as error:

@@ -19,14 +19,11 @@ import transformers
 from transformers import EvalPrediction
 
 from ..keypoints import CONVENTIONS
+from ..names import join_names
 from ..remote_code.annotations_clustr import run_lengths
 from .coco import coco_average_precision
 from .keypoints import PART_NAMES, given_part_scores, keypoint_average_precision
 from .segmentation import class_areas, summarize_areas
-
-
-# Number of absent classes that a warning names.
-MAX_NAMES = 20
 
 
 class _WithTensorFlow(types.ModuleType):
@@ -129,10 +126,9 @@ class MeanIoU(evaluate.Metric):
 def _warn_of_absent(what: str, absent: Sequence[Any]):
     """Warn of classes or parts that do not occur in the references."""
     if absent:
-        more = ", ..." if len(absent) > MAX_NAMES else ""
         warnings.warn(
             f"`references` have no {what} of {len(absent)} classes or parts, which the scores therefore exclude: "
-            f"{', '.join(map(str, absent[:MAX_NAMES]))}{more}",
+            f"{join_names(absent)}",
             stacklevel=2,
         )
 

@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
+from ..names import join_names
 from ..remote_code.handler_clustr import pipeline_task
 
 
@@ -274,8 +275,7 @@ def _facts(config: Mapping[str, Any], folder: Path) -> str:
         rows["attention"] = f"`{config['attention_type']}`, not the paper's"
     labels = list((config.get("id2label") or {}).values())
     if labels:
-        shown = ", ".join(map(str, labels[:20])) + (", ..." if len(labels) > 20 else "")
-        rows["keypoints" if "Pose" in rows["class"] else "classes"] = f"{len(labels)}: {shown}"
+        rows["keypoints" if "Pose" in rows["class"] else "classes"] = f"{len(labels)}: {join_names(labels)}"
     return _table_rows(rows.items())
 
 

@@ -294,7 +294,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.hidden_sizes[-1]
 
     @hidden_size.setter
-    def hidden_size(self, hidden_size: int):
+    def hidden_size(self, hidden_size: int) -> None:
         if hidden_size != self.hidden_size:
             raise ValueError(
                 f"`hidden_size` must be the last of `hidden_sizes`, {self.hidden_size}: set `hidden_sizes` instead, "
@@ -302,7 +302,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     @classmethod
-    def from_variant(cls, variant: str, **overrides) -> "ClusTRConfig":
+    def from_variant(cls, variant: str, **overrides: Any) -> "ClusTRConfig":
         """
         Configuration of a named variant.
 
@@ -330,7 +330,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             ]
         return cls(**settings)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Raise a `ValueError` that names the first invalid field; runs on creation and on saving."""
         self._validate_lengths()
         self._validate_stage_values()

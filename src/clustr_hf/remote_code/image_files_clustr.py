@@ -1,12 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What an image file says about itself, read before PIL sees it, and the file without what PIL need not see.
+Scan image files for their size and format, and strip what PIL does not need, before PIL opens them.
 
-PIL reads all of a file's metadata when it opens it: a megabyte of tags, chunks, markers or comments can cost it
-gigabytes or minutes. [`scan_file`] walks the parts of a PNG, JPEG, WebP, GIF or TIFF file once, in time that is linear
-in the file's size and without copying a part twice. It refuses a file with more parts than files of its size have, or
-whose tags share their values, and leaves out what has no influence on the first image: colour profiles, comments,
-thumbnails, further images, whatever follows the end.
+PIL parses all metadata of a file when it opens it: a megabyte of tags, chunks, markers or comments can take gigabytes
+or minutes. [`scan_file`] traverses a PNG, JPEG, WebP, GIF or TIFF file once, in linear time and without copying a part
+twice. It rejects files with more parts than their size justifies or with tags that share values. It drops everything
+that does not affect the first image: colour profiles, comments, thumbnails, further images and trailing data.
 """
 
 import mmap
@@ -17,17 +16,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-# What can be sliced, searched and unpacked.
+# Types that can be sliced, searched and unpacked.
 Buffer = bytes | mmap.mmap
 
-# A part is a chunk, a segment or a block. Encoders write parts of at least some hundred bytes, but for a few.
+# A part is a chunk, a segment or a block. With few exceptions, encoders write parts of at least some hundred bytes.
 MAX_PARTS, BYTES_OF_A_PART = 1000, 128
-# Encoders write about 10 scans of a progressive JPEG. Each costs a pass over all pixels, however small it is.
+# Encoders write about 10 scans of a progressive JPEG. Each scan, however small, is a pass over all pixels.
 MAX_SCANS = 64
 MAX_TAGS = 4096
-# Numbers and fractions of a TIFF tag that PIL unpacks; a palette of 16 bits has 196,608 numbers.
+# Limits of the values of a TIFF tag, numbers or fractions, which PIL unpacks; a 16-bit palette has 196,608 numbers.
 MAX_NUMBERS, MAX_FRACTIONS = 2**18, 4096
-# A block of EXIF in JPEG is no larger; XMP with the history of an image may be.
+# JPEG limits EXIF to this size; XMP, which may hold the edit history of an image, can be larger.
 MAX_EXIF_BYTES = 2**16
 MAX_XMP_BYTES = 2**20
 
@@ -41,42 +40,42 @@ _SIGNATURES = {
 _PNG_CHUNK_NAME = re.compile(rb"\w{4}")
 _PNG_CHUNKS = (b"PLTE", b"IEND", b"tRNS")
 _PNG_XMP = b"XML:com.adobe.xmp\0"
-# The last two are ImageMagick's way.
+# The last two are written by ImageMagick.
 _PNG_METADATA = (b"eXIf", b"iTXt" + _PNG_XMP, b"tEXtRaw profile type exif\0", b"zTXtRaw profile type exif\0")
 
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # no stuffed byte, no filling, no restart
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # neither a stuffed byte, nor fill bytes, nor a restart
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _JPEG_TABLES = (0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD)  # Huffman, arithmetic, scan, quantisation, lines, restarts
 _JPEG_METADATA = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 
 _WEBP_CHUNKS = (b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"VP8 ", b"VP8L")
 
-# Type of a TIFF tag -> bytes of a value.
+# Type of a TIFF tag -> size of a value in bytes.
 _TAG_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WIDTH, _LENGTH, _SAMPLES = 256, 257, 277
-_MAX_SAMPLES = 6  # PIL refuses more
+_MAX_SAMPLES = 6  # PIL rejects more
 _STRIPS_AND_TILES = (273, 279, 324, 325)
-_TEXTS = (1, 2, 6, 7)  # types of bytes, which are not unpacked
+_TEXTS = (1, 2, 6, 7)  # byte types, which are not unpacked
 _DIRECTORIES = (0x8769, 0x8825, 0xA005)  # EXIF, GPS, interoperability
 _LAST_TAG_OF_PIXELS = 699
 
 
 class ImageFileError(ValueError):
-    """A file that is broken, or that would cost far more to read than its size suggests."""
+    """A file that is broken or would take excessive memory or time to read."""
 
 
 @dataclass(frozen=True)
 class ScannedFile:
     """
-    What [`scan_file`] finds.
+    Result of [`scan_file`].
 
     Args:
-        format (`str` or `None`): PIL's name, or None of a format that is not scanned.
-        width, height (`int`): Of the image in pixels as it is stored; 0 where the file does not say so.
-        content (`bytes`): The file to give to PIL; the whole one in a format that is not changed.
-        coding (`str`): `"arithmetic"` or `"lossless"`, which are unusual in JPEG files; `"lossless"` of WebP files that
-            have, or may have, a part of that kind, transparency included; else `""`.
-        scans (`int`): Those of a JPEG file.
+        format (`str` or `None`): PIL's name of the format, or None for formats that are not scanned.
+        width, height (`int`): Size of the image in pixels as stored; 0 if the file does not contain it.
+        content (`bytes`): The file for PIL, stripped if the format supports it.
+        coding (`str`): `"arithmetic"` or `"lossless"`, which are unusual in JPEG files; `"lossless"` for WebP files
+            with parts that are, or may be, lossless, including transparency; otherwise `""`.
+        scans (`int`): Number of scans of a JPEG file.
     """
 
     format: str | None
@@ -89,10 +88,10 @@ class ScannedFile:
 
 def scan_file(content: Buffer) -> ScannedFile:
     """
-    Look through an image file.
+    Scan an image file.
 
     Args:
-        content (`bytes` or `mmap.mmap`): The file.
+        content (`bytes` or `mmap.mmap`): Content of the file.
 
     Returns:
         [`ScannedFile`].
@@ -106,26 +105,26 @@ def scan_file(content: Buffer) -> ScannedFile:
     try:
         return _SCANS[name](content)
     except (struct.error, IndexError) as error:
-        raise ImageFileError("its header is cut off") from error
+        raise ImageFileError("its header is truncated") from error
 
 
 def find_format(start: bytes) -> str | None:
-    """PIL's name of the format of a file by its first 16 bytes, if [`scan_file`] knows it."""
+    """PIL's name of the format of a file, given its first 16 bytes; None unless [`scan_file`] supports it."""
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WEBP"
     return next((name for name, signatures in _SIGNATURES.items() if start.startswith(signatures)), None)
 
 
 class _Parts:
-    """Counts the parts of a file, and raises if there are too many."""
+    """Counts the parts of a file and raises an error if there are too many."""
 
     def __init__(self, content: Buffer):
-        self.number, self.most = 0, MAX_PARTS + len(content) // BYTES_OF_A_PART
+        self.number, self.limit = 0, MAX_PARTS + len(content) // BYTES_OF_A_PART
 
     def count(self):
         self.number += 1
-        if self.number > self.most:
-            raise ImageFileError(f"it has more than {self.most:,} parts, more than files of its size have")
+        if self.number > self.limit:
+            raise ImageFileError(f"it has more than {self.limit:,} parts, too many for its size")
 
 
 # PNG: chunks of length, name, data, checksum
@@ -138,7 +137,7 @@ def _scan_png(content: Buffer) -> ScannedFile:
         length, name = struct.unpack_from(">I4s", content, position)
         end = position + 12 + length
         if end > len(content) or not _PNG_CHUNK_NAME.fullmatch(name):
-            break  # PIL stops here, too
+            break  # as PIL does
         if name == b"IHDR" and size is None:
             size = struct.unpack_from(">II", content, position + 8)
             kept.append(content[position:end])
@@ -152,12 +151,12 @@ def _scan_png(content: Buffer) -> ScannedFile:
 
 
 def _is_png_metadata(content: Buffer, position: int, length: int, seen: set[bytes]) -> bool:
-    """Whether a chunk is the first of its kind that may say how to turn the image."""
+    """Whether a chunk is the first of its kind that may contain the orientation."""
     name, data = content[position + 4 : position + 8], content[position + 8 : position + 8 + min(length, MAX_XMP_BYTES)]
     kind = next((kind for kind in _PNG_METADATA if (name + data[:32]).startswith(kind)), None)
     if kind is None or kind in seen:
         return False
-    seen.add(kind)  # also if it is left out: to look through each of a thousand would take long
+    seen.add(kind)  # even if it is dropped, because examining a thousand chunks would take long
     if length > MAX_XMP_BYTES:
         return False
     if name == b"eXIf":
@@ -173,14 +172,14 @@ def _is_png_metadata(content: Buffer, position: int, length: int, seen: set[byte
 
 
 def _text_of(chunk: bytes) -> bytes | None:
-    """The text of an iTXt chunk, or None if that is more than an image needs."""
-    start = len(_PNG_XMP)  # there are two flags, a language and a translated name, each ended by 0
+    """Text of an iTXt chunk; None if it is too long or malformed."""
+    start = len(_PNG_XMP)  # two flags, then a language and a translated name, both null-terminated
     text = [*chunk[start + 2 :].split(b"\0", 2), b"", b""][2]
     return _decompress(text) if chunk[start : start + 1] == b"\x01" else text
 
 
 def _decompress(data: bytes) -> bytes | None:
-    """None if it is broken, or more than PIL decompresses."""
+    """Decompressed data; None if it is malformed or exceeds PIL's limit."""
     decompressor = zlib.decompressobj()
     try:
         text = decompressor.decompress(data, MAX_XMP_BYTES)
@@ -189,7 +188,7 @@ def _decompress(data: bytes) -> bytes | None:
     return None if decompressor.unconsumed_tail else text
 
 
-# JPEG: segments of marker, length, data, and scans, which have no length
+# JPEG: segments of marker, length and data, and scans, which have no length
 
 
 def _scan_jpeg(content: Buffer) -> ScannedFile:
@@ -198,7 +197,7 @@ def _scan_jpeg(content: Buffer) -> ScannedFile:
     while found := _JPEG_MARKER.search(content, position):
         parts.count()
         start, code = found.start(), found[1][0]
-        kept += [content[position:start]] if scans else []  # in the header it is junk or filling
+        kept += [content[position:start]] if scans else []  # before the first scan this is junk or fill bytes
         position = start + 2
         if code == 0xD9 and scans:
             return _jpeg(frame, scans, [*kept, b"\xff\xd9"])
@@ -235,7 +234,7 @@ def _jpeg(frame: tuple[int, bytes] | None, scans: int, kept: list[bytes]) -> Sca
 
 
 def _is_jpeg_metadata(segment: bytes, seen: set[bytes]) -> bool:
-    """Whether it is the first segment with what colours or orientation depend on."""
+    """Whether a segment is the first of its kind that affects colours or orientation."""
     name = next((name for name in _JPEG_METADATA if segment[4:].startswith(name)), None)
     if name is None or name in seen:
         return False
@@ -274,7 +273,7 @@ def _scan_webp(content: Buffer) -> ScannedFile:
 
 
 def _webp_size(name: bytes, data: bytes) -> tuple[int, int] | None:
-    """Width and height by the first chunk of a file."""
+    """Width and height from the first chunk of a file."""
     data = data[:10].ljust(10, b"\0")
     if name == b"VP8X":
         return tuple(1 + int.from_bytes(data[at : at + 3], "little") for at in (4, 7))
@@ -290,7 +289,7 @@ def _is_webp_metadata(name: bytes, data: bytes) -> bool:
     return (name == b"XMP " and len(data) <= MAX_XMP_BYTES) or (name == b"EXIF" and _is_modest_exif(data))
 
 
-# GIF: blocks, of which some have sub-blocks of up to 255 bytes
+# GIF: blocks, some of them with sub-blocks of up to 255 bytes
 
 
 def _scan_gif(content: Buffer) -> ScannedFile:
@@ -318,7 +317,7 @@ def _table_bytes(flags: int) -> int:
 
 
 def _end_of_blocks(content: Buffer, position: int, parts: _Parts) -> int:
-    """Behind the empty sub-block; more than the file's length if it has none."""
+    """Position after the empty sub-block; beyond the end of the file if there is no such sub-block."""
     while position < len(content):
         parts.count()
         length = content[position]
@@ -328,7 +327,7 @@ def _end_of_blocks(content: Buffer, position: int, parts: _Parts) -> int:
     return len(content) + 1
 
 
-# TIFF, and EXIF, which is built alike: directories of tags that point to their values
+# TIFF, and EXIF, which has the same structure: directories of tags that point to their values
 
 
 def _scan_tiff(content: Buffer) -> ScannedFile:
@@ -340,16 +339,16 @@ def _scan_tiff(content: Buffer) -> ScannedFile:
     if shared:
         raise ImageFileError("its tags share values: they have more bytes than the file")
     width, height, samples = (max(1, tags[tag].value) if tag in tags else 1 for tag in (_WIDTH, _LENGTH, _SAMPLES))
-    most_places = 16 + min(samples, _MAX_SAMPLES) * max(height, width * height // 64)
+    max_strips = 16 + min(samples, _MAX_SAMPLES) * max(height, width * height // 64)
     for name, tag in tags.items():
-        most = most_places if name in _STRIPS_AND_TILES else MAX_FRACTIONS if tag.kind in (5, 10) else MAX_NUMBERS
-        if name <= _LAST_TAG_OF_PIXELS and tag.kind not in _TEXTS and tag.count > most:
-            raise ImageFileError(f"it has {tag.count:,} values of tag {name}, more than {most:,}")
+        limit = max_strips if name in _STRIPS_AND_TILES else MAX_FRACTIONS if tag.kind in (5, 10) else MAX_NUMBERS
+        if name <= _LAST_TAG_OF_PIXELS and tag.kind not in _TEXTS and tag.count > limit:
+            raise ImageFileError(f"it has {tag.count:,} values of tag {name}, more than {limit:,}")
     return ScannedFile("TIFF", width, height, content)
 
 
 class _Tag(NamedTuple):
-    """`value` is the first one, or where they are."""
+    """A TIFF tag; `value` is its first value, or the position of its values in the file."""
 
     kind: int
     count: int
@@ -358,8 +357,8 @@ class _Tag(NamedTuple):
 
 def _read_directory(content: Buffer, position: int | None = None) -> tuple[dict[int, _Tag], bool]:
     """
-    The tags of the directory at a position, or of the first one, and whether their values have more bytes than the
-    file. It ends where PIL's reading ends: at a value beyond the file.
+    Tags of the directory at a position (default: the first directory), and whether their values have more bytes than
+    the file. Like PIL, it stops at a value beyond the end of the file.
     """
     order = "<" if content[:2] == b"II" else ">"
     is_big = content[2] == 43
@@ -382,17 +381,17 @@ def _read_directory(content: Buffer, position: int | None = None) -> tuple[dict[
             continue
         size = count * _TAG_SIZES[kind]
         value = value if size > inline else value[: _TAG_SIZES[kind]]
-        place = int.from_bytes(value, "little" if order == "<" else "big")
+        value = int.from_bytes(value, "little" if order == "<" else "big")
         if size > inline:
-            if place + size > len(content):
+            if value + size > len(content):
                 break
             total += size
-        tags[name] = _Tag(kind, count, place)
+        tags[name] = _Tag(kind, count, value)
     return tags, total > len(content)
 
 
 def _is_modest_exif(block: bytes) -> bool:
-    """Whether PIL can read a block without more memory than it is large."""
+    """Whether PIL can read an EXIF block without using more memory than the size of the block."""
     if len(block) > MAX_EXIF_BYTES:
         return False
     while block.startswith(b"Exif\0\0"):
@@ -400,7 +399,7 @@ def _is_modest_exif(block: bytes) -> bool:
     try:
         return not _read_directory(block)[1]
     except (ImageFileError, IndexError, struct.error):
-        return len(block) < 256  # nothing that could be large; PIL says what it is
+        return len(block) < 256  # too small to be harmful; PIL handles it
 
 
 _SCANS = {"PNG": _scan_png, "JPEG": _scan_jpeg, "WEBP": _scan_webp, "GIF": _scan_gif, "TIFF": _scan_tiff}

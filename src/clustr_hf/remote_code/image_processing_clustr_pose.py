@@ -1,10 +1,10 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Persons in images to crops and target heat maps, and heat maps back to keypoints in the images.
+The image processor of pose estimation: people in images to crops and target heatmaps, heatmaps to keypoints.
 
-n persons of an image, K keypoints; crops of H x W pixels, heat maps of h x w. Points are (x, y), in pixels from the
-centre of the upper left one; sizes are (height, width). The corners of a crop are the centres of its outermost pixels,
-and so for heat maps ("unbiased data processing", Huang et al. 2020): mirroring is exact.
+n people in an image, B in all images, K keypoints; crops of H x W pixels, heatmaps of h x w. Points are (x, y), in
+pixels from the centre of the upper left pixel; sizes are (height, width). Crops and heatmaps are aligned by the centres
+of their corner pixels ("unbiased data processing", Huang et al. 2020), so mirroring is exact.
 """
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
@@ -22,34 +22,33 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .image_processing_clustr import SCALE_SETTINGS, ReadsImagesMixin
+from .image_reading_clustr import MAX_COORDINATE
 
 
-# What makes pixels of a crop those that the model takes.
+# Settings of rescaling and normalisation.
 PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-# Coordinates in pixels: float32 does not hold all larger integers, and no image is so large.
-GREATEST_COORDINATE = 2**24
-# Heat beyond so many sigmas of a target is 0.
+# Targets are cut to 0 beyond this number of standard deviations.
 TARGET_RADIUS = 3.0
-# Keypoints are fitted to the heat in a square of 2r + 1 pixels around the hottest one, ...
+# A keypoint is fitted to the square of 2r + 1 pixels around the peak of its heatmap ...
 FIT_RADIUS = 2
-# ... in which it counts as at least this share of the greatest: the logarithm of less is noise.
-LEAST_SHARE = 1e-4
-# The fitted curve bends down at least so much (-1 / 2 sigma^2), for heat that is flat.
-LEAST_CURVATURE = 1e-3
-# Keypoints of lower scores do not count in the score of a person, as in mmpose.
-LEAST_KEYPOINT_SCORE = 0.2
-# Values of an image above which its channels are cropped one by one.
+# ... with values of at least this fraction of the peak, because the logarithm of smaller values is noise.
+MIN_RELATIVE_HEAT = 1e-4
+# Minimum curvature (-1 / 2 sigma^2) of the fitted Gaussian, for flat heatmaps.
+MIN_CURVATURE = 1e-3
+# Keypoints with lower scores do not contribute to the score of a person, as in mmpose.
+MIN_KEYPOINT_SCORE = 0.2
+# Images with more values are cropped channel by channel to limit memory.
 VALUES_AT_ONCE = 2**24
 
 
 class ClusTRPoseImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     padding_factor (`float`, *optional*, defaults to `self.padding_factor`):
-        Size of a crop over that of its box.
+        Size of a crop relative to its box.
     keypoint_heatmap_downscale_factor (`int`, *optional*, defaults to `self.keypoint_heatmap_downscale_factor`):
-        Size of the crops over that of the heat maps.
+        Size of the crops relative to the heatmaps.
     keypoint_heatmap_sigma (`float`, *optional*, defaults to `self.keypoint_heatmap_sigma`):
-        Standard deviation of the target Gaussians in pixels of the heat maps.
+        Standard deviation of the target Gaussians in pixels of the heatmaps.
     """
 
     padding_factor: float
@@ -59,30 +58,30 @@ class ClusTRPoseImageProcessorKwargs(ImagesKwargs, total=False):
 
 class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
     r"""
-    Image processor of [`ClusTRForPoseEstimation`]: a crop of 256 x 192 pixels (height, width) around each person's box,
-    which is widened to that shape and by a quarter (bilinear; black where it reaches beyond the image), ImageNet mean
-    and standard deviation (section 4.4 of the paper).
+    Image processor of [`ClusTRForPoseEstimation`]: crops 256 x 192 pixels (height, width) around the box of each person
+    (bilinear, black outside the image) and normalises with ImageNet's mean and standard deviation (section 4.4 of the
+    paper). Boxes are extended to the aspect ratio of the crop and enlarged by a quarter.
 
-    Images are what they are for [`ClusTRImageProcessor`]. `boxes` has for each image those of its persons, (x, y,
-    width, height) in pixels of the upright image, as a list of lists or an array `(n, 4)`; without it, each image is of
-    one person. Boxes may reach beyond the image, or lie outside: what is not there is black. `pixel_values` has the
-    crops of all images, one after the other, `(B, 3, H, W)` for B persons in all; B is 0 where there are none.
+    Images are as in [`ClusTRImageProcessor`]. `boxes` holds, for each image, the boxes of its people, (x, y, width,
+    height) in pixels of the upright image, as a list of lists or an array `(n, 4)`. Without boxes, each image is taken
+    as one person. Boxes may extend beyond the image. `pixel_values` `(B, 3, H, W)` are the crops of all images in
+    order; B is 0 if there are no people.
 
-    `keypoints`, for each image an array `(n, K, 3)` or `(n, K, 2)`, adds the targets of the training: `labels`
-    `(B, K, h, w)`, for each keypoint a Gaussian whose maximum is 1, and `label_weights` `(B, K)`, 1 for keypoints whose
-    third value, the visibility, is positive and that are in the crop (or less than three sigmas beyond it), else 0, and
-    then without heat.
+    `keypoints`, for each image an array `(n, K, 3)` or `(n, K, 2)`, adds training targets: `labels` `(B, K, h, w)`, for
+    each keypoint a Gaussian with maximum 1, and `label_weights` `(B, K)`. The weight is 1 for visible keypoints (their
+    third value is positive) inside the crop or less than three standard deviations outside. For other keypoints the
+    weight is 0, and so is the heatmap.
 
     Args:
         size (`dict`, defaults to `{"height": 256, "width": 192}`): Size of the crops in pixels.
-        padding_factor (`float`, defaults to 1.25): Size of a crop over that of its box.
+        padding_factor (`float`, defaults to 1.25): Size of a crop relative to its box.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std: As in [`ClusTRImageProcessor`].
-        keypoint_heatmap_downscale_factor (`int`, defaults to 4): Size of the crops over that of the heat maps.
-        keypoint_heatmap_sigma (`float`, defaults to 2.0): Of the Gaussians, in pixels of the heat maps.
+        keypoint_heatmap_downscale_factor (`int`, defaults to 4): Size of the crops relative to the heatmaps.
+        keypoint_heatmap_sigma (`float`, defaults to 2.0): Standard deviation of the Gaussians in heatmap pixels.
 
     Raises:
-        ValueError: for images that cannot be decoded, arrays that are none, and boxes or keypoints that differ from
-            them in number, have another shape, are not finite, or, for boxes, have no area.
+        ValueError: if an image cannot be decoded or an array is not an image; if boxes or keypoints differ from the
+            images in number, have a wrong shape or are not finite; or if a box has no area.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -99,12 +98,12 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
     keypoint_heatmap_downscale_factor = 4
     keypoint_heatmap_sigma = 2.0
 
-    def preprocess(self, images: Any, boxes: Any = None, keypoints: Any = None, **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, boxes: Any = None, keypoints: Any = None, **kwargs: Any) -> BatchFeature:
         """
         Args:
-            images: One image or a list.
-            boxes, keypoints (*optional*): As the class describes them.
-            kwargs: Other values for the settings of the processor, and `return_tensors`.
+            images: An image or a list of images.
+            boxes, keypoints (*optional*): As described in the class.
+            kwargs: Overrides of the processor's settings, and `return_tensors`.
         """
         return super().preprocess(images, boxes, keypoints, **kwargs)
 
@@ -123,7 +122,7 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         device=None,
         **kwargs,
     ) -> BatchFeature:
-        """Crops of all images, and their targets if there are keypoints."""
+        """Crops of all images and, with keypoints, their targets."""
         scale = {name: kwargs[name] for name in SCALE_SETTINGS}
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **scale
@@ -149,52 +148,44 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
 
     def post_process_pose_estimation(
         self,
-        outputs,
+        outputs: Any,
         boxes: Sequence[Any],
-        outputs_flipped=None,
+        outputs_flipped: Any = None,
         threshold: float | None = None,
         size: Mapping[str, int] | None = None,
         padding_factor: float | None = None,
     ) -> list[list[dict[str, torch.Tensor]]]:
         """
-        Heat maps to keypoints, to fractions of a heat map's pixel.
+        Decode heatmaps to keypoints with sub-pixel accuracy.
 
         Args:
             outputs ([`ClusTRPoseEstimatorOutput`] or another with `heatmaps` `(B, K, h, w)`):
-                Of the persons of all images, one after the other.
+                Output for the people of all images, in order.
             boxes (`Sequence`):
-                The boxes that were given with the images.
+                The boxes that were passed with the images.
             outputs_flipped (*optional*):
-                Of the mirrored crops, `model(pixel_values.flip(-1), flip_pairs=model.config.flip_pairs)`: the mean of
-                both is decoded (flip test).
+                Output for the mirrored crops, `model(pixel_values.flip(-1), flip_pairs=model.config.flip_pairs)`. The
+                mean of both outputs is decoded (flip test).
             threshold (`float`, *optional*):
-                Only keypoints with a higher score; default is all of them.
+                Return only keypoints with higher scores. Default: all keypoints.
             size, padding_factor (*optional*):
-                Those that were given with the images; default is the processor's own.
+                The values that were passed with the images. Default: those of the processor.
 
         Returns:
             `list[list[dict]]`: for each image and person `keypoints` `(K', 2)` in pixels of the image, `scores`
-            `(K',)`, the greatest heat, about in [0, 1], `labels` `(K',)`, indices of the keypoints, all K of them
-            without a threshold, `bbox` `(4,)`, the corners of the person's box, and `score` `()`, the mean of those of
-            all K keypoints' scores that are above 0.2, else 0.
+            `(K',)`, the peak values, roughly in [0, 1], `labels` `(K',)`, the keypoint indices, `bbox` `(4,)`, the
+            corners of the person's box, and `score` `()`, the mean of the keypoint scores above 0.2, or 0. K' is K
+            without a threshold.
 
         Raises:
-            ValueError: for heat maps of another rank, or not as many as boxes, or flipped ones of another shape.
+            ValueError: if the heatmaps have a wrong rank, differ from the boxes in number, or differ from the flipped
+                heatmaps in shape.
         """
-        heatmaps = outputs.heatmaps
-        if heatmaps.ndim != 4:
-            raise ValueError(f"`outputs.heatmaps` must have shape (B, K, h, w), got {tuple(heatmaps.shape)}.")
-        if outputs_flipped is not None:
-            if outputs_flipped.heatmaps.shape != heatmaps.shape:
-                raise ValueError(
-                    f"`outputs_flipped` must have heat maps of shape {tuple(heatmaps.shape)}, as `outputs`, got "
-                    f"{tuple(outputs_flipped.heatmaps.shape)}."
-                )
-            heatmaps = (heatmaps + outputs_flipped.heatmaps) / 2
+        heatmaps = _average_heatmaps(outputs, outputs_flipped)
         boxes = check_boxes(boxes)
         number = sum(map(len, boxes))
         if number != len(heatmaps):
-            raise ValueError(f"`boxes` must be as many as heat maps, {len(heatmaps)}, got {number}.")
+            raise ValueError(f"`boxes` must have one box for each of the {len(heatmaps)} heatmaps, got {number}.")
         points, scores = decode_heatmaps(heatmaps)
         all_boxes = torch.cat([*boxes, torch.zeros((0, 4), device="cpu")]).to(points)
         size = self.size if size is None else SizeDict(**size)
@@ -202,22 +193,38 @@ class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
         regions = box_regions(all_boxes, _crop_size(size), padding_factor)
         points = crop_to_image(points, crop_matrices(*regions, tuple(heatmaps.shape[-2:])))
         corners = torch.cat([all_boxes[:, :2], all_boxes[:, :2] + all_boxes[:, 2:]], dim=1)
-        persons = []
-        for person_points, person_scores, person_corners in zip(points, scores, corners):
-            labels = torch.arange(len(person_scores), device=points.device)
-            is_seen = person_scores > LEAST_KEYPOINT_SCORE
-            kept = slice(None) if threshold is None else person_scores > threshold
-            persons.append(
-                {
-                    "keypoints": person_points[kept],
-                    "scores": person_scores[kept],
-                    "labels": labels[kept],
-                    "bbox": person_corners,
-                    "score": (person_scores * is_seen).sum() / is_seen.sum().clamp(min=1),
-                }
-            )
-        remaining = iter(persons)
-        return [[next(remaining) for _ in of_image] for of_image in boxes]
+        people = (_describe_person(*person, threshold) for person in zip(points, scores, corners))
+        return [[next(people) for _ in of_image] for of_image in boxes]
+
+
+def _average_heatmaps(outputs: Any, outputs_flipped: Any) -> torch.Tensor:
+    """Heatmaps (B, K, h, w) of an output, averaged with those of the mirrored crops if given."""
+    heatmaps = outputs.heatmaps
+    if heatmaps.ndim != 4:
+        raise ValueError(f"`outputs.heatmaps` must have shape (B, K, h, w), got {tuple(heatmaps.shape)}.")
+    if outputs_flipped is None:
+        return heatmaps
+    if outputs_flipped.heatmaps.shape != heatmaps.shape:
+        raise ValueError(
+            f"`outputs_flipped` must have heatmaps of shape {tuple(heatmaps.shape)}, like `outputs`, got "
+            f"{tuple(outputs_flipped.heatmaps.shape)}."
+        )
+    return (heatmaps + outputs_flipped.heatmaps) / 2
+
+
+def _describe_person(
+    points: torch.Tensor, scores: torch.Tensor, corners: torch.Tensor, threshold: float | None
+) -> dict[str, torch.Tensor]:
+    """Result for a person with keypoints (K, 2), their scores (K,) and the corners (4,) of the box."""
+    is_scored = scores > MIN_KEYPOINT_SCORE
+    kept = slice(None) if threshold is None else scores > threshold
+    return {
+        "keypoints": points[kept],
+        "scores": scores[kept],
+        "labels": torch.arange(len(scores), device=points.device)[kept],
+        "bbox": corners,
+        "score": (scores * is_scored).sum() / is_scored.sum().clamp(min=1),
+    }
 
 
 def _crop_size(size: SizeDict) -> tuple[int, int]:
@@ -227,7 +234,7 @@ def _crop_size(size: SizeDict) -> tuple[int, int]:
 
 
 def heatmap_size(crop_size: tuple[int, int], downscale_factor: int) -> tuple[int, int]:
-    """Size of the heat maps of crops of a size, rounded up."""
+    """Size of the heatmaps for crops of the given size, rounded up."""
     _check_positive("keypoint_heatmap_downscale_factor", downscale_factor)
     return tuple(math.ceil(extent / downscale_factor) for extent in crop_size)
 
@@ -238,17 +245,17 @@ def _check_positive(name: str, value: float):
 
 
 def _is_list(values: Any) -> bool:
-    """Whether these are as many values as `len` says, for several images."""
+    """Whether it is a sequence with one entry per image."""
     return isinstance(values, (list, tuple)) or (isinstance(values, (np.ndarray, torch.Tensor)) and values.ndim > 0)
 
 
 def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[torch.Tensor]:
     """
-    The boxes of each image as a tensor `(n, 4)`, float32, on the CPU.
+    The boxes of each image as a float32 tensor `(n, 4)` on the CPU.
 
     Raises:
-        ValueError: unless there is one entry for each image, and a box is four numbers of at most 2**24, its sides
-            positive.
+        ValueError: unless there is one entry per image and each box has four numbers of magnitude at most 2**24, with
+            positive width and height.
     """
     if not _is_list(boxes):
         raise ValueError(f"`boxes` must have one list for each image, got {reprlib.repr(boxes)}.")
@@ -262,12 +269,12 @@ def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[tor
             raise ValueError(
                 f"`boxes[{index}]` must have shape (n, 4), (x, y, width, height), got {tuple(of_image.shape)}."
             )
-        wrong = ~((of_image.abs() <= GREATEST_COORDINATE).all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
-        if wrong.any():
-            place = int(wrong.nonzero()[0])
+        invalid = ~((of_image.abs() <= MAX_COORDINATE).all(dim=1) & (of_image[:, 2:] > 0).all(dim=1))
+        if invalid.any():
+            row = int(invalid.nonzero()[0])
             raise ValueError(
-                f"`boxes[{index}]` must be finite, with a positive width and height, and numbers of at most "
-                f"{GREATEST_COORDINATE}, got {of_image[place].tolist()} in place {place}."
+                f"`boxes[{index}]` must be finite, at most {MAX_COORDINATE}, and have a positive width and height, got "
+                f"{of_image[row].tolist()} at index {row}."
             )
         checked.append(of_image)
     return checked
@@ -275,11 +282,11 @@ def check_boxes(boxes: Sequence[Any], num_images: int | None = None) -> list[tor
 
 def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.Tensor:
     """
-    The keypoints of all persons `(B, K, 3)`, float32, on the CPU; those that come without a visibility have 1.
+    The keypoints of all people `(B, K, 3)`, float32, on the CPU. Without a visibility, keypoints count as visible.
 
     Raises:
-        ValueError: unless there are those of as many persons in each image as `numbers` says, equally many of each, and
-            all that are visible are numbers of at most 2**24.
+        ValueError: unless each image has keypoints for as many people as `numbers` says, with the same K for everybody,
+            and the coordinates of visible keypoints have a magnitude of at most 2**24.
     """
     if not _is_list(keypoints) or len(keypoints) != len(numbers):
         got = len(keypoints) if _is_list(keypoints) else reprlib.repr(keypoints)
@@ -291,31 +298,30 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
             continue
         if of_image.ndim != 3 or len(of_image) != number or of_image.shape[2] not in (2, 3):
             raise ValueError(
-                f"`keypoints[{index}]` must have shape ({number}, K, 3) for as many boxes, (x, y, visibility), got "
+                f"`keypoints[{index}]` must have shape ({number}, K, 3), (x, y, visibility) for each box, got "
                 f"{tuple(of_image.shape)}."
             )
         if of_image.shape[2] == 2:
             of_image = torch.cat([of_image, torch.ones_like(of_image[..., :1])], dim=-1)
         visible = of_image[of_image[..., 2] > 0]
-        if not ((visible.abs() <= GREATEST_COORDINATE).all() and of_image[..., 2].isfinite().all()):
+        if not ((visible.abs() <= MAX_COORDINATE).all() and of_image[..., 2].isfinite().all()):
             raise ValueError(
-                f"`keypoints[{index}]` must be finite, and numbers of at most {GREATEST_COORDINATE}, got NaN, infinity "
-                f"or more."
+                f"`keypoints[{index}]` must be finite and at most {MAX_COORDINATE}, got NaN, infinity or more."
             )
         checked.append(of_image)
     if len({of_image.shape[1] for of_image in checked}) > 1:
-        raise ValueError(f"`keypoints` must be equally many of all persons, got {[x.shape[1] for x in checked]}.")
+        raise ValueError(f"`keypoints` must have the same K for all people, got {[x.shape[1] for x in checked]}.")
     return torch.cat(checked) if checked else torch.zeros((0, 0, 3), device="cpu")
 
 
 def _as_tensor(name: str, values: Any) -> torch.Tensor:
-    """An array of numbers as float32 on the CPU; numpy would take strings for numbers, and None for NaN."""
+    """An array of numbers as float32 on the CPU. (numpy would also convert strings to numbers and None to NaN.)"""
     try:
         if not isinstance(values, torch.Tensor):
             numbers = np.asarray(values)
             if numbers.size and numbers.dtype.kind not in "biuf":
                 raise TypeError(f"of dtype {numbers.dtype}")
-            with np.errstate(over="ignore"):  # infinite, which is refused
+            with np.errstate(over="ignore"):  # overflows become infinity, which is rejected
                 values = numbers.astype(np.float32)
         return torch.atleast_1d(torch.as_tensor(values, dtype=torch.float32, device="cpu"))
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
@@ -324,8 +330,8 @@ def _as_tensor(name: str, values: Any) -> torch.Tensor:
 
 def box_regions(boxes: torch.Tensor, size: tuple[int, int], padding_factor: float) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Centres (n, 2) and extents (n, 2), (width, height), of the regions of an image that become crops of the given size:
-    boxes (n, 4), (x, y, width, height), widened to the shape of the crops and by the factor.
+    Centres (n, 2) and extents (n, 2), (width, height), of the image regions for crops of the given size: boxes (n, 4),
+    (x, y, width, height), extended to the aspect ratio of the crops and enlarged by `padding_factor`.
     """
     _check_positive("padding_factor", padding_factor)
     aspect = size[1] / size[0]
@@ -338,13 +344,13 @@ def crop_matrices(
     centers: torch.Tensor, extents: torch.Tensor, size: tuple[int, int], rotations: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    Matrices (n, 2, 3) that map points of a crop (or heat map) of the given size to the image.
+    Matrices (n, 2, 3) that map points of a crop (or heatmap) of the given size to the image.
 
     Args:
-        centers, extents (`torch.Tensor` of shape `(n, 2)`): Of regions, as [`box_regions`] gives them; a negative width
+        centers, extents (`torch.Tensor` of shape `(n, 2)`): Regions as returned by [`box_regions`]. A negative width
             mirrors the crop.
         size (`tuple[int, int]`): Size of the crops.
-        rotations (`torch.Tensor` of shape `(n,)`, *optional*): Angle of the region in degrees, clockwise in the image.
+        rotations (`torch.Tensor` of shape `(n,)`, *optional*): Clockwise rotation of the regions in degrees.
     """
     last = extents.new_tensor([max(1, size[1] - 1), max(1, size[0] - 1)])
     angles = torch.zeros_like(extents[:, 0]) if rotations is None else torch.deg2rad(rotations)
@@ -355,14 +361,14 @@ def crop_matrices(
     return torch.cat([linear, (centers - (linear * middle).sum(dim=-1))[..., None]], dim=2)
 
 
-# Products are written out: autocast, and TF32, would round those of matrices to pixels.
+# Products are written out because matrix products lose pixels of accuracy under autocast and TF32.
 def crop_to_image(points: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Points (n, K, 2) of crops -> of the image, by the matrices (n, 2, 3) of [`crop_matrices`]."""
+    """Points (n, K, 2) of crops -> points of the image, by the matrices (n, 2, 3) of [`crop_matrices`]."""
     return (matrices[:, None, :, :2] * points[..., None, :]).sum(dim=-1) + matrices[:, None, :, 2]
 
 
 def image_to_crop(points: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Points (n, K, 2) of the image -> of crops, the inverse of [`crop_to_image`]."""
+    """Points (n, K, 2) of the image -> points of crops; the inverse of [`crop_to_image`]."""
     inverse = torch.linalg.inv(matrices[..., :2])
     return (inverse[:, None] * (points - matrices[:, None, :, 2])[..., None, :]).sum(dim=-1)
 
@@ -375,19 +381,19 @@ def crop_persons(
     rotations: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Regions of an image `(C, H', W')` as crops `(n, C, *size)`, float32: bilinear, 0 beyond the image. `centers`,
-    `extents`, `rotations` are those of [`crop_matrices`].
+    Crop regions of an image `(C, H', W')` -> `(n, C, *size)`, float32: bilinear, 0 outside the image. `centers`,
+    `extents` and `rotations` are as in [`crop_matrices`].
     """
     if len(centers) == 0:
         return image.new_zeros((0, len(image), *size), dtype=torch.float32)
-    places = [torch.arange(extent, dtype=torch.float32, device=centers.device) for extent in size]
-    rows, columns = torch.meshgrid(*places, indexing="ij")
+    pixels = [torch.arange(extent, dtype=torch.float32, device=centers.device) for extent in size]
+    rows, columns = torch.meshgrid(*pixels, indexing="ij")
     pixels = torch.stack([columns, rows], dim=-1).reshape(1, -1, 2).expand(len(centers), -1, -1)
     points = crop_to_image(pixels, crop_matrices(centers, extents, size, rotations))
-    # Between the centres of the outermost pixels -1 is the first one and 1 the last one; a single one is at -1.
+    # `grid_sample` maps the centres of the first and last pixel to -1 and 1, and that of a single pixel to -1.
     last = points.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
     grid = (2 * points / last.clamp(min=1) - 1).reshape(len(centers), *size, 2).to(image.device)
-    # As floats a photograph is four times as large: of large images one channel is so at a time.
+    # Large images are converted to float channel by channel, because floats take four times the memory.
     parts = image.split(1) if image.numel() > VALUES_AT_ONCE else [image]
     batches = (part.to(torch.float32).expand(len(centers), -1, -1, -1) for part in parts)
     return torch.cat([grid_sample(batch, grid, mode="bilinear", align_corners=True) for batch in batches], dim=1)
@@ -397,17 +403,17 @@ def heatmap_targets(
     points: torch.Tensor, is_visible: torch.Tensor, size: tuple[int, int], sigma: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Gaussians around keypoints.
+    Target heatmaps: Gaussians around keypoints.
 
     Args:
-        points (`torch.Tensor` of shape `(n, K, 2)`): In pixels of the heat maps, not rounded.
-        is_visible (`torch.BoolTensor` of shape `(n, K)`): Which of them are annotated.
-        size (`tuple[int, int]`): Size (h, w) of the heat maps.
-        sigma (`float`): Standard deviation in their pixels.
+        points (`torch.Tensor` of shape `(n, K, 2)`): In pixels of the heatmaps, not rounded.
+        is_visible (`torch.BoolTensor` of shape `(n, K)`): Which keypoints are annotated.
+        size (`tuple[int, int]`): Size (h, w) of the heatmaps.
+        sigma (`float`): Standard deviation in pixels of the heatmaps.
 
     Returns:
-        `torch.Tensor` of shape `(n, K, h, w)`, 1 at a keypoint, 0 from three sigmas away from it, and where the
-        keypoint is not annotated; and weights `(n, K)`, 1 where there is heat, else 0.
+        `torch.Tensor` of shape `(n, K, h, w)`: 1 at the keypoint, 0 from three standard deviations away, all 0 for
+        keypoints that are not annotated; and weights `(n, K)`: 1 for heatmaps that are not all 0, else 0.
     """
     profiles = []
     for axis, extent in ((1, size[0]), (0, size[1])):
@@ -419,40 +425,38 @@ def heatmap_targets(
 
 def decode_heatmaps(heatmaps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Keypoints of heat maps, to fractions of a pixel: the centre of the Gaussian that fits best to the heat around the
-    hottest pixel, by least squares of the logarithms, each weighted with its squared heat (Guo 2011). It is exact for
-    Gaussians whose sigma is between 0.6 and 15 pixels, also where the border cuts them. Heat that is NaN counts as 0.
+    Decode heatmaps to keypoints with sub-pixel accuracy. The keypoint is the centre of the Gaussian that best fits the
+    heatmap around its peak, by least squares of the logarithms weighted by the squared values (Guo 2011). The result is
+    exact for Gaussians with standard deviations of 0.6 to 15 pixels, even if the border cuts them. NaN counts as 0.
 
     Args:
         heatmaps (`torch.Tensor` of shape `(n, K, h, w)`).
 
     Returns:
-        `torch.Tensor` of shape `(n, K, 2)`: points in pixels of the heat maps, at most one from the hottest; and
-        `(n, K)`: the greatest heat. float32.
+        `torch.Tensor` of shape `(n, K, 2)`: points in pixels of the heatmaps, at most one pixel from the peak; and
+        `(n, K)`: values of the peaks. float32.
     """
     n, k, height, width = heatmaps.shape
     flat = heatmaps.float().flatten(2).nan_to_num()
     if n * k == 0:
         return flat.new_zeros((n, k, 2)), flat.new_zeros((n, k))
-    scores, hottest = flat.max(dim=2)
-    peak = torch.stack([hottest % width, hottest.div(width, rounding_mode="floor")], dim=-1)
+    scores, peak_index = flat.max(dim=2)
+    peak = torch.stack([peak_index % width, peak_index.div(width, rounding_mode="floor")], dim=-1)
     steps = torch.arange(-FIT_RADIUS, FIT_RADIUS + 1, device=flat.device)
-    offsets = torch.cartesian_prod(steps, steps)  # P of them, (x, y)
-    places = peak[:, :, None] + offsets
-    is_inside = ((places >= 0) & (places < places.new_tensor([width, height]))).all(dim=-1)
-    places = places.clamp(min=places.new_zeros(2), max=places.new_tensor([width - 1, height - 1]))
-    heat = flat.gather(2, places[..., 1] * width + places[..., 0])
-    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(LEAST_SHARE, 1)
+    offsets = torch.cartesian_prod(steps, steps)  # (P, 2), (x, y)
+    pixels = peak[:, :, None] + offsets
+    is_inside = ((pixels >= 0) & (pixels < pixels.new_tensor([width, height]))).all(dim=-1)
+    pixels = pixels.clamp(min=pixels.new_zeros(2), max=pixels.new_tensor([width - 1, height - 1]))
+    heat = flat.gather(2, pixels[..., 1] * width + pixels[..., 0])
+    heat = (heat / scores[..., None].clamp(min=torch.finfo(flat.dtype).tiny)).clamp(MIN_RELATIVE_HEAT, 1)
     shift = _fit_centers(heat, offsets, is_inside)
     return peak + shift.clamp(-1, 1), scores
 
 
 def _fit_centers(heat: torch.Tensor, offsets: torch.Tensor, is_inside: torch.Tensor) -> torch.Tensor:
-    """
-    Centres (n, K, 2) of the Gaussians that fit best to heat (n, K, P) at offsets (P, 2), where that is inside the map.
-    """
+    """Centres (n, K, 2) of the Gaussians that best fit heat (n, K, P) at offsets (P, 2), where `is_inside` the map."""
     device, dtype = heat.device, heat.dtype
-    if device.type == "mps":  # has no float64
+    if device.type == "mps":  # does not support float64
         heat, offsets, is_inside = heat.cpu(), offsets.cpu(), is_inside.cpu()
     heat = heat.double()
     weights = heat.square() * is_inside
@@ -463,7 +467,7 @@ def _fit_centers(heat: torch.Tensor, offsets: torch.Tensor, is_inside: torch.Ten
         4, dtype=terms.dtype, device=terms.device
     )
     solution = torch.linalg.solve(normal, torch.einsum("nkp,pi,nkp->nki", weights, terms, heat.log()))
-    return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-LEAST_CURVATURE)).to(device, dtype)
+    return (-solution[..., 1:3] / (2 * solution[..., 3:]).clamp(max=-MIN_CURVATURE)).to(device, dtype)
 
 
 __all__ = ["ClusTRPoseImageProcessor"]

@@ -1,10 +1,10 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Image files, PIL images and arrays as 8-bit RGB: what the image processors, the pipelines and the training scripts read.
+Decode image files, PIL images and arrays to 8-bit RGB, for image processors, pipelines and training.
 
-Metadata never make an image unreadable: where EXIF or XMP are malformed, the image is read as if they were not there.
-Files of PNG, JPEG, WebP, GIF and TIFF are looked through before PIL reads them ([`~image_files_clustr.scan_file`]), so
-that none costs far more memory or time than its size and its pixels do. Files of other formats PIL reads unchecked.
+Metadata never make an image unreadable: malformed EXIF or XMP is ignored. PNG, JPEG, WebP, GIF and TIFF files are
+scanned before PIL reads them ([`~image_files_clustr.scan_file`]), so the memory and time to decode a file are bounded
+by its size and its pixels. PIL reads files of other formats without a scan.
 """
 
 import base64
@@ -29,7 +29,7 @@ except ImportError:
     httpx = None
 
 
-# Tag of EXIF, and what its values ask for.
+# EXIF tag of the orientation, and the transposition for each of its values.
 ORIENTATION = 0x0112
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,35 +44,38 @@ _XMP_ORIENTATION = re.compile(r'tiff:Orientation(?:="|>)([0-9])')
 # The entry of an AVIF file that declares its EXIF block (ISO/IEC 23008-12): version, id, protection, type.
 _AVIF_EXIF_ENTRY = re.compile(rb"(infe\x02.{7})Exif", flags=re.DOTALL)
 
-# PIL's modes for 16 bits of grey.
+# PIL's modes of 16-bit greyscale.
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 _TORCH_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
-# What is read from a URL, and of a text that may be base64, at most.
+# Maximum size of a file that is read from a URL.
 MAX_FETCHED_BYTES = 256 * 2**20
 _WHITESPACE = b" \t\n\r\v\f"
 
-PIXELS_AT_ONCE = 2**20  # of a large image that are converted together
+# Large images are converted in blocks of this number of pixels to limit memory.
+PIXELS_AT_ONCE = 2**20
 
-# Greatest label of a map: resizing goes through float32, which holds larger integers no longer.
+# Limit of coordinates in pixels: float32 cannot represent all larger integers, and no image is that large.
+MAX_COORDINATE = 2**24
+# Largest label of a map, which is resized in float32.
 MAX_LABEL = 2**24 - 2
 
 
-def read_image(image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
+def read_image(image: Image.Image | str | os.PathLike[str] | bytes, timeout: float | None = None) -> Image.Image:
     """
-    An image as the models see it: upright by its EXIF or XMP orientation, 8-bit RGB, transparency on white.
+    Decode an image as the models see it: rotated by its EXIF or XMP orientation, 8-bit RGB, blended with white.
 
     Args:
-        image (`PIL.Image.Image`, `str`, `os.PathLike` or `bytes`): An image, or what [`open_image`] opens.
-        timeout (`float`, *optional*): Seconds to wait for the server of a URL.
+        image (`PIL.Image.Image`, `str`, `os.PathLike` or `bytes`): An image, or a source for [`open_image`].
+        timeout (`float`, *optional*): Timeout of a URL's server in seconds.
 
     Returns:
-        `PIL.Image.Image`: a copy without metadata, which other libraries may stumble over or apply once more.
+        `PIL.Image.Image`: a copy without metadata, which other libraries may fail on or apply a second time.
 
     Raises:
-        TypeError: if it is none of these.
-        ValueError: if it cannot be decoded, would cost far more than its size and its pixels do, or its 32-bit grey
-            values are beyond [0, 65535].
+        TypeError: if `image` has another type.
+        ValueError: if the image cannot be decoded, would require excessive memory or time, or has 32-bit grey values
+            outside [0, 65535].
     """
     if isinstance(image, (str, os.PathLike, bytes)):
         image = open_image(image, timeout)
@@ -81,18 +84,18 @@ def read_image(image: Image.Image | str | os.PathLike | bytes, timeout: float | 
     return to_rgb(image)
 
 
-def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | bytes, timeout: float | None = None) -> Image.Image:
     """
-    A PIL image whose pixels are not decoded yet.
+    Open an image with PIL without decoding its pixels.
 
     Args:
-        source (`str`, `os.PathLike` or `bytes`): Path, URL, image file in base64 (also as a `data:` URL), or the bytes
-            of an image file.
-        timeout (`float`, *optional*): Seconds to wait for the server of a URL.
+        source (`str`, `os.PathLike` or `bytes`): Path, URL, base64-encoded image file (also as a `data:` URL), or the
+            bytes of an image file.
+        timeout (`float`, *optional*): Timeout of a URL's server in seconds.
 
     Raises:
-        ValueError: if there is no such file, it has no format of PIL's, or it would cost far more to read than its size
-            and its pixels do.
+        ValueError: if the file does not exist, has no format that PIL supports, or would require excessive memory or
+            time.
     """
     content = source if isinstance(source, bytes) else None
     name = "bytes" if isinstance(source, bytes) else os.fspath(source)
@@ -102,7 +105,7 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
         return _open_path(name) if content is None else _open_content(content)
     except (ImageFileError, Image.DecompressionBombError) as error:
         raise _unreadable(name, error) from error
-    except Exception as error:  # PIL's readers raise almost anything for broken files
+    except Exception as error:  # PIL raises almost any exception for broken files
         again = _open_avif_without_exif(name, content)
         if again is None:
             raise _unreadable(name, error) from error
@@ -110,7 +113,7 @@ def open_image(source: str | os.PathLike | bytes, timeout: float | None = None) 
 
 
 def _open_path(path: str) -> Image.Image:
-    """PIL's image of a file. TIFF files, which may be larger than memory, are looked through where they are."""
+    """Open a file with PIL. TIFF files may be larger than memory, so they are scanned on disk."""
     with open(path, "rb") as file:
         start = file.read(16)
         name = find_format(start)
@@ -131,7 +134,7 @@ def _open_content(content: bytes) -> Image.Image:
 
 
 def _check_bomb(scanned: ScannedFile):
-    """PIL's own limit of pixels, which it looks at when it has made room for those of a WebP image."""
+    """Apply PIL's own limit of pixels early: for WebP, PIL checks it only after allocating the pixels."""
     if Image.MAX_IMAGE_PIXELS is not None and scanned.width * scanned.height > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(
             f"{scanned.width} x {scanned.height} pixels may be a decompression bomb: they are more than twice "
@@ -139,36 +142,36 @@ def _check_bomb(scanned: ScannedFile):
         )
 
 
-def guard_pil(formats: Sequence[str], most_pixels: int, most_bytes: int):
+def guard_pil(formats: Sequence[str], max_pixels: int, max_bytes: int) -> None:
     """
-    From now on, let `PIL.Image.open` in this whole process refuse all that [`open_image`] would, and more: for servers
-    whose framework opens images before their own code sees them.
+    Make `PIL.Image.open` apply the checks of [`open_image`] and stricter limits in the whole process, for servers whose
+    framework opens images before any code of the repository runs.
 
     Args:
-        formats (`Sequence[str]`): PIL's names of the formats that it may read, of those that [`scan_file`] knows.
-        most_pixels (`int`): The largest image, in pixels.
-        most_bytes (`int`): The largest file.
+        formats (`Sequence[str]`): PIL's names of the allowed formats, which [`scan_file`] must support.
+        max_pixels (`int`): Maximum number of pixels of an image.
+        max_bytes (`int`): Maximum size of a file.
     """
     Image.init()
-    Image.MAX_IMAGE_PIXELS = most_pixels // 2  # PIL refuses images of more than twice this
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # PIL rejects images with more than twice as many
     for name in tuple(Image.OPEN):
         factory, accept = Image.OPEN.pop(name)
         Image.ID.remove(name)
         if name in formats:
-            Image.register_open(name, functools.partial(_open_guarded, factory, most_bytes), accept)
+            Image.register_open(name, functools.partial(_open_guarded, factory, max_bytes), accept)
 
 
-def _open_guarded(factory: Callable, most_bytes: int, file: BinaryIO, filename: str | bytes) -> Image.Image:
-    content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ImageFileError(f"An image file must have at most {most_bytes:,} bytes.")
+def _open_guarded(factory: Callable, max_bytes: int, file: BinaryIO, filename: str | bytes) -> Image.Image:
+    content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ImageFileError(f"An image file must have at most {max_bytes:,} bytes.")
     scanned = scan_file(content)
     _check_bomb(scanned)
     return factory(io.BytesIO(scanned.content), filename)
 
 
 def _fetch(source: str, timeout: float | None) -> bytes:
-    """The content of a URL, or of base64."""
+    """Content of a URL or a base64 string."""
     if source.startswith(("http://", "https://")):
         content = bytearray()
         with httpx.stream("GET", source, timeout=timeout, follow_redirects=True) as response:
@@ -182,12 +185,12 @@ def _fetch(source: str, timeout: float | None) -> bytes:
         return base64.b64decode(text.encode("ascii").translate(None, _WHITESPACE), validate=True)
     except ValueError as error:
         raise ValueError(
-            f"`images` must be readable, but {source[:200]!r} is no file, no URL and no image file in base64."
+            f"`images` must be readable, but {source[:200]!r} is neither a file, nor a URL, nor a base64-encoded image."
         ) from error
 
 
 def _open_avif_without_exif(name: str, content: bytes | None) -> Image.Image | None:
-    """An AVIF file that PIL refuses for its EXIF block; None for other files, and those with other faults."""
+    """Open an AVIF file that PIL rejects due to its EXIF block; None for any other file or error."""
     try:
         if content is None:
             with open(name, "rb") as file:
@@ -202,7 +205,7 @@ def _open_avif_without_exif(name: str, content: bytes | None) -> Image.Image | N
 
 def load_image(image: Image.Image) -> Image.Image:
     """
-    The image, its pixels decoded; mode and orientation stay as they are (but PIL itself turns TIFF images upright).
+    Decode the pixels of an image. Mode and orientation are unchanged, except that PIL rotates TIFF images itself.
 
     Raises:
         ValueError: if the pixels cannot be decoded.
@@ -212,7 +215,7 @@ def load_image(image: Image.Image) -> Image.Image:
         return image
     except Exception as error:
         try:
-            if image.format == "TIFF" and not image.tile:  # decoded: perhaps only the metadata are at fault
+            if image.format == "TIFF" and not image.tile:  # the pixels are decoded: the metadata may be malformed
                 return _load_tiff_without_metadata(image)
         except Exception:
             pass
@@ -220,7 +223,7 @@ def load_image(image: Image.Image) -> Image.Image:
 
 
 def _load_tiff_without_metadata(image: Image.Image) -> Image.Image:
-    """PIL reads EXIF and XMP of a TIFF image when it decodes it; here nothing but the orientation is read."""
+    """Decode a TIFF image with its orientation as the only metadata; PIL also parses EXIF and XMP."""
     frame = image.tell()
     image.fp.seek(0)
     again = Image.open(image.fp, formats=("TIFF",))
@@ -232,15 +235,15 @@ def _load_tiff_without_metadata(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """As [`read_image`] gives it, of a PIL image."""
+    """A PIL image as returned by [`read_image`]."""
     rgb = as_rgb(image)
-    rgb = rgb.convert("RGB") if rgb is image else rgb  # a copy, and no longer an image of a file
+    rgb = rgb.convert("RGB") if rgb is image else rgb  # a copy that is independent of the file
     rgb.info = {}
     return rgb
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """As [`to_rgb`], but the image itself, with its metadata, if it is upright RGB already: a copy costs memory."""
+    """As [`to_rgb`], but returns an upright RGB image itself, with its metadata, which saves the memory of a copy."""
     image = load_image(image)
     transposition = find_transposition(image)
     image = image if transposition is None else image.transpose(transposition)
@@ -254,7 +257,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def rgb_to_tensor(image: Image.Image) -> torch.Tensor:
-    """An RGB image as uint8 (3, height, width), some rows at a time: whole, it would be in memory twice more."""
+    """RGB image -> uint8 (3, height, width), converted in blocks of rows; at once, it would take two more copies."""
     width, height = image.size
     tensor = torch.empty(3, height, width, dtype=torch.uint8, device="cpu")
     rows = max(1, PIXELS_AT_ONCE // max(1, width))
@@ -265,7 +268,7 @@ def rgb_to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A transparent image on white, some rows at a time: whole, it would be in memory five times."""
+    """Blend a transparent image with white in blocks of rows; at once, it would take five copies in memory."""
     width, height = image.size
     rgb, rows = Image.new("RGB", image.size), max(1, PIXELS_AT_ONCE // max(1, width))
     for top in range(0, height, rows):
@@ -275,7 +278,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def find_transposition(image: Image.Image) -> Image.Transpose | None:
-    """What turns an image upright; None where it is so already, and where its metadata cannot be read."""
+    """Transposition that rotates an image upright; None if it is upright or its metadata cannot be read."""
     try:
         orientation = image.getexif().get(ORIENTATION)
         transposition = TRANSPOSITIONS.get(orientation)
@@ -298,15 +301,15 @@ def _from_16_bit(values: np.ndarray) -> np.ndarray:
 
 def _from_32_bit(values: np.ndarray) -> Image.Image:
     """
-    32-bit greyscale as 8-bit. No tag says what its values mean, but they do: floats up to 1 are shares, anything up to
-    255 is 8-bit, anything up to 65535 is 16-bit.
+    32-bit greyscale as 8-bit. The range is inferred from the values: floats up to 1 are in [0, 1], other values up to
+    255 are 8-bit, and values up to 65535 are 16-bit.
     """
-    least, most = values.min(), values.max()
-    if not (least >= 0 and most <= 65535):  # false for NaN, too
-        raise ValueError(f"`images` must have grey values in [0, 65535], got values from {least} to {most}.")
-    if np.issubdtype(values.dtype, np.floating) and most <= 1:
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65535):  # False for NaN, too
+        raise ValueError(f"`images` must have grey values in [0, 65535], got values from {low} to {high}.")
+    if np.issubdtype(values.dtype, np.floating) and high <= 1:
         values = values * 255
-    elif most > 255:
+    elif high > 255:
         values = values / 257
     return Image.fromarray(np.round(values).astype(np.uint8))
 
@@ -319,24 +322,24 @@ def _unreadable(name: Any, error: Exception) -> ValueError:
 
 def read_array(image: np.ndarray | torch.Tensor, highest: float | None = 255.0) -> torch.Tensor:
     """
-    An image array of any kind as a tensor of the same shape.
+    Convert an image array of any dtype to a tensor of the same shape.
 
     Args:
         image (`np.ndarray` or `torch.Tensor`): bool, integer or float.
-        highest (`float`, *optional*): The largest value that is allowed; the smallest is 0. None allows any finite
-            float, and integers in [0, 255].
+        highest (`float`, *optional*): Largest valid value; the smallest is 0. None allows any finite float, and
+            integers in [0, 255].
 
     Returns:
-        `torch.Tensor`: uint8 of uint8, of bool as 0 and 255, of uint16 in [0, 65535] as the nearest of [0, 255], and of
-        other integers in [0, 255]; else float32, also of bool, as 0 and 1, if `highest` is less than 255.
+        `torch.Tensor`: uint8 for uint8, for bool (0 and 255), for uint16 (rescaled from [0, 65535] to [0, 255]) and for
+        other integers in [0, 255]; float32 for everything else, and for bool (0 and 1) if `highest` is below 255.
 
     Raises:
-        ValueError: for another dtype, NaN, infinity, and values out of range.
+        ValueError: for other dtypes, NaN, infinity and values out of range.
     """
     tensor = _as_tensor("images", image)
     if tensor.dtype == torch.bool:
-        is_share = highest is None or highest < 255
-        return tensor.to(torch.float32) if is_share else tensor.to(torch.uint8) * 255
+        is_float = highest is None or highest < 255
+        return tensor.to(torch.float32) if is_float else tensor.to(torch.uint8) * 255
     if tensor.dtype == torch.uint16:
         tensor, dtype = (tensor.to(torch.float32) / 257).round().to(torch.uint8), "uint16"
     else:
@@ -354,47 +357,46 @@ def read_array(image: np.ndarray | torch.Tensor, highest: float | None = 255.0) 
 
 
 def _check_range(tensor: torch.Tensor, dtype: str, highest: float):
-    least, most = tensor.min().item(), tensor.max().item()
-    slack = 1e-5 * highest if tensor.is_floating_point() else 0  # of rounding
-    if least < -slack or most > highest + slack:
-        kind = "" if tensor.dtype != torch.uint8 or dtype == "uint8" else ", which count as 8-bit,"
-        advice = " that `do_rescale=False` normalises" if highest <= 1 else ""
+    low, high = tensor.min().item(), tensor.max().item()
+    tolerance = 1e-5 * highest if tensor.is_floating_point() else 0  # for rounding errors
+    if low < -tolerance or high > highest + tolerance:
+        kind = "" if tensor.dtype != torch.uint8 or dtype == "uint8" else " (read as 8-bit)"
+        advice = " with `do_rescale=False`" if highest <= 1 else ""
         raise ValueError(
             f"`images` must have values in [0, {highest:g}]{advice}, got an array of dtype {dtype}{kind} with values "
-            f"from {least:g} to {most:g}."
+            f"from {low:g} to {high:g}."
         )
 
 
 def read_label_map(label_map: np.ndarray | torch.Tensor) -> torch.Tensor:
     """
-    A map of labels, of any dtype that holds whole numbers, as an int64 tensor of the same shape.
+    Convert a label map of any dtype that holds integers to an int64 tensor of the same shape.
 
     Raises:
-        ValueError: for another dtype, NaN, infinity, fractions, and labels that are negative or larger than
-            [`MAX_LABEL`].
+        ValueError: for other dtypes, NaN, infinity, fractions, and labels that are negative or above [`MAX_LABEL`].
     """
     tensor = _as_tensor("segmentation_maps", label_map)
     dtype = _dtype_name(label_map)
     if tensor.is_floating_point() and not (tensor.isfinite().all() and (tensor == tensor.round()).all()):
-        raise ValueError(f"`segmentation_maps` must hold whole numbers, got a map of dtype {dtype} with others.")
+        raise ValueError(f"`segmentation_maps` must hold whole numbers, got a map of dtype {dtype} with other values.")
     tensor = tensor.to(torch.int64)
     if tensor.numel() and not 0 <= tensor.min() <= tensor.max() <= MAX_LABEL:
         raise ValueError(
-            f"`segmentation_maps` must have labels in [0, {MAX_LABEL}], 255 where a pixel does not count, got a map of "
+            f"`segmentation_maps` must have labels in [0, {MAX_LABEL}], with 255 for ignored pixels, got a map of "
             f"dtype {dtype} with labels from {tensor.min()} to {tensor.max()}."
         )
     return tensor
 
 
 def _as_tensor(name: str, values: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """The values as a tensor; numpy's half and long floats, other byte orders and strides, too."""
+    """The values as a tensor, including numpy's half and long floats, other byte orders and strides."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         if values.dtype.kind == "f":
             values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64)
         native = values.dtype.newbyteorder("=")
         values = torch.from_numpy(np.require(values, dtype=native, requirements=("C", "W")))
     if not isinstance(values, torch.Tensor) or values.is_complex() or values.is_quantized:
-        raise ValueError(f"`{name}` must be of bool, integers or floats, got an array of dtype {_dtype_name(values)}.")
+        raise ValueError(f"`{name}` must be bool, integers or floats, got an array of dtype {_dtype_name(values)}.")
     return values
 
 

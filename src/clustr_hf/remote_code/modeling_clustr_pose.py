@@ -8,8 +8,10 @@ B crops of H x W pixels, K keypoints (`num_labels`); heatmaps (B, K, h, w), with
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -146,7 +148,7 @@ class ClusTRForPoseEstimation(ClusTRDensePredictor):
             cluster_indices=outputs.cluster_indices,
         )
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As [`ClusTRPreTrainedModel`]'s, and with the pipeline of the task, which the configuration names."""
         # This import makes transformers copy, and later download, the pipeline's file with this one.
         from .pipeline_clustr_pose import ClusTRKeypointDetectionPipeline  # noqa: F401

@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -173,7 +174,9 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
 
     @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+    def from_pretrained(
+        cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any
+    ) -> "ClusTRForSemanticSegmentation":
         """As upstream; also loads checkpoints that store the Semantic FPN head under its former names."""
         former_names = {rf"^head\.{FORMER_SCALE_HEADS}": "head.scale_heads"}
         return super().from_pretrained(*args, key_mapping={**former_names, **(key_mapping or {})}, **kwargs)

@@ -70,10 +70,10 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
 
     def __init__(
         self,
-        *args,
-        detector: Callable | str | os.PathLike | None = None,
+        *args: Any,
+        detector: Callable[..., Any] | str | os.PathLike[str] | None = None,
         trust_remote_code: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         if isinstance(detector, (str, os.PathLike)):
@@ -94,7 +94,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
         threshold: float | None = None,
         flip_test: bool | None = None,
         timeout: float | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple[dict, dict, dict]:
         if kwargs:
             raise TypeError(f"the keypoint-detection pipeline has no parameters {sorted(kwargs)}.")
@@ -105,7 +105,7 @@ class ClusTRKeypointDetectionPipeline(Pipeline):
             for parameters in (preprocess, forward, postprocess)
         )
 
-    def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs) -> list:
+    def __call__(self, inputs: Any, boxes: Sequence[Any] | None = None, **kwargs: Any) -> list[Any]:
         """Keypoints of the people in one or several images; the class documents the arguments."""
         inputs = list(inputs) if isinstance(inputs, (list, tuple)) else inputs
         if isinstance(inputs, list) and not inputs:

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""A trained model as a complete repository: what its card says about command, settings, data and results."""
+"""The model card of a training: command, settings, data and results; and the [`Report`] of an evaluation."""
 
 import importlib.metadata
 import platform
@@ -23,13 +23,13 @@ from .sources import ModelArguments, SourceArguments
 @dataclass
 class TrainingCard:
     """
-    The card of a training.
+    The model card of a training.
 
     Args:
-        args ([`LoopArguments`] or `TrainingArguments` with its `command` and `settings`): What was trained, and how.
-        data_args ([`SourceArguments`]): On which data.
-        model_args ([`ModelArguments`]): From which model.
-        summary (`str`): What a trained model is.
+        args ([`LoopArguments`], or `TrainingArguments` with a `command` and `settings`): Arguments of the training.
+        data_args ([`SourceArguments`]): Arguments of the data.
+        model_args ([`ModelArguments`]): Arguments of the initial model.
+        summary (`str`): One sentence about the trained model.
     """
 
     args: LoopArguments | TrainingArguments
@@ -38,7 +38,7 @@ class TrainingCard:
     summary: str
 
     def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
-        """Handler, requirements and card beside a saved model, given what is in `all_results.json`."""
+        """Write handler, requirements and card to the folder of a saved model; `results` as in `all_results.json`."""
         name, dataset_id, part = describe_data(self.data_args)
         contents = CardContents(
             name=Path(self.args.output_dir).resolve().name,
@@ -54,7 +54,7 @@ class TrainingCard:
         complete_repository(folder, contents)
 
     def _base_model(self) -> str | None:
-        """Id on the Hub of the model that was fine-tuned."""
+        """Hub id of the model that was fine-tuned, if it is from the Hub."""
         name = self.model_args.model_name_or_path
         return None if name is None or Path(name).exists() else name
 
@@ -62,18 +62,20 @@ class TrainingCard:
 @dataclass(kw_only=True)
 class Report:
     """
-    What people look at after an evaluation: a table and pictures; and the card of a trained model. It is the loop's
-    `write_card`, and its `write_evaluation` the loop's. A task with pictures has a subclass that draws them.
+    The report of an evaluation, a table of scores and pictures of predictions, and the card of the trained model.
+
+    The report itself is the `write_card` of a [`Task`], its method `write_evaluation` is the one of the task. A task
+    with pictures implements `draw_predictions` in a subclass.
 
     Args:
-        scores: The loop's `compute_metrics`, whose `table` is that of the last evaluation.
-        card ([`TrainingCard`]): Of the training.
-        model_class (`type`): To load the saved model by.
-        num_pictures (`int`): Validation images to draw; 0 draws none.
-        kind (`str`): What the table has rows of.
-        has_card (`bool`): Whether the package can load the model, which is what a card is about.
+        scores: The `compute_metrics` of the task; its `table` has the scores of the last evaluation.
+        card ([`TrainingCard`]): Card of the training.
+        model_class (`type`): Class that loads the saved model.
+        num_pictures (`int`): Number of validation images to draw.
+        kind (`str`): What a row of the table is about, such as "class".
+        has_card (`bool`): Whether to write a card, which requires a model of this package.
         shows_table (`bool`): Whether the card shows the table.
-        remark (`str`): What the card says before the table.
+        remark (`str`): Text of the card above the table.
     """
 
     scores: Any
@@ -90,7 +92,7 @@ class Report:
         return Path(self.card.args.output_dir) / f"per_{self.kind}_results.json"
 
     def __call__(self, folder: Path, results: dict[str, Any]):
-        """Table, pictures and card of the model that is saved in a folder."""
+        """Write the table, and the pictures and the card of the model that is saved in a folder."""
         model = self.model_class.from_pretrained(folder).eval() if self.num_pictures > 0 else None
         self.write_evaluation(model, folder)
         if self.has_card:
@@ -98,19 +100,19 @@ class Report:
             self.card.write(folder, results, [self.remark, *tables] if self.remark else tables)
 
     def write_evaluation(self, model: nn.Module | None, folder: Path):
-        """The table in the output folder, and pictures of a model, on the CPU, in a folder."""
-        if self.scores.table is not None:  # else this process has resumed a run after its last evaluation
+        """Write the table to the output folder, and pictures of a model on the CPU to a folder."""
+        if self.scores.table is not None:  # None if this process resumed after the last evaluation
             write_table(self.scores.table, self.table)
         if self.num_pictures > 0:
             self.draw_predictions(model, folder / "predictions.png")
 
     def draw_predictions(self, model: nn.Module, path: Path):
-        """Validation images that lie evenly in the split, with what the model predicts."""
+        """Draw predictions for validation images that are spread evenly over the split."""
         raise NotImplementedError
 
 
 def describe_training(results: dict[str, Any]) -> str:
-    """How long it took, on what, in which versions."""
+    """Number of steps, duration, device and versions."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
     duration = f", {results['train_runtime'] / 60:.1f} minutes" if "train_runtime" in results else ""
     return (
@@ -127,8 +129,11 @@ def describe_device() -> str:
 
 def describe_data(args: SourceArguments) -> tuple[str, str | None, str]:
     """
-    What was evaluated on: the name of the data, without the folders of whoever trained, their id on the Hub if they are
-    from there, and which part of them it was.
+    Describe the evaluation data.
+
+    Returns:
+        `tuple[str, str | None, str]`: their name, without private folders; their Hub id, if they are from the Hub; and
+        the part of them that was used.
     """
     hub_name = getattr(args, "dataset_name", None)
     is_part = getattr(args, "holds_back", False)
@@ -139,5 +144,5 @@ def describe_data(args: SourceArguments) -> tuple[str, str | None, str]:
     if hub_name is not None and not Path(hub_name).exists():
         return hub_name, hub_name, part
     validation = ("dataset_name", "validation_annotation_file", "validation_file", "validation_dir")
-    sources = (*validation, "train_annotation_file", "train_file", "train_dir")  # the first one that is given
+    sources = (*validation, "train_annotation_file", "train_file", "train_dir")  # the first one given names the data
     return shorten_path(next(filter(None, (getattr(args, source, None) for source in sources)))), None, part

@@ -1,11 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Files and folders that are whole or not there at all, and the checkpoints of a run.
+The checkpoints of a run, and the atomic writes of files and folders behind them.
 
-A folder is written under a name that ends in `.incomplete`, flushed to the disk, and then renamed, which is atomic:
-whenever the process is killed, every folder without that ending is complete. All processes must see the same disk.
+A folder is written under a name that ends in `.incomplete`, flushed to the disk, and then renamed, which is atomic. A
+folder without that ending is therefore complete, even after a kill. All processes must share the disk.
 
-What happens to a folder afterwards, on the disk or in a copy, is found by its checksums before a run resumes from it.
+Before a run resumes from a folder, its checksums show whether it was damaged later, on the disk or in a copy.
 """
 
 import json
@@ -30,26 +30,26 @@ from .distributed import decided_by_main_process
 logger = logging.getLogger(__name__)
 INCOMPLETE = ".incomplete"
 STATE_FILE = "training_state.json"
-# Where Accelerate keeps the weights of a model, and the first of the other objects: the moving average.
+# The files in which Accelerate saves the weights and the first registered object, the moving average.
 WEIGHTS, AVERAGE = "model.safetensors", "custom_checkpoint_0.pkl"
-# What torch, safetensors and Accelerate raise for files that are not what they should be.
+# The errors of torch, safetensors and Accelerate for damaged files.
 LOADING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
-# In the state of a checkpoint that was saved with checksums, so that it is not taken for an older one without them.
+# Key in the state of a checkpoint with checksums; older checkpoints have neither the key nor checksums.
 MARK = "checksums"
 
 
 @dataclass
 class TrainingState:
-    """What a run knows of its past, apart from weights and the optimizer's moments."""
+    """The state of a run besides its weights and its optimizer."""
 
     step: int = 0
-    pending_losses: list[float] = field(default_factory=list)  # since the last log entry
+    pending_losses: list[float] = field(default_factory=list)  # of the steps since the last log entry
     log_history: list[dict] = field(default_factory=list)
     best_metric: float | None = None
     best_step: int | None = None
     skipped: list[str] = field(default_factory=list)  # samples that could not be read
     seconds: float = 0.0
-    fingerprint: dict = field(default_factory=dict)  # what must be the same for the position to mean the same
+    fingerprint: dict = field(default_factory=dict)  # settings that determine the order of the data
     class_names: list[str] | None = None  # in the order of the model's outputs
 
     def save(self, folder: Path):
@@ -58,10 +58,10 @@ class TrainingState:
     @classmethod
     def load(cls, folder: Path) -> "TrainingState":
         """
-        The state that a checkpoint holds.
+        Load the state of a checkpoint.
 
         Raises:
-            ValueError: if the file is missing or does not hold one.
+            ValueError: if the file is missing or does not hold a state.
         """
         return cls(**{name: value for name, value in _read_state(folder).items() if name != MARK})
 
@@ -81,7 +81,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: str | bytes):
-    """Write a file that a reader finds either as it was or as it will be."""
+    """Write a file so that readers see either the old or the new content."""
     temporary = path.with_name(path.name + INCOMPLETE)
     try:
         with temporary.open("wb") as file:
@@ -99,10 +99,15 @@ def write_json(path: Path, content: object):
 
 def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator):
     """
-    Make a folder by `write(temporary folder)`, which every process calls, and give it its name when it is whole.
+    Write a folder atomically. All processes must call it.
+
+    Args:
+        folder (`Path`): The folder to write; an existing one is replaced.
+        write (`Callable[[Path], None]`): Writes the content to a temporary folder; all processes call it.
+        accelerator (`Accelerator`): Of the run.
 
     Raises:
-        OSError: if it could not be written, for example because the disk is full; nothing is left then.
+        OSError: if the folder cannot be written, for example because the disk is full; no part of it remains.
     """
     temporary = folder.with_name(folder.name + INCOMPLETE)
     if accelerator.is_main_process:
@@ -130,7 +135,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accel
 
 
 def _flush(folder: Path):
-    """Make sure that all files are on the disk, not only in memory."""
+    """Flush all files of a folder to the disk."""
     for path in folder.rglob("*"):
         _flush_entry(path)
     _flush_entry(folder)
@@ -145,7 +150,7 @@ def _flush_entry(path: Path):
 
 
 def remove_folder(folder: Path):
-    """Remove a folder so that a kill in between leaves no half of it under its name."""
+    """Remove a folder. It is renamed first, so that a kill leaves no incomplete folder under its name."""
     if folder.exists():
         doomed = folder.with_name(f"{folder.name}-removed{INCOMPLETE}")
         folder.rename(doomed)
@@ -153,7 +158,7 @@ def remove_folder(folder: Path):
 
 
 def numbered_folders(output_dir: Path, name: str) -> list[Path]:
-    """Folders `<name>-<step>` in order of their steps."""
+    """The folders `<name>-<step>`, in the order of their steps."""
     found = [path for path in output_dir.glob(f"{name}-*") if re.fullmatch(rf"{name}-\d+", path.name) and path.is_dir()]
     return sorted(found, key=folder_step)
 
@@ -164,8 +169,8 @@ def folder_step(folder: Path) -> int:
 
 def prune(output_dir: Path, name: str, keep: int, newest: int):
     """
-    Remove all but the last `keep` of `numbered_folders` up to step `newest`, the oldest first. Later ones, damaged or
-    of a run that was resumed before them, do not count.
+    Remove all but the last `keep` numbered folders up to step `newest`, the oldest first. Later folders, which are
+    damaged or belong to a run that was resumed before them, are ignored.
     """
     folders = [folder for folder in numbered_folders(output_dir, name) if folder_step(folder) <= newest]
     for folder in folders[:-keep]:
@@ -173,7 +178,7 @@ def prune(output_dir: Path, name: str, keep: int, newest: int):
 
 
 def remove_incomplete(output_dir: Path):
-    """Remove what a killed run was writing."""
+    """Remove the unfinished files and folders of a killed run."""
     for path in output_dir.glob(f"*{INCOMPLETE}"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -202,7 +207,7 @@ def prepare_folder(output_dir: Path, accelerator: Accelerator):
 
 
 def damage_of_checkpoint(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, one sentence a file; of one without checksums little can be said."""
+    """Describe the damage of a checkpoint, one sentence for each file. Without checksums, only the state is checked."""
     if not has_checksums(folder):
         try:
             mark = _read_state(folder).get(MARK)
@@ -224,17 +229,16 @@ def has_checksums(folder: Path) -> bool:
 
 def find_checkpoint(output_dir: Path, resume_from: str | None, announce: bool = True) -> Path | None:
     """
-    The checkpoint to go on from, which is whole; None to begin. All processes must call it: the main process looks at
-    the files, and all get its answer.
+    Find the checkpoint to resume from; None to start fresh. All processes must call it and get the same answer.
 
     Args:
-        output_dir (`Path`): Where the run writes.
-        resume_from (`str`, *optional*): A checkpoint folder, or `"latest"`: the last whole one.
-        announce (`bool`): Whether to warn of damaged checkpoints, and of those without checksums.
+        output_dir (`Path`): Output folder of the run.
+        resume_from (`str`, *optional*): A checkpoint folder, or `"latest"` for the latest complete checkpoint.
+        announce (`bool`): Whether to warn of damaged checkpoints and of checkpoints without checksums.
 
     Raises:
-        ValueError: if the folder is no checkpoint or is damaged, if all that `"latest"` can choose from are, or if none
-            was asked for and there are some, which would be mixed with those of another run.
+        ValueError: if the folder is not a checkpoint or is damaged; if all checkpoints are damaged; or if no checkpoint
+            is requested although the output folder has some, which would get mixed with those of the new run.
     """
     return decided_by_main_process(lambda: _find_checkpoint(output_dir, resume_from, announce))
 
@@ -244,35 +248,35 @@ def _find_checkpoint(output_dir: Path, resume_from: str | None, announce: bool) 
     if resume_from is None:
         if existing:
             raise ValueError(
-                f"--output_dir {output_dir} has {existing[-1].name} of an earlier run: go on with "
+                f"--output_dir {output_dir} has {existing[-1].name} of an earlier run: resume it with "
                 f"--resume_from_checkpoint latest, or use another folder"
             )
         return None
-    chosen = _last_whole(existing, announce) if resume_from == "latest" else _named(Path(resume_from), output_dir)
+    chosen = _last_undamaged(existing, announce) if resume_from == "latest" else _named(Path(resume_from), output_dir)
     if announce and chosen is not None and not has_checksums(chosen):
-        logger.warning(f"{chosen} has no {CHECKSUMS}: whether its files are as they were saved is not known")
+        logger.warning(f"{chosen} has no {CHECKSUMS}: damage to its files cannot be detected")
     return chosen
 
 
 def _named(folder: Path, output_dir: Path) -> Path:
     if not (folder / STATE_FILE).is_file() and not has_checksums(folder):
         raise ValueError(
-            f"--resume_from_checkpoint {folder} is not a checkpoint: there is no {STATE_FILE} in it. "
+            f"--resume_from_checkpoint {folder} is not a checkpoint: it has no {STATE_FILE}. "
             f"Checkpoints in {output_dir}: {_names(numbered_folders(output_dir, 'checkpoint'))}"
         )
     damage = damage_of_checkpoint(folder)
     if damage:
         others = numbered_folders(folder.resolve().parent, "checkpoint")
-        whole = [path for path in others if path != folder.resolve() and not damage_of_checkpoint(path)]
+        undamaged = [path for path in others if path != folder.resolve() and not damage_of_checkpoint(path)]
         raise ValueError(
-            f"--resume_from_checkpoint {folder} is damaged: {'; '.join(damage)}. Whole checkpoints beside it: "
-            f"{_names(whole)}"
+            f"--resume_from_checkpoint {folder} is damaged: {'; '.join(damage)}. Undamaged checkpoints beside it: "
+            f"{_names(undamaged)}"
         )
     return folder
 
 
-def _last_whole(existing: list[Path], announce: bool) -> Path | None:
-    """The last whole one of numbered checkpoints; None if there are none at all."""
+def _last_undamaged(existing: list[Path], announce: bool) -> Path | None:
+    """The last undamaged one of some checkpoints; None if there are no checkpoints."""
     damaged = []
     for folder in reversed(existing):
         damage = damage_of_checkpoint(folder)
@@ -284,8 +288,8 @@ def _last_whole(existing: list[Path], announce: bool) -> Path | None:
         damaged.append(f"{folder} is damaged: {'; '.join(damage)}")
     if damaged:
         raise ValueError(
-            f"--resume_from_checkpoint latest finds no whole checkpoint: {'. '.join(damaged)}. To begin again, remove "
-            f"them or use another --output_dir"
+            f"--resume_from_checkpoint latest finds no undamaged checkpoint: {'. '.join(damaged)}. To start fresh, "
+            f"remove them or use another --output_dir"
         )
     return None
 

@@ -1,27 +1,28 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Checksums of what a run saves: size and SHA-256 of every file of a folder, in `checksums.json` beside them.
+Checksums of saved folders: `checksums.json` lists the size and the SHA-256 of every other file in a folder.
 
-They are written before the folder gets its name and are compared before anything in it is read. A file that has changed
-since, on a failing disk or by an interrupted copy, is named; its weights would otherwise load without an error.
+A run writes the checksums before the folder gets its final name, and compares them before it reads the folder. This
+finds files that a failing disk or an interrupted copy has changed and whose weights would load without an error.
 """
 
 import functools
 import hashlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
+
+from .distributed import is_main_process
 
 
 logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
-SLOW = 1.0  # seconds after which the log says what the time went into
+SLOW = 1.0  # seconds after which a comparison is logged
 
 
 def write_checksums(folder: Path):
-    """Write `checksums.json` of all files in a folder and its subfolders; `{name: {"size": bytes, "sha256": hex}}`."""
+    """Write `checksums.json` for all files in a folder and its subfolders: `{name: {"size": bytes, "sha256": hex}}`."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
     checksums = {
         name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in sorted(_files(folder).items())
@@ -31,14 +32,17 @@ def write_checksums(folder: Path):
 
 def find_damage(folder: Path, suffixes: tuple[str, ...] | None = None) -> list[str]:
     """
-    What is wrong with the files of a folder that has `checksums.json`: one sentence a file, which names it.
+    Compare the files of a folder with its `checksums.json`.
 
-    Files without a checksum are not looked at. The answer is kept until a file's size or time of change differs, so
-    that asking again costs nothing.
+    Files without a checksum are ignored. The result is cached until the size or the modification time of a file
+    changes.
 
     Args:
-        folder (`Path`): Where `checksums.json` is.
-        suffixes (`tuple[str, ...]`, *optional*): Endings of the files to compare; default: all.
+        folder (`Path`): A folder with `checksums.json`.
+        suffixes (`tuple[str, ...]`, *optional*): Suffixes of the files to compare. Default: all files.
+
+    Returns:
+        `list[str]`: one sentence for each damaged file, which names the file.
     """
     stats = {name: path.stat() for name, path in _files(folder).items()}
     signature = tuple(sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats.items()))
@@ -47,20 +51,22 @@ def find_damage(folder: Path, suffixes: tuple[str, ...] | None = None) -> list[s
 
 def checked_files(folder: Path) -> set[str]:
     """
-    Names of the files that `checksums.json` lists.
+    The names of the files that `checksums.json` lists.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: if `checksums.json` cannot be read.
     """
     return set(_read(folder / CHECKSUMS))
 
 
 def warn_of_changed_weights(folder: Path):
-    """Say which weights of a folder that a run has saved are others now; somebody may have meant to replace them."""
-    if not (folder / CHECKSUMS).is_file() or int(os.environ.get("RANK", 0)) > 0:  # one process of many says it
+    """Warn of weights that have changed since a run saved the folder; the user may have replaced them on purpose."""
+    if not (folder / CHECKSUMS).is_file() or not is_main_process():
         return
     for damage in find_damage(folder, (".safetensors", CHECKSUMS)):
-        logger.warning(f"{folder} is not as the training saved it: {damage}; if that is meant, remove its {CHECKSUMS}")
+        logger.warning(
+            f"{folder} is not as the training saved it: {damage}; if this is intended, remove its {CHECKSUMS}"
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,7 +95,7 @@ def _damage_of_file(path: Path, name: str, expected: dict) -> list[str]:
         return [f"{name} {kind}: it has {size} bytes, and had {expected['size']} when it was saved"]
     try:
         digest = _sha256(path)
-    except OSError as error:  # a disk that fails
+    except OSError as error:  # of a failing disk
         return [f"{name} cannot be read: {error.strerror}"]
     return [] if digest == expected["sha256"] else [f"{name} differs from what was saved (SHA-256)"]
 

@@ -133,6 +133,11 @@ def broadcast_buffers(model: nn.Module, accelerator: Accelerator):
             torch.distributed.broadcast(buffer, src=0)
 
 
+def is_main_process() -> bool:
+    """Whether this is the only process or the first one, for code that has no `Accelerator`."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def decided_by_main_process(decide: Callable[[], Any]) -> Any:
     """Return or raise in all processes what `decide` returns or raises in the main process. All must call it."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():

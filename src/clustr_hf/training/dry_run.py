@@ -13,9 +13,9 @@ from accelerate.utils import send_to_device
 from matplotlib.figure import Figure
 from torch import nn
 
+from ..devices import device_name, is_accelerator, peak_memory, total_memory
 from .arguments import LoopArguments
 from .data.samples import LoaderOptions, training_loader
-from .devices import device_name, is_accelerator, peak_memory, total_memory
 from .optimizers import make_optimizer
 from .report import write_picture
 from .schedule import TrainingPlan

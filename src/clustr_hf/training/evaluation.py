@@ -2,7 +2,7 @@
 """
 Evaluation of a model, on its own or during training.
 
-Every sample counts once, whatever the number of processes and the size of the batches.
+Every sample counts once, whatever the number of processes and the batch size.
 """
 
 import copy
@@ -30,14 +30,14 @@ logger = get_logger(__name__)
 
 
 class Loop:
-    """What a training and an evaluation have in common. Subclasses make `model` and `eval_loader`."""
+    """The common part of training and evaluation. Subclasses set `model` and `eval_loader`."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         self.task, self.args, self.accelerator = task, args, accelerator
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState()
         self.ema = None
-        # Whole weights are put into a copy: wrappers and shards need not be undone.
+        # Gathered weights are loaded into this copy, so that wrappers and shards can stay.
         self.skeleton = copy.deepcopy(task.model) if accelerator.is_main_process else None
 
     def _loader_options(self) -> LoaderOptions:
@@ -58,7 +58,7 @@ class Loop:
             self.accelerator.init_trackers("clustr_hf", config=settings)
 
     def _receive(self, loaded: dict) -> dict:
-        """The task's batch on the device; skipped samples are told and counted, each once."""
+        """Move a batch of the task to the device; log and count each skipped sample once."""
         for message in loaded["skipped"]:
             if message not in self.state.skipped:
                 logger.warning(f"skipped an unreadable sample: {message}", main_process_only=False)
@@ -72,7 +72,7 @@ class Loop:
 
     @torch.no_grad()
     def _score(self) -> dict[str, float]:
-        """The metrics of the evaluation's samples, and how many these are, `eval_samples`."""
+        """The metrics of the task on the evaluation data, and the number of samples, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
         # Processes keep statistics of batch norms of their own on CPUs; those of the main process are saved.
@@ -90,10 +90,10 @@ class Loop:
         return {**metrics, "eval_samples": len(records)}
 
     def _check_for_stop(self):
-        """Where a loop that listens to signals may leave an evaluation."""
+        """A training loop leaves an evaluation here when it has received a signal."""
 
     def _gather_model(self) -> nn.Module | None:
-        """What is saved, whole and on the CPU, in the main process; None in the others. All of them must call it."""
+        """The model to save, on the CPU with whole weights; None except in the main process. All must call it."""
         weights = self.accelerator.get_state_dict(self.model) if self.ema is None else self.ema.module.state_dict()
         if not self.accelerator.is_main_process:
             return None
@@ -102,7 +102,7 @@ class Loop:
 
 
 class EvaluationLoop(Loop):
-    """The evaluation of a model, or of a checkpoint of a run. Every process has one."""
+    """The evaluation of a model, or of a checkpoint of a run. Every process has its own loop."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         checkpoint = self._find_checkpoint(args)
@@ -118,7 +118,7 @@ class EvaluationLoop(Loop):
 
     @staticmethod
     def _find_checkpoint(args: LoopArguments) -> Path | None:
-        """The checkpoint to evaluate, if it is not the model that was loaded."""
+        """The checkpoint to evaluate; None to evaluate the model of the task as it is."""
         if args.resume_from_checkpoint is None:
             return None
         checkpoint = find_checkpoint(Path(args.output_dir), args.resume_from_checkpoint)
@@ -133,19 +133,19 @@ class EvaluationLoop(Loop):
         if not uses_fsdp(accelerator):
             if sharded_checkpoint is not None:
                 raise ValueError(
-                    f"--resume_from_checkpoint {sharded_checkpoint} must have {WEIGHTS}, or shards and a launch with "
-                    f"FSDP"
+                    f"--resume_from_checkpoint {sharded_checkpoint} must contain {WEIGHTS}, or shards if FSDP is "
+                    f"launched"
                 )
             self.model = accelerator.prepare_model(model, evaluation_mode=True)
             return
-        unused = torch.optim.SGD(model.parameters(), lr=0.0)  # Accelerate shards models with their optimizers only
+        unused = torch.optim.SGD(model.parameters(), lr=0.0)  # Accelerate shards models only with an optimizer
         self.model, _ = accelerator.prepare(model, unused)
         fix_batch_norms_of_fsdp(self.model)
         if sharded_checkpoint is not None:
             load_fsdp_model(accelerator.state.fsdp_plugin, accelerator, self.model, str(sharded_checkpoint))
 
     def run(self) -> dict[str, float]:
-        """Score the model; write `eval_results.json` and the task's tables and pictures."""
+        """Evaluate the model; write `eval_results.json`, and the tables and pictures of the task."""
         scores = self._score()
         model = None if self.task.write_evaluation is None else self._gather_model()
         if self.accelerator.is_main_process:
@@ -161,10 +161,10 @@ class EvaluationLoop(Loop):
 
 def load_weights(model: nn.Module, checkpoint: Path):
     """
-    Give a model the weights that a run would save at a checkpoint: those of the moving average, if there is one.
+    Load the weights of a checkpoint that a run would save as its model: the moving average, if there is one.
 
     Raises:
-        ValueError: if they cannot be read, or are those of another model.
+        ValueError: if the weights cannot be read or belong to another model.
     """
     try:
         if (checkpoint / AVERAGE).is_file():
@@ -173,11 +173,11 @@ def load_weights(model: nn.Module, checkpoint: Path):
             weights = load_file(checkpoint / WEIGHTS)
     except LOADING_ERRORS as error:
         raise ValueError(f"--resume_from_checkpoint {checkpoint} cannot be loaded: {error}") from error
-    consume_prefix_in_state_dict_if_present(weights, "module.")  # of DDP, and of the moving average
+    consume_prefix_in_state_dict_if_present(weights, "module.")  # the prefix of DDP and of the moving average
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(
-            f"--resume_from_checkpoint {checkpoint} is of another model: the arguments must name the model as those of "
-            f"its training did ({error})"
+            f"--resume_from_checkpoint {checkpoint} is of another model: the arguments must name the model as in its "
+            f"training ({error})"
         ) from error

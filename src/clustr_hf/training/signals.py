@@ -1,10 +1,10 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Signals that stop a run: Ctrl-C, and SIGTERM or SIGUSR1 from a scheduler that needs the machine.
+Signals that stop a run: SIGINT (Ctrl-C), and SIGTERM or SIGUSR1 from a scheduler that needs the machine.
 
-[`StopRequests`] notes them, and the processes of a training agree on the step after which all of them stop.
-[`run_interruptibly`] ends a script by Ctrl-C without a traceback. The exit status is the shell's for a signal, 128 plus
-its number: 130 for SIGINT, 143 for SIGTERM.
+[`StopRequests`] records signals and makes all processes of a training stop after the same step. [`run_interruptibly`]
+ends a script on Ctrl-C without a traceback. The exit status follows the convention of shells, 128 plus the number of
+the signal: 130 for SIGINT, 143 for SIGTERM.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 
 
-# As far as the platform has them.
+# The signals that exist on this platform.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -36,14 +36,15 @@ class StopRequested(Exception):
 
 class StopRequests:
     """
-    A context in which the first signal is noted and the second one ends the process as if nobody had listened.
+    A context that records the first signal; a second signal has its usual effect and ends the process.
 
-    Outside the main thread, where Python allows no handlers, signals do what they did before; so do those that whoever
-    started the process has ignored (`nohup`, jobs in the background of a script).
+    The context does not change signals outside the main thread, where Python does not allow handlers, nor signals that
+    the process ignores from its start (`nohup`, background jobs of a script).
 
     Args:
-        device (`torch.device`): Of the training.
-        is_delayed (`bool`, *optional*): As in [`agreed`]; default: on all devices but CPUs.
+        device (`torch.device`): Device of the training.
+        is_delayed (`bool`, *optional*): Whether [`agreed`] returns the result of the call before. Default: true on
+            accelerators, false on CPUs.
     """
 
     def __init__(self, device: torch.device, is_delayed: bool | None = None):
@@ -71,16 +72,16 @@ class StopRequests:
             os.kill(os.getpid(), number)
         self.received = number
         name = signal.Signals(number).name
-        # Not the logger, which may be at work in the code that was interrupted.
+        # Not through the logger, which the signal may have interrupted.
         os.write(2, f"\n{name}: stopping after this step; another signal stops at once\n".encode())
 
     def agreed(self) -> int:
         """
-        The signal after which to stop, or 0: the same in all processes, which must call it equally often. One that any
-        of them has received is enough.
+        The number of the signal that any process has received, or 0. All processes must call this method equally often
+        and get the same answer.
 
-        On accelerators the answer is that of the call before (`is_delayed`): to wait for this one, which the device
-        reaches after all that was asked of it, would leave the device without work.
+        With `is_delayed`, the answer is that of the call before. An accelerator would otherwise run out of work while
+        the host waits for the answer, which is queued behind all other work.
         """
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return self.received
@@ -97,7 +98,7 @@ class StopRequests:
         return int(answer)
 
     def _copy(self, request: torch.Tensor) -> tuple[torch.Tensor, torch.Event | None]:
-        """The request on the CPU, and the event at which it will be there."""
+        """Copy the request to the CPU; the event, if any, marks the end of the copy."""
         answer = request.to("cpu", non_blocking=True)
         if self.device.type == "cpu":
             return answer, None
@@ -107,23 +108,23 @@ class StopRequests:
 
 
 def run_interruptibly(main: Callable[[], object]):
-    """Run a script's `main`; Ctrl-C, where nothing else listens, ends it with one line instead of a traceback."""
+    """Run the `main` function of a script; Ctrl-C ends it with a one-line message instead of a traceback."""
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted; the checkpoints that were saved before remain", file=sys.stderr)
+        print("interrupted; checkpoints that are already saved remain", file=sys.stderr)
         raise SystemExit(exit_status(signal.SIGINT)) from None
 
 
 def leave_stopping_to_main_process(_: int = 0):
     """
-    A `worker_init_fn` for `DataLoader`: its workers live through signals that all processes of a job receive, since
-    without them the step in progress could not be finished. SIGTERM of the parent, which ends workers so, still counts.
+    A `worker_init_fn` for `DataLoader` that makes workers ignore signals sent to all processes of a job, so that the
+    step in progress can be finished. SIGTERM from the parent process still ends the workers.
     """
     for number in STOPPING:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody knows who has sent it
+    if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal; not available on all platforms
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_for_parent, daemon=True).start()
 

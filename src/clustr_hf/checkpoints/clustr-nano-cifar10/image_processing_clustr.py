@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Images to `pixel_values`, segmentation maps to `labels`, and logits back to maps."""
+"""The image processor of ClusTR: images to `pixel_values`, segmentation maps to `labels`, logits to class maps."""
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
@@ -44,27 +44,27 @@ from .image_reading_clustr import (
 
 logger = logging.get_logger(__name__)
 
-# What becomes of the values of an image.
+# Settings that transform the values of an image.
 SCALE_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean")
 
-# Label of pixels that do not count, in maps and where a crop reaches beyond its map.
+# Label of ignored pixels, in maps and where a crop extends beyond its map.
 IGNORE_INDEX = 255
 
-# Images are not enlarged to more pixels than these: those of a few rows or columns would take gigabytes.
-MOST_PIXELS = 2**27
-# Of images whose sides differ by more than this factor, only what the crop may show is resized ...
-LONGEST_RATIO = 64
-# ... and so many pixels around it, in which the filters look.
+# Images are not enlarged beyond this number of pixels: images of a few rows or columns would take gigabytes.
+MAX_PIXELS = 2**27
+# If the aspect ratio of an image exceeds this, only the visible part of the crop is resized ...
+MAX_ASPECT_RATIO = 64
+# ... plus a margin in pixels for the support of the resampling filters.
 CROP_MARGIN = 4
 
-# Classes whose logits are resized together: their number bounds the memory, whatever the number of all classes.
+# Number of classes whose logits are resized at once, which bounds the memory for any number of classes.
 CLASSES_AT_ONCE = 8
 
 
 class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether to shift the labels of segmentation maps down by one, and 0 to 255, as ADE20K needs.
+        Whether to decrement the labels of segmentation maps by one and replace 0 by 255, as ADE20K requires.
     """
 
     do_reduce_labels: bool
@@ -72,35 +72,37 @@ class ClusTRImageProcessorKwargs(ImagesKwargs, total=False):
 
 class ReadsImagesMixin:
     """
-    What images may be, for all image processors of ClusTR: PIL images and image files are turned upright by their
-    metadata, and greyscale, palette, CMYK, 16-bit and float ones become 8-bit RGB; transparency is laid on white.
-    Arrays of values that no image has are refused.
+    Image decoding that all image processors of ClusTR share: PIL images and image files are rotated by their metadata;
+    greyscale, palette, CMYK, 16-bit and float images become 8-bit RGB; transparent pixels are blended with white.
+    Arrays with values outside the valid range are rejected.
     """
 
-    # For `handler.py`, which stands alone in a repository and reaches its code through the processor.
+    # For `handler.py`, which has no imports from its repository and accesses its code through the processor.
     find_format, scan_file, guard_pil = staticmethod(find_format), staticmethod(scan_file), staticmethod(guard_pil)
 
-    def read_image(self, image: Image.Image | str | os.PathLike | bytes, timeout: float | None = None) -> Image.Image:
+    def read_image(
+        self, image: Image.Image | str | os.PathLike[str] | bytes, timeout: float | None = None
+    ) -> Image.Image:
         """
-        An image as the model sees it before it is resized. Pipelines of transformers read paths on their own, and fail
-        where EXIF is malformed; they take what this returns.
+        Decode an image as the model sees it, before resizing. Pipelines of transformers accept the returned image; they
+        would decode paths themselves and fail on malformed EXIF.
 
         Args:
             image (`PIL.Image.Image`, `str`, `os.PathLike` or `bytes`):
-                An image, path, URL, image file in base64, or the bytes of one.
+                An image, path, URL, base64-encoded image file, or the bytes of an image file.
             timeout (`float`, *optional*):
-                Seconds to wait for the server of a URL.
+                Timeout of a URL's server in seconds.
 
         Returns:
-            `PIL.Image.Image`: upright, 8-bit RGB, without metadata.
+            `PIL.Image.Image`: the rotated image, 8-bit RGB, without metadata.
 
         Raises:
-            ValueError: if it cannot be decoded.
+            ValueError: if the image cannot be decoded.
         """
         return read_image(image, timeout)
 
-    def fetch_images(self, image_url_or_urls: Any):
-        """Files are opened by PIL, which knows more modes and metadata than the tensor decoders."""
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open files with PIL, which supports more modes and metadata than the tensor decoders."""
         if isinstance(image_url_or_urls, (str, os.PathLike)):
             return open_image(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
@@ -114,35 +116,31 @@ class ReadsImagesMixin:
         rescale_factor: float | None = None,
         do_normalize: bool | None = None,
         image_mean: float | Sequence[float] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """
-        One image of any supported kind as a tensor `(channels, height, width)`. What becomes of its values,
-        `do_rescale` to `image_mean`, says which ones an array may have.
+        Convert an image of any supported kind to a tensor `(channels, height, width)`. `do_rescale` to `image_mean`
+        determine the valid range of array values.
         """
         is_picture, scale = bool(do_convert_rgb), 1.0
         highest = _highest_value(do_rescale, rescale_factor, do_normalize, image_mean)
         if isinstance(image, Image.Image):
-            image = as_rgb(image) if is_picture else load_image(image)
-            if highest == 1.0:
-                read_array(np.asarray(image), highest)  # refuses what has 8 bits
-            if is_picture:
-                image, input_data_format = rgb_to_tensor(image), ChannelDimension.FIRST
+            image = _read_pil_image(image, is_picture, highest)
+            input_data_format = ChannelDimension.FIRST if is_picture else input_data_format
         elif isinstance(image, (np.ndarray, torch.Tensor)):
             image = read_array(image, highest)
-            _warn_of_shares(image, do_rescale)
+            _warn_of_low_values(image, do_rescale)
             if is_picture and image.is_floating_point() and 4 in (*image.shape[:1], *image.shape[-1:]):
-                scale = highest or 1.0  # upstream blends transparency of floats in [0, 1]
-            is_row = image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4)
-            if is_picture and input_data_format is None and is_row:
-                input_data_format = ChannelDimension.LAST  # one row of colours rather than one channel of 3 columns
+                scale = highest or 1.0  # upstream blends transparency for floats in [0, 1]
+            if is_picture and input_data_format is None and _is_row(image):
+                input_data_format = ChannelDimension.LAST
         image = image / scale if scale != 1 else image
         shape = tuple(getattr(image, "shape", ()))
         try:
             tensor = super().process_image(
                 image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
             )
-        except (RuntimeError, ValueError) as error:  # upstream says nothing of the array
+        except (RuntimeError, ValueError) as error:  # upstream's message does not describe the array
             raise ValueError(
                 "`images` must have shape (height, width), (height, width, channels) or (channels, height, width) and "
                 f"1, 3 or 4 channels, got {shape}: {error}"
@@ -153,7 +151,7 @@ class ReadsImagesMixin:
         return tensor.expand(3, -1, -1) if is_picture and tensor.shape[0] == 1 else tensor
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
-        """Greyscale arrays (height, width) get a channel dimension; else as upstream, which names no argument."""
+        """As upstream, but adds a channel dimension to greyscale arrays (height, width) and names the argument."""
         name = "images" if expected_ndims == 3 else "segmentation_maps"
         _check_kinds(name, images)
         if expected_ndims == 3 and isinstance(images, (list, tuple)):
@@ -164,18 +162,18 @@ class ReadsImagesMixin:
         try:
             return super()._prepare_images_structure(images, expected_ndims=expected_ndims)
         except ValueError as error:
-            if str(error).startswith("`"):  # it is ours
+            if str(error).startswith("`"):  # our own message
                 raise
             raise ValueError(
-                f"`{name}` must be images of {expected_ndims} dimensions, got {reprlib.repr(shapes)}."
+                f"`{name}` must be images with {expected_ndims} dimensions, got {reprlib.repr(shapes)}."
             ) from error
 
-    def resize(self, image: torch.Tensor, size: SizeDict, *args, **kwargs) -> torch.Tensor:
+    def resize(self, image: torch.Tensor, size: SizeDict, *args: Any, **kwargs: Any) -> torch.Tensor:
         """
-        As upstream, but a side has one pixel at least.
+        As upstream, but each side keeps at least one pixel.
 
         Raises:
-            ValueError: if the image would become larger than any picture: one whose sides differ extremely.
+            ValueError: if the resized image would be larger than any photograph, due to an extreme aspect ratio.
         """
         extents, target = tuple(image.shape[-2:]), None
         if size.shortest_edge and size.longest_edge:
@@ -187,9 +185,9 @@ class ReadsImagesMixin:
         if target is None:
             return super().resize(image, size, *args, **kwargs)
         height, width = (max(1, extent) for extent in target)
-        if height * width > max(MOST_PIXELS, math.prod(extents)):
+        if height * width > max(MAX_PIXELS, math.prod(extents)):
             raise ValueError(
-                f"`images` must not be enlarged to more than {MOST_PIXELS} pixels, but one of (height, width) = "
+                f"`images` must not be enlarged to more than {MAX_PIXELS} pixels, but one of (height, width) = "
                 f"{extents} would have {(height, width)}: give `size` a 'longest_edge'."
             )
         return super().resize(image, SizeDict(height=height, width=width), *args, **kwargs)
@@ -197,57 +195,56 @@ class ReadsImagesMixin:
 
 class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     r"""
-    Image processor of ClusTR: shorter side to 256 pixels (bicubic), centre crop of 224, ImageNet mean and standard
-    deviation; the evaluation protocol of section 4.1 of the paper.
+    Image processor of ClusTR: resizes the shorter side to 256 pixels (bicubic), center-crops to 224 and normalises with
+    ImageNet's mean and standard deviation, the evaluation protocol of section 4.1 of the paper.
 
-    Images are PIL images, arrays, tensors, paths or URLs, one or a list. PIL images and image files are turned upright
-    by their EXIF or XMP orientation (malformed metadata count as none), and greyscale, palette, CMYK, 16-bit and float
-    ones become 8-bit RGB; transparency is laid on white. Pipelines of transformers decode paths and convert images to
-    8-bit RGB before the processor sees them, and fail where EXIF is malformed; they take what
+    Images are PIL images, arrays, tensors, paths or URLs, or lists of these. PIL images and image files are rotated by
+    their EXIF or XMP orientation (malformed metadata are ignored); greyscale, palette, CMYK, 16-bit and float images
+    become 8-bit RGB; transparent pixels are blended with white. Pipelines of transformers decode paths and convert
+    images to 8-bit RGB before they call the processor, and fail on malformed EXIF; they accept what
     [`~ClusTRImageProcessor.read_image`] returns.
 
     Arrays and tensors have shape `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with 1,
-    3 or 4 channels. Those of bool are black and white, those of uint16 have 16 bits, [0, 65535]. All other integers,
-    and floats, have values in [0, 255], or [0, 1 / `rescale_factor`] if that is more; floats are multiplied by
-    `rescale_factor` too. With `do_rescale=False` values are in [0, 1]; with `do_normalize=False`, too, floats may have
+    3 or 4 channels. bool arrays are black and white; uint16 arrays have 16 bits, [0, 65535]. Other integers and floats
+    have values in [0, 255], or in [0, 1 / `rescale_factor`] if that is larger; floats are multiplied by
+    `rescale_factor`, too. With `do_rescale=False` values are in [0, 1]; if also `do_normalize=False`, floats may have
     any finite value.
 
-    Sides of less than a pixel after resizing become one. An image more than 64 times as long as wide is cut to what the
-    centre crop may show before it is resized, since the whole would take gigabytes. Without crop and `longest_edge`,
-    one that would have more than 2**27 pixels is refused.
+    Resized images have sides of at least one pixel. Images with an aspect ratio above 64 are cut to the part that the
+    center crop may show before they are resized, because the whole image would take gigabytes. Without a crop and
+    without `longest_edge`, images that would be resized to more than 2**27 pixels are rejected.
 
-    Segmentation maps go along with the images as `segmentation_maps` and become `labels`, `(height, width)` int64:
-    resized to the nearest label, never blended, and cropped like the image, 255 (ignored) where the crop is larger.
-    They may be of any dtype, but hold whole numbers, from 0 on. `do_reduce_labels=True` shifts labels down by one and
-    makes 0 the ignored 255, as ADE20K needs.
+    Segmentation maps are passed as `segmentation_maps` and returned as `labels`, `(height, width)` int64. They are
+    resized to the nearest label without blending and cropped like the image; where the crop extends beyond the map,
+    labels are 255 (ignored). Maps of any dtype are accepted if they hold non-negative integers.
+    `do_reduce_labels=True` decrements labels by one and replaces 0 by 255, as ADE20K requires.
 
     For dense prediction of whole images use `do_center_crop=False`, for example with
-    `size={"shortest_edge": 512, "longest_edge": 2048}`. Where the images of a call then differ in size, they are padded
-    to the largest height and width, with 0 on the right and below, and `pixel_mask`, `(B, H, W)` int64, is 1 where
-    there is an image; labels are padded with 255. [`ClusTRForSemanticSegmentation`] takes the mask, the classifier
-    refuses it; models of others may take padding for image. Pipelines put images of several sizes together only one by
-    one (`batch_size=1`, their default).
+    `size={"shortest_edge": 512, "longest_edge": 2048}`. If the images of a call then differ in size, they are
+    zero-padded on the right and bottom to the largest height and width, labels are padded with 255, and `pixel_mask`,
+    `(B, H, W)` int64, is 1 for pixels of the image. [`ClusTRForSemanticSegmentation`] accepts the mask, the classifier
+    rejects it; other models may treat the padding as part of the image. Pipelines support images of different sizes
+    only with `batch_size=1`, their default.
 
     Args:
         do_resize (`bool`, defaults to `True`): Whether to resize.
         size (`dict`, defaults to `{"shortest_edge": 256}`): Target size in pixels.
-        resample (`PILImageResampling`, defaults to `BICUBIC`): Filter for the images.
-        do_center_crop (`bool`, defaults to `True`): Whether to crop.
+        resample (`PILImageResampling`, defaults to `BICUBIC`): Resampling filter for images.
+        do_center_crop (`bool`, defaults to `True`): Whether to center-crop.
         crop_size (`dict`, defaults to `{"height": 224, "width": 224}`): Size of the crop in pixels.
-        do_pad (`bool`, defaults to `True`): Whether to pad images of different sizes to a common one.
-        pad_size (`dict`, *optional*): Height and width of it in pixels; default is the least that holds all images.
+        do_pad (`bool`, defaults to `True`): Whether to pad images of different sizes to a common size.
+        pad_size (`dict`, *optional*): Common height and width in pixels. Default: the largest of the images.
         do_rescale (`bool`, defaults to `True`): Whether to multiply by `rescale_factor`.
-        rescale_factor (`float`, defaults to 1/255): That factor.
+        rescale_factor (`float`, defaults to 1/255): Factor for rescaling.
         do_normalize (`bool`, defaults to `True`): Whether to subtract `image_mean` and divide by `image_std`.
-        image_mean, image_std (`list[float]`): Per channel, in [0, 1]; defaults are ImageNet's.
-        do_reduce_labels (`bool`, defaults to `False`): See above.
+        image_mean, image_std (`list[float]`): Mean and standard deviation per channel, in [0, 1]. Default: ImageNet's.
+        do_reduce_labels (`bool`, defaults to `False`): Whether to decrement labels by one and replace 0 by 255.
 
     Raises:
-        TypeError: for what is no image at all, or no segmentation map.
-        ValueError: for images that cannot be decoded, are made to exhaust memory or time (of PNG, JPEG, WebP, GIF and
-            TIFF files) or have no pixels, arrays of other dtypes or shapes, with NaN, infinity or values beyond these
-            ranges, and for segmentation maps that differ from the images in number or size, or hold something else
-            than labels.
+        TypeError: if an image or segmentation map has an unsupported type.
+        ValueError: if an image cannot be decoded, is built to exhaust memory or time (PNG, JPEG, WebP, GIF and TIFF
+            files) or has no pixels; if an array has an unsupported dtype or shape, NaN, infinity or values out of
+            range; or if the segmentation maps differ from the images in number or size or hold invalid labels.
     """
 
     _auto_class = "AutoImageProcessor"
@@ -279,9 +276,9 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         do_reduce_labels: bool = False,
         do_pad: bool = False,
         pad_size: SizeDict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Images and, if there are any, their segmentation maps."""
+        """Images and, if given, their segmentation maps."""
         scale = {name: kwargs[name] for name in SCALE_SETTINGS}
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **scale
@@ -301,47 +298,52 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
-        """As upstream; very long images without what the crop leaves out, which would take gigabytes when resized."""
+        """As upstream, but first cut very long images to what the crop shows; resized whole they take gigabytes."""
         size, crop_size = kwargs["size"], kwargs["crop_size"]
         if kwargs["do_resize"] and kwargs["do_center_crop"] and size.shortest_edge and not size.longest_edge:
             images = [_cut_to_center(image, size.shortest_edge, crop_size) for image in images]
         return super()._preprocess(images, **kwargs)
 
     def _preprocess_label_maps(self, label_maps: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
-        """Maps (1, height, width) through the geometry of the images -> (height, width) int64."""
+        """Maps (1, height, width), resized and cropped like the images -> (height, width) int64."""
         kwargs.update(do_rescale=False, do_normalize=False, resample=InterpolationMode.NEAREST_EXACT)
-        # The crop pads with 0: labels are counted from 1 meanwhile, so that the padding can be told from class 0.
+        # Crops are padded with 0. Labels are incremented before, which tells class 0 from the padding.
         processed = self._preprocess([label_map.to(torch.int32) + 1 for label_map in label_maps], **kwargs)
         labels = [label_map.squeeze(0).to(torch.int64) - 1 for label_map in processed]
         return [torch.where(label < 0, IGNORE_INDEX, label) for label in labels]
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: Sequence[tuple[int, int]] | None = None, return_segmentation_scores: bool = False
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        return_segmentation_scores: bool = False,
     ) -> list:
         """
-        Logits to maps of classes.
+        Convert logits to segmentation maps.
 
         Args:
             outputs ([`ClusTRSemanticSegmenterOutput`] or another with `logits` `(B, K, h, w)`):
-                Output of the model. `logits_sizes`, if it has them, say how much of the logits is no padding.
+                Output of the model. `logits_sizes`, if present, give the sizes of the logits without padding.
             target_sizes (`Sequence[tuple[int, int]]`, *optional*):
-                (height, width) in pixels of each map; default is the size of the logits.
+                (height, width) of each map in pixels. Default: the size of the logits.
             return_segmentation_scores (`bool`, defaults to `False`):
-                Whether to return the resized logits, too.
+                Whether to also return the resized logits.
 
         Returns:
-            `list[torch.LongTensor]`: for each image the class of every pixel, `(height, width)`; with scores, for each
-            image `segmentation` and `segmentation_scores` `(K, height, width)`.
+            `list[torch.LongTensor]`: for each image the class of every pixel, `(height, width)`; with scores, a
+            dictionary of `segmentation` and `segmentation_scores` `(K, height, width)` for each image.
 
         Raises:
-            ValueError: if there are not as many target sizes as images.
+            ValueError: if the number of target sizes differs from the number of images.
         """
         logits, sizes = outputs.logits, getattr(outputs, "logits_sizes", None)
         if target_sizes is not None and len(target_sizes) != len(logits):
-            raise ValueError(f"`target_sizes` must be as many as images, {len(logits)}, got {len(target_sizes)}.")
+            raise ValueError(
+                f"`target_sizes` must have one entry for each of the {len(logits)} images, got {len(target_sizes)}."
+            )
         sizes = [logits.shape[2:]] * len(logits) if sizes is None else sizes.tolist()
         postprocess = super().post_process_semantic_segmentation
-        # The first transformers of version 5 know no scores.
+        # The first 5.x releases of transformers do not support scores.
         settings = {"return_segmentation_scores": True} if return_segmentation_scores else {}
         maps = []
         for index, (height, width) in enumerate(sizes):
@@ -354,10 +356,23 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         return maps
 
 
+def _read_pil_image(image: Image.Image, is_picture: bool, highest: float | None) -> Image.Image | torch.Tensor:
+    """A decoded PIL image, as an RGB tensor (3, height, width) if it is to be converted to RGB."""
+    image = as_rgb(image) if is_picture else load_image(image)
+    if highest == 1.0:
+        read_array(np.asarray(image), highest)  # rejects 8-bit values
+    return rgb_to_tensor(image) if is_picture else image
+
+
+def _is_row(image: torch.Tensor) -> bool:
+    """Whether an array is a row of RGB(A) pixels (1, width, channels), rather than 3 or 4 columns of one channel."""
+    return image.ndim == 3 and image.shape[0] == 1 and image.shape[2] in (3, 4)
+
+
 def _classes_at_size(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
-    Logits (K, h, w), resized to (height, width) -> the class with the largest one of each pixel, int64; without all
-    classes' logits at that size, which may be gigabytes.
+    Logits (K, h, w) -> class of each pixel (height, width), int64: the maximum of the resized logits, without the
+    resized logits of all classes in memory at once, which may take gigabytes.
     """
     best, labels = None, None
     for first in range(0, len(logits), CLASSES_AT_ONCE):
@@ -378,7 +393,7 @@ def _highest_value(
     do_normalize: bool | None,
     image_mean: float | Sequence[float] | None,
 ) -> float | None:
-    """The largest value that an array may have; None for those that are neither rescaled nor normalised."""
+    """Largest valid value of an array; None if arrays are neither rescaled nor normalised."""
     if do_rescale or do_rescale is None:
         return max(255.0, 1 / rescale_factor) if rescale_factor else 255.0
     if not do_normalize:
@@ -386,16 +401,16 @@ def _highest_value(
     return 1.0 if image_mean is None or np.max(image_mean) <= 1 else 255.0
 
 
-def _warn_of_shares(image: torch.Tensor, do_rescale: bool | None):
+def _warn_of_low_values(image: torch.Tensor, do_rescale: bool | None):
     if image.is_floating_point() and do_rescale and image.numel() and 0 < image.max() <= 1:
         logger.warning_once(
-            "`images` has a float array with values in [0, 1], and `do_rescale=True` takes them for values in "
-            "[0, 255]: pass `do_rescale=False`."
+            "`images` has a float array with values in [0, 1], but `do_rescale=True` expects values in [0, 255]: pass "
+            "`do_rescale=False`."
         )
 
 
 def _to_label_map(label_map: Any) -> torch.Tensor:
-    """A segmentation map as labels (channels, height, width), int64; those of a map have one channel."""
+    """A segmentation map as labels (channels, height, width), int64, normally with a single channel."""
     if isinstance(label_map, Image.Image):
         label_map = np.asarray(load_image(label_map))
         label_map = label_map.transpose(2, 0, 1) if label_map.ndim == 3 else label_map
@@ -404,7 +419,7 @@ def _to_label_map(label_map: Any) -> torch.Tensor:
 
 
 def _check_kinds(name: str, images: Any):
-    """Raise unless it is an image, or a list of some, or of lists."""
+    """Raise an error unless it is an image, or a (nested) list of images."""
     if not isinstance(images, (list, tuple)):
         if not isinstance(images, (str, os.PathLike)) and not is_valid_image(images):
             raise TypeError(
@@ -419,11 +434,11 @@ def _check_kinds(name: str, images: Any):
 
 def _cut_to_center(image: torch.Tensor, shortest_edge: int, crop_size: SizeDict) -> torch.Tensor:
     """
-    An image (channels, height, width) whose sides differ extremely, cut along the longer one to what a centre crop of
-    the resized image may show; others as they are. The crop is the same to within a pixel.
+    Cut an image (channels, height, width) with an extreme aspect ratio along the longer side to the part that a center
+    crop of the resized image may show. The resulting crop is the same to within a pixel. Other images are unchanged.
     """
     shorter, longer = sorted(image.shape[-2:])
-    if longer <= LONGEST_RATIO * shorter:
+    if longer <= MAX_ASPECT_RATIO * shorter:
         return image
     axis = -2 if image.shape[-2] == longer else -1
     crop = crop_size.height if axis == -2 else crop_size.width
@@ -438,13 +453,15 @@ def _with_channels(image: Any) -> Any:
 
 
 def _check_maps(images: Sequence[torch.Tensor], label_maps: Sequence[torch.Tensor]):
-    """Raise unless there is one map of labels (1, height, width) for each image, of its size."""
+    """Raise an error unless there is one label map (1, height, width) per image, of the size of the image."""
     if len(images) != len(label_maps):
-        raise ValueError(f"`segmentation_maps` must be as many as `images`, got {len(label_maps)} for {len(images)}.")
+        raise ValueError(
+            f"`segmentation_maps` must have one map per image, got {len(label_maps)} maps for {len(images)} images."
+        )
     for index, (image, label_map) in enumerate(zip(images, label_maps)):
         if label_map.shape != (1, *image.shape[1:]):
             raise ValueError(
-                f"`segmentation_maps[{index}]` must hold one label a pixel and have the size of its upright image, "
+                f"`segmentation_maps[{index}]` must have one label per pixel and the size of the upright image, "
                 f"(height, width) = {tuple(image.shape[1:])}, got (channels, height, width) = {tuple(label_map.shape)}."
             )
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The oldest releases of transformers and torch that this code runs with.
+Minimum versions of transformers and torch.
 
-Every file that a repository's configuration names imports this one first: the error for an older release says which one
-is needed and which one is installed, before an import of something that it lacks fails.
+Every file that is named in the configuration of a repository imports this one first. With an older release, the error
+then names the required and the installed version, rather than the first missing import.
 """
 
 import re
@@ -15,19 +15,21 @@ import transformers
 MINIMUM_VERSIONS = {"transformers": "5.20", "torch": "2.6"}
 
 
-def check_version(name: str, installed: str):
+def check_version(name: str, installed: str) -> None:
     """
+    Check an installed version.
+
     Args:
-        name (`str`): One of [`MINIMUM_VERSIONS`].
-        installed (`str`): Its `__version__`.
+        name (`str`): A library in [`MINIMUM_VERSIONS`].
+        installed (`str`): `__version__` of the library.
 
     Raises:
-        ImportError: if it is too old.
+        ImportError: if the version is too old.
     """
     needed = MINIMUM_VERSIONS[name]
     if _major_and_minor(installed) < _major_and_minor(needed):
         raise ImportError(
-            f"ClusTR needs {name} {needed} or newer, but {name} {installed} is installed. "
+            f"ClusTR requires {name} {needed} or newer, but {name} {installed} is installed. "
             f'Run `pip install --upgrade "{name}>={needed}"`.'
         )
 

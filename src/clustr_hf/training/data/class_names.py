@@ -7,25 +7,17 @@ checkpoint has one too; everything is brought into the order of one of them befo
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
+from ...names import MAX_NAMES, shorten
+
 
 logger = logging.getLogger(__name__)
 
-# Lists of more names than these are cut in messages.
-MOST_NAMES = 20
 FLAG = "--ignore_mismatched_sizes"
-
-
-def shorten(names: Iterable[str]) -> str:
-    """The names as a list, of which a long one is cut to its beginning and its length."""
-    names = list(names)
-    if len(names) <= MOST_NAMES:
-        return str(names)
-    return f"[{', '.join(map(repr, names[: MOST_NAMES // 2]))}, ...] ({len(names)} names)"
 
 
 def are_placeholders(names: Sequence[str]) -> bool:
@@ -120,7 +112,7 @@ class KnownNames:
         known, words = list(self.names), []
         for title, names, others in (("the data", data, known), (self.source, known, data)):
             only = [name for name in names if name not in set(others)]
-            words.append(f"; only in {title}: {shorten(only)}" if only and len(names) > MOST_NAMES else "")
+            words.append(f"; only in {title}: {shorten(only)}" if only and len(names) > MAX_NAMES else "")
         advice = f"{FLAG} trains a new head for the classes of the data"
         if self.only_evaluates:
             advice = f"nothing is trained, so that {FLAG}, which would make a new head, is of no help"

@@ -17,7 +17,8 @@ from transformers import AutoModelForPoseEstimation
 
 from .... import ClusTRForPoseEstimation, ClusTRPoseImageProcessor
 from ....keypoints import COCO, CONVENTIONS, KeypointConvention
-from ....remote_code.annotations_clustr import GREATEST_COORDINATE, clean_annotation
+from ....remote_code.annotations_clustr import clean_annotation
+from ....remote_code.image_reading_clustr import MAX_COORDINATE
 from ...data.class_names import KnownNames, shorten
 from ...data.coco_files import ANNOTATIONS, IMAGE, IMAGE_ID, CocoFile, make_rows
 from ...sources import (
@@ -194,9 +195,9 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
         raise ValueError(f"`annotations[{index}]['keypoints']` must be numbers, got {reprlib.repr(wrong)}")
     points = np.asarray(values, dtype=np.float64).reshape(-1, 3)
     visible = points[points[:, 2] > 0]
-    if not ((abs(visible[:, :2]) <= GREATEST_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
+    if not ((abs(visible[:, :2]) <= MAX_COORDINATE).all() and np.isfinite(points[:, 2]).all()):
         raise ValueError(
-            f"`annotations[{index}]['keypoints']` must be finite, at most {GREATEST_COORDINATE}, got "
+            f"`annotations[{index}]['keypoints']` must be finite, at most {MAX_COORDINATE}, got "
             f"{reprlib.repr(visible.tolist())}"
         )
     return {name: cleaned[name] for name in annotation}

@@ -1,9 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Devices: which are there, what they are, their clocks and their memory.
+The devices of this machine: their names, clocks and memory.
 
-The same functions serve CUDA, ROCm, XPU, MPS and CPUs, through `torch.accelerator` and the module that torch has for
-each kind of device. What a backend cannot tell is None.
+The same functions serve CUDA, ROCm, XPU, MPS and CPUs, through `torch.accelerator` and the module of torch for each
+kind of device. Values that a backend does not provide are None.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ANY_ACCELERATOR = "accelerator"
 
 
 def available_devices() -> list[str]:
-    """`cpu`, and the devices of the accelerator if torch finds one: cuda:0, cuda:1, ..."""
+    """The names of all devices: `cpu`, and those of the accelerator if torch finds one, such as cuda:0 and cuda:1."""
     if not torch.accelerator.is_available():
         return ["cpu"]
     kind = torch.accelerator.current_accelerator().type
@@ -31,12 +31,12 @@ def available_devices() -> list[str]:
 
 
 def default_device() -> str:
-    """The first accelerator, or the CPU where there is none."""
+    """The first accelerator, or the CPU if there is no accelerator."""
     return available_devices()[:2][-1]
 
 
 def parse_device(text: str) -> str:
-    """For argparse: the name of a device that is there. `accelerator` and names without a number are the first one."""
+    """The argparse type of an available device. `accelerator` and names without an index mean the first one."""
     available = available_devices()
     for name in available:
         if text in (name, name.partition(":")[0]) or (text == ANY_ACCELERATOR and is_accelerator(name)):
@@ -52,7 +52,7 @@ def is_accelerator(device: str | torch.device) -> bool:
 
 
 def device_name(device: str | torch.device) -> str:
-    """The product's name, such as NVIDIA H100 80GB HBM3."""
+    """The product name of a device, such as NVIDIA H100 80GB HBM3."""
     if is_accelerator(device) and (name := _call(device, "get_device_name", device)):
         return name
     cpuinfo = Path("/proc/cpuinfo")
@@ -61,12 +61,12 @@ def device_name(device: str | torch.device) -> str:
 
 
 def total_memory(device: str | torch.device) -> int | None:
-    """Bytes of memory that the accelerator has."""
+    """Total memory of the accelerator in bytes."""
     return getattr(_call(device, "get_device_properties", device), "total_memory", None)
 
 
 def describe_device(device: str) -> dict[str, Any]:
-    """Name of the device and, of an accelerator, its memory and versions."""
+    """Name of the device; for an accelerator also memory, driver and runtime versions."""
     if not is_accelerator(device):
         return {"device": device_name(device)}
     driver = getattr(_call(device, "get_device_properties", device), "driver_version", None)
@@ -84,7 +84,7 @@ def describe_device(device: str) -> dict[str, Any]:
 
 
 class HostClock:
-    """The host's clock, read when the device has done all that it was given."""
+    """The clock of the host, read after the device has finished its work."""
 
     def __init__(self, device: str):
         self.device = device
@@ -99,7 +99,7 @@ class HostClock:
 
 
 class EventClock:
-    """The device's own clock: marks are events in its queue, and the host waits only where it reads them."""
+    """The clock of the device: marks are events in its queue, and the host waits only when it reads them."""
 
     def __init__(self, make_event: Callable[[], Any]):
         self.make_event = make_event
@@ -115,7 +115,7 @@ class EventClock:
 
 
 def make_clock(device: str) -> HostClock | EventClock:
-    """The device's own clock if it has one, else the host's. Makes the device the current one, whose queue is timed."""
+    """The clock of the device, or of the host if the device has none. Makes the device the current one."""
     if not is_accelerator(device):
         return HostClock(device)
     index = torch.device(device).index
@@ -139,14 +139,17 @@ def _event_makers(device: str) -> list[Callable[[], Any]]:
 
 
 def allocated_memory(device: str | torch.device) -> int | None:
-    """Bytes that torch's tensors take on the accelerator."""
+    """Bytes that torch has allocated for tensors on the accelerator."""
     return _call(device, "memory_allocated", device)
 
 
 def peak_memory(action: Callable[[], Any], device: str | torch.device) -> dict[str, int | None]:
     """
-    Peak bytes while the action runs, and how far that is above what was held before: allocated on the accelerator, or
-    resident in this process on a CPU. None where the backend does not count.
+    Measure the peak memory of an action.
+
+    Returns:
+        `dict[str, int | None]`: `peak_bytes`, allocated on the accelerator or, on a CPU, resident in this process; and
+        `increase_bytes`, the difference to the memory before the action. None if the backend does not count.
     """
     if not is_accelerator(device):
         before, _ = _resident_bytes()
@@ -161,23 +164,23 @@ def peak_memory(action: Callable[[], Any], device: str | torch.device) -> dict[s
 
 
 def free_memory(device: str | torch.device):
-    """Give back what no tensor uses any more; cycles may hold the models of the measurement before."""
+    """Free cached memory, including that of models which only reference cycles keep alive."""
     gc.collect()
     if is_accelerator(device):
         _call(device, "empty_cache")
 
 
 def _call(device: str | torch.device, function: str, *args) -> Any:
-    """Result of a function of torch's module for the accelerator, None where the module has no such function."""
+    """Call a function of the torch module of the accelerator; None if the module lacks the function."""
     call = getattr(torch.get_device_module(device), function, None)
     return None if call is None else call(*args)
 
 
 def _resident_bytes() -> tuple[int, int]:
     """
-    Resident set of this process now, and its peak (Linux).
+    The resident set size of this process and its peak, in bytes (Linux).
 
-    Not `getrusage`: its `ru_maxrss` starts at the size of the process that started this one.
+    `getrusage` is no alternative: its `ru_maxrss` starts at the size of the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM"))}
