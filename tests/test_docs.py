@@ -49,6 +49,8 @@ from clustr_hf.publish.card import TEMPLATE
 CARDS = [f"model_cards/{path.name}" for path in sorted((REPOSITORY / "model_cards").glob("*.md"))]
 LINKED = [*GUIDES, "examples/README.md", "examples/space/README.md", *CARDS]
 
+EXAMPLES, TRAINING = REPOSITORY / "examples", REPOSITORY / "src" / "clustr_hf" / "training"
+
 # Python blocks by page and heading: what is printed after them, and what the output must be.
 CHECKS = {
     ("README.md", "Predict"): ("", r"\{'label': 'cat', 'score': 0\.\d+\}"),
@@ -481,6 +483,17 @@ def test_the_index_lists_every_page():
 )
 def test_broken_links_are_found(link):
     assert broken("README.md", link) and not broken("README.md", "docs/cpu.md#threads")
+
+
+@pytest.mark.parametrize("page", [*GUIDES, "examples/README.md"])
+def test_options_in_the_text_exist(page):
+    """Options in code spans, such as `--dry_run`, are those of a script here, or of Accelerate and Trainer."""
+    code = "\n".join(path.read_text() for path in [*EXAMPLES.rglob("*.py"), *TRAINING.rglob("*.py")])
+    options = {
+        word for span in re.findall(r"`([^`]*)`", read_page(page).prose) for word in re.findall(r"--(\w+)", span)
+    }
+    others = {"cpu", "num_processes", "config_file", "machine_rank", "bf16", "do_train", "help"}
+    assert [option for option in options - others if not re.search(rf"\b{option}", code)] == []
 
 
 @pytest.mark.parametrize("page", [*GUIDES, "examples/README.md"])
