@@ -477,7 +477,7 @@ def test_images_without_pixels_are_none():
 
 
 def test_pipelines_take_what_the_processor_reads(tmp_path):
-    """transformers' own reading raises; if it no longer does, docs/known_limits.md and the processor's docstring may say so."""
+    """transformers' own reading raises; if it no longer does, docs/known_limits.md and the docstring may say so."""
     path = tmp_path / "image.png"
     path.write_bytes(with_exif("PNG", BROKEN_BLOCK))
     model, processor = make_model("classification")
