@@ -20,8 +20,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from clustr_hf.training.arguments import LoopArguments
-from clustr_hf.training.command_line import parse_arguments
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
 from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 

@@ -477,7 +477,7 @@ def test_images_without_pixels_are_none():
 
 
 def test_pipelines_take_what_the_processor_reads(tmp_path):
-    """transformers' own reading raises an error; if that changes, update the docs and the processor's docstring."""
+    """transformers' own reading raises an error; if that changes, update docs/known_limits.md and the docstring."""
     path = tmp_path / "image.png"
     path.write_bytes(with_exif("PNG", BROKEN_BLOCK))
     model, processor = make_model("classification")
