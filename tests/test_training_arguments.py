@@ -5,9 +5,7 @@ import math
 import re
 
 import pytest
-import run_semantic_segmentation_no_trainer
 from conftest import REPOSITORY
-from run_image_classification_no_trainer import ClassificationRecipe
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -18,50 +16,23 @@ from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcess
 from clustr_hf.keypoints import CONVENTIONS
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.command_line import command_line, shorten_path
+from clustr_hf.training.data.arguments import DataArguments
 from clustr_hf.training.optimizers import make_optimizer
 from clustr_hf.training.schedule import TrainingPlan
-from clustr_hf.training.sources import ModelArguments as DetectorArguments
-from clustr_hf.training.sources import RecipeArguments
-from clustr_hf.training.tasks.detection import data as detection_data
-from clustr_hf.training.tasks.detection import evaluation as detection_evaluation
-from clustr_hf.training.tasks.detection import transforms as detection_samples
-from clustr_hf.training.tasks.image_classification.data import DataArguments, ModelArguments
+from clustr_hf.training.tasks.detection.model import LONG_SIDE
+from clustr_hf.training.tasks.detection.task import OBJECT_DETECTION
+from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
 from clustr_hf.training.tasks.image_classification.transforms import training_transform
-from clustr_hf.training.tasks.pose_estimation import data as pose_estimation_data
-from clustr_hf.training.tasks.pose_estimation import evaluation as pose_estimation_evaluation
-from clustr_hf.training.tasks.pose_estimation import transforms as pose_estimation_samples
-from clustr_hf.training.tasks.semantic_segmentation import data as semantic_segmentation_data
-from clustr_hf.training.tasks.semantic_segmentation.data import LONGEST_RATIO, SegmenterArguments
-from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments
-from clustr_hf.training.tasks.semantic_segmentation.transforms import AugmentationArguments
+from clustr_hf.training.tasks.pose_estimation.task import POSE_ESTIMATION
+from clustr_hf.training.tasks.semantic_segmentation.model import LONGEST_RATIO
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
-ARGUMENT_CLASSES = (DataArguments, ModelArguments, ClassificationRecipe, LoopArguments)
-SEGMENTATION_CLASSES = (
-    semantic_segmentation_data.DataArguments,
-    SegmenterArguments,
-    AugmentationArguments,
-    run_semantic_segmentation_no_trainer.SegmentationRecipe,
-    EvaluationArguments,
-    LoopArguments,
-)
-DETECTION_CLASSES = (
-    detection_data.DataArguments,
-    DetectorArguments,
-    detection_samples.AugmentationArguments,
-    RecipeArguments,
-    detection_evaluation.EvaluationArguments,
-    LoopArguments,
-)
-POSE_CLASSES = (
-    pose_estimation_data.DataArguments,
-    DetectorArguments,
-    pose_estimation_samples.AugmentationArguments,
-    RecipeArguments,
-    pose_estimation_evaluation.EvaluationArguments,
-    LoopArguments,
-)
+ARGUMENT_CLASSES = (*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments)
+SEGMENTATION_CLASSES = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
+DETECTION_CLASSES = (*OBJECT_DETECTION.arguments.values(), LoopArguments)
+POSE_CLASSES = (*POSE_ESTIMATION.arguments.values(), LoopArguments)
 # Argument classes by a word in the name of a recipe; the other recipes are for classification.
 CLASSES_BY_DATA = {
     **dict.fromkeys(("wholebody", "keypoints"), POSE_CLASSES),
@@ -363,7 +334,7 @@ def test_coco_recipes_are_table_a4_as_the_paper_prints_it(shared, column, head):
     scale, flipping, dropout, _, rate, milestones, decay, batch_size, epochs, warmup = numbers
     settings, args = parse_recipe(f"clustr_small_coco_{head}.json")
 
-    assert [detection_data.LONG_SIDE, settings["image_size"]] == scale
+    assert [LONG_SIDE, settings["image_size"]] == scale
     assert settings["min_scale"] == settings["max_scale"] == 1 and settings["crop_size"] is None
     assert [settings["flip_probability"]] == flipping and settings["vertical_flip_probability"] == 0
     assert [settings["drop_path_rate"]] == dropout

@@ -15,9 +15,10 @@ from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.data.samples import LoaderOptions, make_loader
+from clustr_hf.training.data.loaders import LoaderOptions, make_loader
 from clustr_hf.training.distributed import decided_by_main_process
 from clustr_hf.training.signals import StopRequests, run_interruptibly
+from clustr_hf.training.tasks.image_classification import task
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -47,7 +48,7 @@ def as_in_a_terminal():
 @pytest.fixture
 def train(image_folders, tmp_path, run_script, monkeypatch):
     """Run the script; `at={5: SIGTERM}` sends a signal in the fifth call of the loss, `evaluating` of `predict`."""
-    compute, predict = script.make_loss, script.predict
+    compute, predict = task.make_loss, task.predict
 
     def counted(function, moments):
         calls = []
@@ -61,8 +62,8 @@ def train(image_folders, tmp_path, run_script, monkeypatch):
         return call
 
     def run(*arguments, output_dir=tmp_path / "out", at=(), evaluating=()):
-        monkeypatch.setattr(script, "make_loss", lambda *settings: counted(compute(*settings), at))
-        monkeypatch.setattr(script, "predict", counted(predict, evaluating))
+        monkeypatch.setattr(task, "make_loss", lambda *settings: counted(compute(*settings), at))
+        monkeypatch.setattr(task, "predict", counted(predict, evaluating))
         settings = arguments_for(image_folders, output_dir)
         run_script(script, settings, "--cache_dir", tmp_path / "cache", *arguments)
         return output_dir

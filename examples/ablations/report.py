@@ -13,10 +13,10 @@ from scipy.stats import t as student_t
 from torch import nn
 
 from ablations.tables import ROWS, TABLES, Table, row_overrides
-from clustr_hf.training.baselines import PeerArguments
+from clustr_hf.training.baselines import BaselineArguments
 from clustr_hf.training.checkpoints import write_json
 from clustr_hf.training.report import RESULTS, write_picture
-from clustr_hf.training.tasks.image_classification.data import load_classifier
+from clustr_hf.training.tasks.image_classification.model import load_classifier
 from clustr_hf.visualization import plot_compared_curves
 
 
@@ -131,7 +131,7 @@ def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
     """A row's classifier with random weights, as its script makes it, for the ten classes of either data set."""
     labels = [str(index) for index in range(NUM_LABELS)]
     settings = {"variant": recipe.get("variant", "nano"), "config_overrides": row_overrides(recipe, row)}
-    arguments = PeerArguments(**settings, peer=ROWS[row].peer, image_size=recipe["image_size"])
+    arguments = BaselineArguments(**settings, baseline=ROWS[row].peer, image_size=recipe["image_size"])
     return load_classifier(arguments, labels)[0]
 
 
