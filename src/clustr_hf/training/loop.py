@@ -60,7 +60,7 @@ from .distributed import (
 from .dry_run import dry_run
 from .evaluation import EvaluationLoop, Loop
 from .gradient_accumulation import update_weights
-from .optimizers import freeze_stages, make_average, make_optimizer  # noqa: F401 (until the scripts import from clustr_hf.training)
+from .optimizers import make_average, make_optimizer
 from .outputs import push_outputs, save_pretrained, write_outputs
 from .report import format_values, summarize, write_history
 from .schedule import TrainingPlan

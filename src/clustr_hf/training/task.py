@@ -62,7 +62,7 @@ class Task:
             numbers, arrays or CPU tensors. Default: the loss of each sample.
         compute_metrics (`Callable[[list], dict[str, float]]`): Records of all samples, in order -> metrics, named
             `eval_...`. Default: `eval_loss`, the mean of the default records.
-        metric (`str`): Name of the metric that selects the best weights.
+        metric (`str`): Name of the metric that selects the weights in the folder `best-<step>`.
         greater_is_better (`bool`, *optional*): Whether larger values of this metric are better. Default: true unless
             the name ends in `loss`.
         to_save (`Callable[[nn.Module], nn.Module]`): Trained model -> model to save; may change its argument. Default:

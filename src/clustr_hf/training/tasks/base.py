@@ -21,9 +21,11 @@ from ..card import TrainingCard
 from ..data.class_names import KnownNames
 from ..data.loaders import collate
 from ..data.samples import EvaluationSamples, TrainingData, TrainingSamples
+from ..distributed import make_accelerator
 from ..known_names import names_of_run
-from ..loop import freeze_stages, make_accelerator, train
+from ..loop import train
 from ..models import ModelArguments, RecipeArguments
+from ..optimizers import freeze_stages
 from ..task import Task
 from .report import Report, Scores
 
