@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from ablations.report import make_model
+from ablations.costs import make_model
 from ablations.tables import TABLES
 from conftest import REPOSITORY
 from transformers import SwinForImageClassification

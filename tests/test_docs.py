@@ -445,7 +445,7 @@ def test_clusters_of_a_checkpoint_are_drawn(demo, tmp_path, run_script, monkeypa
         assert np.asarray(picture.convert("L")).std() > 20
     output = draw("--stages", 2, "--scales", 1)
     assert "stage 2, block 1, scale 1" in output and "stage 1" not in output and "scale 2" not in output
-    with pytest.raises(SystemExit, match="no clusters of --stages None, --scales None, --block 7: found are"):
+    with pytest.raises(SystemExit, match="no clusters of --stages None, --scales None, --block 7: the model has"):
         draw("--block", 7)
 
 

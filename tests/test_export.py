@@ -16,6 +16,7 @@ from clustr_hf import (
     ClusTRForImageClassification,
     ClusTRForSemanticSegmentation,
 )
+from clustr_hf.export import compare_clusters, largest_error
 
 
 BATCH = {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
@@ -178,13 +179,13 @@ def test_the_script_makes_up_no_heads(kind, head, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name, missing", [("bccd", "batch size a constant"), ("nuclei", "non-maximum suppression")])
 def test_the_script_says_why_detectors_have_no_file(name, missing, tmp_path, monkeypatch):
     folder = REPOSITORY / "checkpoints" / f"clustr-nano-{name}"
-    with pytest.raises(SystemExit, match=rf"must be a checkpoint of one of .*{missing}.* --model_class ClusTRBackbone"):
+    with pytest.raises(SystemExit, match=rf"must be one of .*{missing}.* exported as a ClusTRBackbone"):
         export_command(monkeypatch, folder, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
 
 
 def test_attention_without_clusters_is_compared_too():
     outputs = {"logits": torch.tensor([[1.0], [2.0]])}
-    same, share = export_to_onnx.compare_clusters(outputs, outputs)
+    same, share = compare_clusters(outputs, outputs)
     assert same.tolist() == [True, True] and share == 1
-    assert export_to_onnx.largest_error(outputs["logits"], outputs["logits"] + 0.5) == pytest.approx(0.2)
+    assert largest_error(outputs["logits"], outputs["logits"] + 0.5) == pytest.approx(0.2)

@@ -68,10 +68,11 @@ def test_a_wheel_fits_every_python(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     libraries = {name for name in names if name.startswith("clustr_hf/_clustering_kernel")}
     assert libraries <= {"clustr_hf/_clustering_kernel.so", "clustr_hf/_clustering_kernel.dll"} and len(libraries) == 1
-    shipped = SOURCE / "checkpoints" / "clustr-nano-cifar10"
+    bundled = SOURCE / "checkpoints" / "clustr-nano-cifar10"
     assert {
-        f"clustr_hf/checkpoints/{shipped.name}/{path.name}" for path in shipped.iterdir() if path.is_file()
+        f"clustr_hf/checkpoints/{bundled.name}/{path.name}" for path in bundled.iterdir() if path.is_file()
     } <= names
+    assert {"clustr_hf/publish/card_template.md", "clustr_hf/training/loop.py"} <= names
 
 
 # Of what other Pythons have: nothing but the standard library.
@@ -89,6 +90,39 @@ def test_the_wheel_is_installed_and_its_library_loaded(wheel, python, tmp_path):
     install = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", target, wheel]
     run_process([python, *install], tmp_path, PYTHONPATH="")
     assert run_process([python, "-c", SUPPORTED, target], tmp_path, PYTHONPATH="") == "1 0\n"
+
+
+IMPORT_TRAINING = """
+import importlib, pkgutil, sys
+import clustr_hf.training
+assert clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
+for module in pkgutil.walk_packages(clustr_hf.training.__path__, "clustr_hf.training."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_the_wheel_has_the_training_package(wheel, tmp_path):
+    """In an empty folder: nothing is taken from this repository."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-c", IMPORT_TRAINING, tmp_path]
+    run_process(command, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"))
+
+
+def test_the_extra_covers_what_the_training_package_imports():
+    setup = ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    lines = f"{setup['options']['install_requires']} {setup['options.extras_require']['training']}".split()
+    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+    imported = set()
+    for path in (SOURCE / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    other = imported - sys.stdlib_module_names - declared
+    assert other <= {"PIL", "pyarrow"}  # of pillow, and of datasets
 
 
 CLASSIFY = """
