@@ -15,7 +15,7 @@ PAGE = REPOSITORY / "docs" / "your_own_task.md"
 def test_the_script_of_the_page_learns_and_resumes(tmp_path):
     text = PAGE.read_text().split("## A complete example")[1]
     (tmp_path / "my_task.py").write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
-    command = re.search(r"```\n(python my_task.py .*?)\n```", text)[1].split()[1:]
+    command = re.search(r"```bash\n(python my_task.py .*?)\n```", text)[1].split()[1:]
     run_process([sys.executable, *command, "--checkpointing_steps", "24"], tmp_path)
     folder = tmp_path / "out" / "squares"
     results = json.loads((folder / "all_results.json").read_text())
