@@ -85,7 +85,7 @@ def reference_clusters(
             to_centers = distance.gather(2, centers[:, None, :number].expand(-1, num_tokens, -1))
             label = to_centers.argmin(dim=-1)
         else:
-            # A token joins the cluster of its nearest denser token, and so on up to a centre; each step doubles the path.
+            # A token joins the cluster of its nearest denser token, and so on up to a centre. Steps double the path.
             ancestor = torch.where(is_center, torch.arange(num_tokens, device=tokens.device), parent)
             for _ in range(num_tokens.bit_length()):
                 ancestor = ancestor.gather(1, ancestor)
