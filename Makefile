@@ -1,6 +1,6 @@
-# The environment is made once in .venv and reused; it is renewed when the dependencies change.
+# The environment is created once in .venv, and updated when the dependencies change.
 PYTHON ?= python3
-# Tests run in so many processes, with one thread each; those of a file in one of them, in the order of conftest.py.
+# Number of test processes, with one thread each. Tests of a file share a process; conftest.py sets their order.
 WORKERS ?= auto
 BIN := .venv/bin
 SOURCES := src examples tests setup.py
@@ -13,25 +13,25 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py --output_dir out
 
-# A page in the browser with the demo's checkpoint.
+# A page in the browser with the bundled checkpoint, its predictions and its clusters.
 space: $(INSTALLED)
 	$(BIN)/python examples/space/app.py
 
-# One report about ClusTR on the accelerator of this machine, with the models it is compared with: out/benchmark-gpu.
+# A report on ClusTR and its baselines on the accelerator of this machine, in out/benchmark-gpu.
 benchmark-gpu: $(INSTALLED)
 	$(BIN)/python examples/benchmark --device accelerator \
 	    --models clustr-small clustr-small+options swin-small convnext-small pvtv2-b2 \
 	    --settings 224x128 512x16 --passes forward training --dtypes float32 bfloat16 autocast \
 	    --modes eager compiled --throughput 224 --clustering 3136x64 16384x64 --output_dir out/benchmark-gpu
 
-# Brings the code in the checkpoints up to date with src/clustr_hf, which a test asks for.
+# Updates the code in the checkpoints to that in src/clustr_hf/remote_code, as a test requires.
 checkpoints: $(INSTALLED)
 	$(BIN)/python -m clustr_hf.publish checkpoints/* src/clustr_hf/checkpoints/*
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=10
 
-# The compiled kernel under address, undefined-behaviour and thread sanitizers; `make test` runs fewer cases.
+# Tests of the compiled kernel with address, undefined-behaviour and thread sanitizers; `make test` runs fewer cases.
 sanitize: $(INSTALLED)
 	SANITIZER_CASES=1000 $(BIN)/python -m pytest tests/test_kernel_sanitizers.py -rs
 
@@ -43,7 +43,7 @@ style: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-# The model, backbone, configuration and image processor tests of the installed transformers, run over our classes.
+# The model, backbone, configuration and image processor tests of the installed transformers, applied to our classes.
 test-transformers: $(INSTALLED)
 	$(BIN)/python tests/transformers_suite/prepare.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/transformers_suite -rs

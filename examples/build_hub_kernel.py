@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Write the clustering as a package for the Hub's `kernels` library.
+Write the clustering as a kernel repository for the `kernels` library of the Hub.
 
     python examples/build_hub_kernel.py out/dpc-knn-clustering --repo_id your-name/dpc-knn-clustering
 
-docs/hub_kernel.md says how to load, use and upload it.
+See docs/hub_kernel.md for how to load, use and upload it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from clustr_hf.hub_kernel import NAME, VERSION, build_kernel_repository
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write the clustering as a package for the Hub's `kernels` library.")
+    parser = argparse.ArgumentParser(description="Write the clustering as a repository for the `kernels` library.")
     parser.add_argument("folder", type=Path, help="new or empty folder for the kernel repository")
     parser.add_argument("--repo_id", default=f"your-name/{NAME}", help="id on the Hub; default: %(default)s")
     parser.add_argument(
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         nargs="+",
         default=[],
-        help="JSON files with launch configurations for GPUs, named after them; default: none",
+        help="JSON files with launch configurations, named after their GPUs; default: none",
     )
     args = parser.parse_args()
     missing = [str(path) for path in args.launch_config if not path.is_file()]

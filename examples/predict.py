@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Predict what is in the images of a folder with a checkpoint's own code: nothing but transformers is imported.
+Run a checkpoint of any task on the images of a folder, with the checkpoint's own code: only transformers is imported.
 
     python examples/predict.py MODEL FOLDER --output predictions.json
 
-The checkpoint decides what is predicted: one class for each image, or a list of objects, regions or persons. Masks
-are written as PNG files to a folder beside the output, `predictions_masks/`, and named in it.
+The task of the checkpoint decides what is predicted: one class for each image, or a list of objects, segments or
+persons. Masks are written as PNG files to the folder `predictions_masks/` beside the output, which names them.
 
-Runs the code in MODEL (`trust_remote_code=True`): use it on checkpoints that you trust.
+The script runs the code in MODEL (`trust_remote_code=True`): use it with checkpoints that you trust.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from transformers import AutoConfig, pipeline
 
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-# Class of a checkpoint -> the pipeline that runs it.
+# Class of a checkpoint -> task of its pipeline.
 TASKS = {
     "ClusTRForImageClassification": "image-classification",
     "ClusTRForSemanticSegmentation": "image-segmentation",
@@ -30,16 +30,18 @@ TASKS = {
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Predict what is in the images of a folder.")
+    parser = argparse.ArgumentParser(description="Run a checkpoint of any task on the images of a folder.")
     parser.add_argument("model", help="folder or Hub id of a checkpoint of any task")
     parser.add_argument("folder", type=Path, help="folder of images")
-    parser.add_argument("--output", type=Path, default=Path("predictions.json"), help="file name -> what was predicted")
-    parser.add_argument("--batch_size", type=int, default=32, help="images in a batch of a classifier; others take one")
+    output_help = "JSON file to write; default: %(default)s"
+    parser.add_argument("--output", type=Path, default=Path("predictions.json"), help=output_help)
+    batch_help = "batch size of classifiers, default: 32; other models take one image at a time"
+    parser.add_argument("--batch_size", type=int, default=32, help=batch_help)
     return parser.parse_args()
 
 
 def choose_task(model: str) -> str:
-    """The task that the checkpoint was trained for: another one's head would be made up."""
+    """The task of the checkpoint's own class; any other class would have a randomly initialised head."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=True)
     [architecture] = config.architectures or [None]
     if architecture not in TASKS:
@@ -48,7 +50,7 @@ def choose_task(model: str) -> str:
 
 
 def write_masks(answers: list[dict], folder: Path, stem: str) -> list[dict]:
-    """Answers for one image, in which the paths of files replace masks."""
+    """Write the masks of an image, and replace them in its answers by the paths of the files."""
     for index, answer in enumerate(answers):
         if "mask" in answer:
             folder.mkdir(exist_ok=True)
@@ -66,7 +68,7 @@ def main():
     task = choose_task(args.model)
     predict = pipeline(task, model=args.model, trust_remote_code=True)
     options = {"top_k": 1, "batch_size": args.batch_size} if task == "image-classification" else {}
-    # Pipelines fail where EXIF is malformed; the processor does not.
+    # Unlike pipelines, the processor reads files with malformed EXIF.
     answers = predict((predict.image_processor.read_image(path) for path in paths), **options)
     if task == "image-classification":
         predictions = {path.name: answer for path, (answer,) in zip(paths, answers)}
@@ -75,7 +77,7 @@ def main():
         predictions = {path.name: write_masks(answer, masks, path.name) for path, answer in zip(paths, answers)}
     code = type(predict.model).__module__
     args.output.write_text(json.dumps({"code": code, "predictions": predictions}, indent=2))
-    print(f"Predicted for {len(paths)} images; see {args.output}")
+    print(f"Wrote predictions for {len(paths)} images to {args.output}")
 
 
 if __name__ == "__main__":

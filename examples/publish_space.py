@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Publish the Space of `examples/space/`, with this package and its checkpoint in it.
+Publish the Space of `examples/space/`, including this package and its bundled checkpoint.
 
     python examples/publish_space.py --repo_id your-name/clustr --models your-name/clustr-nano-camvid@4f2a0c9
-    python examples/publish_space.py --folder out/space    # pushes nothing
+    python examples/publish_space.py --folder out/space    # only assembles the folder
 
-A folder that was assembled runs as it is: `python out/space/app.py`.
+The assembled folder can be run locally: `python out/space/app.py`.
 """
 
 import argparse
@@ -25,11 +25,11 @@ PACKAGE = Path(clustr_hf.__file__).parent
 
 def assemble_space(folder: Path, models: list[str]) -> Path:
     """
-    All that a Space needs, in a folder.
+    Assemble the files of the Space in a folder.
 
     Args:
-        folder (`Path`): Is made; must not exist.
-        models (`list[str]`): Ids on the Hub; with `@revision` behind them they stay as they are.
+        folder (`Path`): Folder to create.
+        models (`list[str]`): Ids on the Hub of the models to show; `id@revision` pins a revision.
 
     Raises:
         FileExistsError: if the folder exists.
@@ -47,10 +47,10 @@ def assemble_space(folder: Path, models: list[str]) -> Path:
 
 def main():
     parser = argparse.ArgumentParser(description="Assemble and push the Space.")
-    parser.add_argument("--repo_id", help="id of the Space on the Hub; without, nothing is pushed")
-    parser.add_argument("--folder", type=Path, default=Path("out/space"), help="folder to assemble; must not exist")
-    parser.add_argument("--models", nargs="+", default=[], help="models to show, id or id@revision")
-    parser.add_argument("--private", action="store_true", default=None, help="only you see a new Space")
+    parser.add_argument("--repo_id", help="id of the Space on the Hub; default: push nothing")
+    parser.add_argument("--folder", type=Path, default=Path("out/space"), help="folder to create; default: %(default)s")
+    parser.add_argument("--models", nargs="+", default=[], help="models to show, as id or id@revision; default: none")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new Space private")
     args = parser.parse_args()
     try:
         folder = assemble_space(args.folder, args.models)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Publish a checkpoint: assemble a complete repository, see that it runs without this package, push it in one commit.
+Publish a checkpoint: assemble a complete repository, check that it runs without this package, push it in one commit.
 
     python examples/publish_to_hub.py out/camvid --repo_id your-name/clustr-nano-camvid --example_images street.jpg
-    python examples/publish_to_hub.py out/camvid --dry_run    # assembles and tries the repository, pushes nothing
+    python examples/publish_to_hub.py out/camvid --dry_run    # assembles and runs the repository, pushes nothing
 
-The checkpoint is the output folder of a training script, or what `save_pretrained` has written. The card is the one
-that the training script wrote, if there is one. Prints the revision to pin.
+The checkpoint is the output folder of a training script, or a folder written by `save_pretrained`. The card of the
+training script is kept, if there is one. The script prints the revision to pin.
 """
 
 import argparse
@@ -23,16 +23,19 @@ from clustr_hf.remote_code.handler_clustr import pipeline_task
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Assemble, try and push a repository of a checkpoint.")
+    parser = argparse.ArgumentParser(description="Assemble, check and push the repository of a checkpoint.")
     parser.add_argument("checkpoint", type=Path, help="folder of a model and its image processor")
-    parser.add_argument("--repo_id", help="id on the Hub; default is the checkpoint's name, yours")
-    parser.add_argument("--repository_dir", type=Path, help="folder to assemble; default: hub/<name> beside the other")
-    parser.add_argument("--example_images", type=Path, nargs="+", default=[], help="to try; named after their files")
-    parser.add_argument("--summary", help="what the model is for, where there is no card yet")
-    parser.add_argument("--datasets", nargs="+", default=[], help="Hub data sets that it was trained on, likewise")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights, likewise")
-    parser.add_argument("--private", action="store_true", default=None, help="only you see a new repository")
-    parser.add_argument("--dry_run", action="store_true", help="push nothing")
+    parser.add_argument("--repo_id", help="id on the Hub; default: the folder's name, under your account")
+    folder_help = "folder to assemble; default: hub/NAME beside the checkpoint"
+    parser.add_argument("--repository_dir", type=Path, help=folder_help)
+    images_help = "images that the Hub offers to try, titled with their file names"
+    parser.add_argument("--example_images", type=Path, nargs="+", default=[], help=images_help)
+    parser.add_argument("--summary", help="purpose of the model, for a new card")
+    parser.add_argument("--datasets", nargs="+", default=[], help="ids of the training data sets, for a new card")
+    license_help = "license of the weights, for a new card; default: %(default)s"
+    parser.add_argument("--license", default="apache-2.0", help=license_help)
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--dry_run", action="store_true", help="assemble and check the repository, but push nothing")
     args = parser.parse_args()
     if not (args.checkpoint / "config.json").is_file():
         parser.error(f"checkpoint {args.checkpoint} must be a folder with a saved model, but has no config.json")
@@ -43,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose_card(args: argparse.Namespace, name: str, task: str) -> CardContents | Path:
-    """The card that lies there, if it is whole; else what a new one says."""
+    """The path of the existing card, if it is complete; otherwise the contents of a new one."""
     path = args.checkpoint / "README.md"
     try:
         check_card(path, task, [f"images/{image.name}" for image in args.checkpoint.glob("images/*")])
@@ -54,9 +57,9 @@ def choose_card(args: argparse.Namespace, name: str, task: str) -> CardContents 
 
 
 def assemble(args: argparse.Namespace, name: str) -> Path:
-    """The repository in a folder of its own, without what else lies around a trained model."""
+    """Assemble the repository in a folder of its own, without the other files of a training."""
     config = json.loads((args.checkpoint / "config.json").read_text())
-    task = pipeline_task(config)  # or an error, if it is no model of ours
+    task = pipeline_task(config)  # raises unless it is a ClusTR model
     model = load_trained(args.checkpoint)
     processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     card = choose_card(args, name, task)
@@ -71,13 +74,13 @@ def main():
     name = (args.repo_id or args.checkpoint.resolve().name).rpartition("/")[2]
     folder = assemble(args, name)
     answer = validate_repository(folder)
-    print(f"{folder} is whole, and answers without clustr_hf: {len(answer)} results for an image.")
+    print(f"{folder} is complete, and answers without clustr_hf: {len(answer)} results for an image.")
     for file in repository_files(folder):
         print(f"  {file:<48}{(folder / file).stat().st_size:>12,} bytes")
     if args.dry_run:
         return
     repo_id = args.repo_id or name
-    revision = push(folder, repo_id, private=args.private, validate=False)  # just done
+    revision = push(folder, repo_id, private=args.private, validate=False)  # validated above
     print(f'Pushed. Load it with\n\n    model="{repo_id}", revision="{revision}", trust_remote_code=True')
 
 

@@ -5,7 +5,7 @@ Draw the clusters that a checkpoint finds in an image, as in Figure A3 of the pa
 
     python examples/visualize_clusters.py out/clustr-nano-digits cat.jpg --coarser 32 --output clusters.png
 
-With `--coarser` a cluster has so many times the tokens: pictures of large images are easier to read.
+`--coarser 32` makes clusters 32 times as large, which are easier to see in large images.
 """
 
 import argparse
@@ -23,12 +23,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw the clusters that a checkpoint finds in an image.")
     parser.add_argument("model", help="folder or Hub id of a checkpoint of any task")
     parser.add_argument("image", type=Path, help="image file")
-    parser.add_argument("--output", type=Path, default=Path("clusters.png"), help="picture to write")
-    parser.add_argument("--shorter_side", type=int, default=320, help="pixels of the image's shorter side")
-    parser.add_argument("--coarser", type=float, default=1, help="multiplies the reduction ratios")
-    parser.add_argument("--stages", type=int, nargs="+", help="only these stages, from 1")
-    parser.add_argument("--scales", type=int, nargs="+", help="only these scales, from 1, the coarsest")
-    parser.add_argument("--block", type=int, help="block of each stage, from 1; default is the last one")
+    output_help = "picture to write; default: %(default)s"
+    parser.add_argument("--output", type=Path, default=Path("clusters.png"), help=output_help)
+    parser.add_argument("--shorter_side", type=int, default=320, help="shorter side of the image in pixels")
+    parser.add_argument("--coarser", type=float, default=1, help="factor for the tokens per cluster")
+    parser.add_argument("--stages", type=int, nargs="+", help="stages to draw, from 1; default: all")
+    parser.add_argument("--scales", type=int, nargs="+", help="scales to draw, from 1, the coarsest; default: all")
+    parser.add_argument("--block", type=int, help="block to draw of each stage, from 1; default: the last one")
     return parser.parse_args()
 
 
@@ -48,9 +49,9 @@ def main():
     ]
     if not shown:
         raise SystemExit(
-            f"error: no clusters of --stages {args.stages}, --scales {args.scales}, --block {args.block}: found are "
-            f"those of stages {sorted({m.stage for m in maps})}, scales {sorted({m.scale for m in maps})}, and "
-            f"blocks {[depths[stage - 1] for stage in sorted({m.stage for m in maps})]}"
+            f"error: no clusters of --stages {args.stages}, --scales {args.scales}, --block {args.block}: the model "
+            f"has stages {sorted({m.stage for m in maps})}, scales {sorted({m.scale for m in maps})}, and "
+            f"{[depths[stage - 1] for stage in sorted({m.stage for m in maps})]} blocks"
         )
     titles = {f"stage {m.stage}, block {m.block}, scale {m.scale}": (m.cluster_index, m.grid_size) for m in shown}
     plot_clusters(image, titles).savefig(args.output, dpi=110)

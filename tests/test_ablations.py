@@ -3,14 +3,17 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import run_image_classification_no_trainer as classification
-import run_semantic_segmentation_no_trainer as segmentation
-from ablations import command as ablations
-from ablations import report as ablation_report
+from ablations import command, runs
+from ablations.arguments import AblationArguments
+from ablations.costs import make_model, measure_costs
+from ablations.markdown import format_results
+from ablations.report import report_table
+from ablations.scores import METRICS, compare
 from ablations.tables import ROWS, TABLES
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features
@@ -18,7 +21,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
-from clustr_hf.training.baselines import PeerArguments
+from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
@@ -40,7 +44,7 @@ def folders(tmp_path):
 
 def make_args(folder, **settings):
     settings = {"table": ["7"], "segmentation_data": str(folder / "maps"), "seeds": [0, 3], **settings}
-    return ablations.AblationArguments(
+    return AblationArguments(
         data=str(folder / "images"),
         recipe=str(folder / "classification.json"),
         segmentation_recipe=str(folder / "segmentation.json"),
@@ -55,14 +59,14 @@ class FakeTraining:
 
     def __init__(self, monkeypatch, scores=None):
         self.scores, self.started, self.returncode = scores or {}, [], 0
-        monkeypatch.setattr(ablations.subprocess, "run", self)
+        monkeypatch.setattr(runs.subprocess, "run", self)
 
-    def __call__(self, command):
-        folder = ablations.Path(command[command.index("--output_dir") + 1])
+    def __call__(self, started):
+        folder = Path(started[started.index("--output_dir") + 1])
         self.started.append((folder.parent.name, folder.name))
         if self.returncode == 0:
             score = self.scores.get(self.started[-1], 0.5)
-            metric = ablation_report.METRICS[folder.parent.name][0]
+            metric = METRICS[folder.parent.name][0]
             results = {metric: score, "eval_samples": 9, "step": 2, "train_runtime": 1.0}
             (folder / "all_results.json").write_text(json.dumps(results))
             history = [{"epoch": 1, "loss": 2.0, metric: 0.2}, {"epoch": 2, "loss": 1.0, metric: score}]
@@ -71,7 +75,7 @@ class FakeTraining:
 
 
 def run_all(args):
-    for run in ablations.plan_runs(args):
+    for run in runs.plan_runs(args):
         run.start()
 
 
@@ -91,8 +95,8 @@ def test_every_row_runs_once_for_each_seed_before_its_segmentation(folders, monk
 def test_a_run_that_failed_is_started_again(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     training.returncode = 1
-    run = ablations.plan_runs(make_args(folders))[0]
-    with pytest.raises(RuntimeError, match="single-coarse-seed0 failed with code 1; start again to go on"):
+    run = runs.plan_runs(make_args(folders))[0]
+    with pytest.raises(RuntimeError, match="single-coarse-seed0 failed with code 1; run the command again to resume"):
         run.start()
     training.returncode = 0
     run.start()
@@ -104,12 +108,12 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     run_all(make_args(folders))
     (folders / "classification.json").write_text(json.dumps({**RECIPE, "learning_rate": 0.1}))
-    for run in ablations.plan_runs(make_args(folders))[:3]:
+    for run in runs.plan_runs(make_args(folders))[:3]:
         with pytest.raises(ValueError, match="-seed0 holds a run with other settings"):
             run.start()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(make_args(folders))])
     with pytest.raises(ValueError, match="choose an --output_dir"):
-        ablations.main()
+        command.main()
     assert len(training.started) == 12
 
 
@@ -117,14 +121,14 @@ def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
     """A segmentation of another classifier, here, or results of nobody knows what."""
     training = FakeTraining(monkeypatch)
     args = make_args(folders)
-    ablations.make_run(args, "clustr", 3, "segmentation").start()
+    runs.make_run(args, "clustr", 3, "segmentation").start()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", *as_options(args)])
     monkeypatch.setitem(ROWS, "clustr", replace(ROWS["clustr"], overrides={"num_neighbors": 7}))
     with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
-        ablations.main()
+        command.main()
     (folders / "out/segmentation/clustr-seed3/ablation.json").unlink()
     with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
-        ablations.main()
+        command.main()
     assert len(training.started) == 1
 
 
@@ -149,24 +153,23 @@ def test_scripts_take_the_commands(folders, row):
     args.recipe, args.segmentation_recipe = (
         str(RECIPES / f"ablation_{name}.json") for name in ("imagenette", "camvid")
     )
-    run = ablations.make_run(args, row, 3, "classification")
-    classes = (classification.DataArguments, PeerArguments, classification.ClassificationRecipe, LoopArguments)
+    run = runs.make_run(args, row, 3, "classification")
+    classes = (*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments)
     data, model, _, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
-    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.peer == ROWS[row].peer
+    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.baseline == ROWS[row].baseline
     assert data.train_val_split == 0.25 and data.validation_file is None
     assert {"strides": [4, 2, 2, 2], **ROWS[row].overrides}.items() <= model.config_overrides.items()
-    run = ablations.make_run(args, row, 3, "segmentation")
-    classes = (segmentation.DataArguments, segmentation.SegmenterArguments, segmentation.AugmentationArguments)
-    classes += (segmentation.SegmentationRecipe, segmentation.EvaluationArguments, LoopArguments)
+    run = runs.make_run(args, row, 3, "segmentation")
+    classes = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
     data, model, *_, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
-    assert loop.seed == 3 and model.peer == ROWS[row].peer and data.validation_file.endswith("val.parquet")
+    assert loop.seed == 3 and model.baseline == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
     assert model.model_name_or_path == f"{folders}/out/classification/{row}-seed3"
 
 
 @pytest.mark.parametrize("recipe, table", [("ablation_imagenette", "peers"), ("ablation_cifar10", "peers-32")])
 def test_peers_have_as_many_parameters(recipe, table):
     settings = json.loads((RECIPES / f"{recipe}.json").read_text())
-    sizes = [ablation_report.make_model(settings, row).num_parameters() for row in TABLES[table].rows]
+    sizes = [make_model(settings, row).num_parameters() for row in TABLES[table].rows]
     assert sizes == pytest.approx([sizes[-1]] * 3, rel=0.03)
 
 
@@ -177,7 +180,7 @@ def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
     args = make_args(folders)
     run_all(args)
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(args)])
-    ablations.main()
+    command.main()
     table = (folders / "out" / "table-7.md").read_text()
     assert table in capsys.readouterr().out
     results = json.loads((folders / "out" / "table-7.json").read_text())
@@ -192,8 +195,8 @@ def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
     assert len(results["runs"]) == 12 and all(run["seconds"] == 1.0 for run in results["runs"])
     fine = next(line for line in table.splitlines() if "single-scale 16, 4, 1, 1" in line)
     assert "| 58.0 ± 4.2 (-13.0 ± 2.0) | 50.0 ± 0.0 (+0.0 ± 0.0) | 10.8 | 2.1 | 77.4 | 41.8 |" in fine
-    assert "top-1 (%) of 9 images, mean IoU (%) of 9 images: mean ± standard deviation of the seeds 0, 3;" in table
-    assert "A 95 % confidence interval of 2 seeds is ± 12.7 standard errors." in table
+    assert "top-1 (%) of 9 images, mean IoU (%) of 9 images: mean ± standard deviation over the seeds 0, 3;" in table
+    assert "A 95 % confidence interval over 2 seeds is ± 12.7 standard errors." in table
     with Image.open(folders / "out" / "table-7.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 
@@ -204,28 +207,28 @@ def as_options(args):
 
 
 def test_a_row_is_compared_by_the_seeds_that_both_have():
-    runs = [
+    scored = [
         {"row": row, "task": "classification", "seed": seed, "score": score, "samples": 9}
         for row, seed, score in (("sra", 0, 0.4), ("sra", 1, 0.5), ("clustr", 1, 0.7), ("clustr", 2, 0.8))
     ]
-    compared = ablation_report.compare(runs, "classification", "sra", "clustr")
+    compared = compare(scored, "classification", "sra", "clustr")
     assert compared["seeds"] == [0, 1] and compared["mean"] == pytest.approx(0.45)
     assert compared["std"] == pytest.approx(0.1 / 2**0.5)
     assert compared["difference"] == pytest.approx(-0.2) and compared["error"] is None
-    assert ablation_report.compare(runs, "segmentation", "sra", "clustr") is None
-    alone = ablation_report.compare(runs, "classification", "sra", "swin")
+    assert compare(scored, "segmentation", "sra", "clustr") is None
+    alone = compare(scored, "classification", "sra", "swin")
     assert alone["mean"] == pytest.approx(0.45) and alone["difference"] is None
-    assert ablation_report.compare(runs, "classification", "clustr", "clustr")["difference"] is None
+    assert compare(scored, "classification", "clustr", "clustr")["difference"] is None
 
 
 def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     FakeTraining(monkeypatch)
     args = make_args(folders, segmentation_data=None)
-    for run in ablations.plan_runs(args)[:4]:
+    for run in runs.plan_runs(args)[:4]:
         run.start()
-    ablation_report.report_table("7", [run for run in ablations.plan_runs(args) if run.is_complete()], args)
+    report_table("7", [run for run in runs.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
-    assert "standard deviation of the seeds 0, 3; in brackets the difference from *ClusTR, multi-scale" in text
+    assert "standard deviation over the seeds 0, 3; in parentheses, the difference from *ClusTR, multi-scale" in text
     assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 16, 4, 1, 1*." in text
 
 
@@ -236,12 +239,12 @@ def test_stored_tables_are_those_of_their_runs_and_shown(path):
     for row in table.rows:
         kept = results["rows"][row]
         assert (kept["title"], kept["paper"]) == (ROWS[row].title, ROWS[row].paper) and "time" in kept
-        for task in ablation_report.METRICS:
-            assert kept[task] == ablation_report.compare(results["runs"], task, row, table.reference)
+        for task in METRICS:
+            assert kept[task] == compare(results["runs"], task, row, table.reference)
         assert kept["classification"]["seeds"] == results["rows"][table.reference]["classification"]["seeds"]
         assert len(kept["classification"]["seeds"]) >= 3 and (kept["segmentation"] is None) != table.has_segmentation
     text = path.with_suffix(".md").read_text()
-    assert text == ablation_report.format_results(table, results["rows"])
+    assert text == format_results(table, results["rows"])
     shown = (REPOSITORY / "docs" / "ablations.md").read_text()
     assert all(line in shown for line in text.splitlines() if line.startswith("|"))
 
@@ -250,7 +253,7 @@ def test_stored_tables_are_those_of_their_runs_and_shown(path):
 def test_costs_are_those_of_the_paper(folders, name):
     """At 224 pixels, of the tiny variant. FLOPs are printed to 0.1 G, and ours are 3 to 4 % less."""
     (folders / "classification.json").write_text(json.dumps({"variant": "tiny", "image_size": 224}))
-    for row, cost in ablation_report.measure_costs(TABLES[name], make_args(folders)).items():
+    for row, cost in measure_costs(TABLES[name], make_args(folders)).items():
         paper = ROWS[row].paper
         head = 990 * 513  # of 1,000 classes instead of 10
         assert (cost["parameters"] + head) / 1e6 == pytest.approx(paper["parameters"], abs=0.06)
@@ -264,14 +267,14 @@ def test_every_row_has_costs(folders, name):
     args = make_args(folders)
     args.table, args.recipe = [name], str(RECIPES / f"{recipe}.json")
     args.__post_init__()  # takes the table for this recipe
-    costs = ablation_report.measure_costs(TABLES[name], args)
+    costs = measure_costs(TABLES[name], args)
     assert list(costs) == list(TABLES[name].rows) and min(cost["flops"] for cost in costs.values()) > 1e7
 
 
 def test_time_is_measured_beside_the_others(folders):
     args = make_args(folders)
     args.time_per_image = True
-    costs = ablation_report.measure_costs(TABLES["7"], args)
+    costs = measure_costs(TABLES["7"], args)
     assert costs["clustr"]["time"]["ratio"]["median"] == 1.0
     assert all(cost["time"]["median_seconds_per_image"] > 0 for cost in costs.values())
 
@@ -281,7 +284,7 @@ def test_time_is_measured_beside_the_others(folders):
     [
         ({"table": ["8"]}, r"--table must be any of \['6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
-        ({"table": ["7", "peers"]}, r"--table \['peers'\] have rows for other images than those of 32 pixels"),
+        ({"table": ["7", "peers"]}, r"--table \['peers'\] have rows for other image sizes than the 32 pixels"),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],
 )
@@ -306,23 +309,23 @@ def test_runs_train_and_go_on_to_segment(folders, row):
         rows = Dataset.from_dict({"image": images, "annotation": maps}, features=features)
         rows.to_parquet(folders / f"maps/{split}.parquet")
     (folders / "maps/id2label.json").write_text('{"0": "dark", "1": "light"}')
-    command = [sys.executable, "-c", START, row, folders]
-    run_process(command, REPOSITORY / "examples")
+    run_process([sys.executable, "-c", START, row, folders], REPOSITORY / "examples")
     for task in ("classification", "segmentation"):
         results = json.loads((folders / "out" / task / f"{row}-seed0" / "all_results.json").read_text())
-        assert 0 <= results[ablation_report.METRICS[task][0]] <= 1
+        assert 0 <= results[METRICS[task][0]] <= 1
 
 
 # In the scripts' folder, as a user's Python has it.
 START = """
 import sys
 from pathlib import Path
-from ablations import command as ablations
+from ablations import runs
+from ablations.arguments import AblationArguments
 row, folder = sys.argv[1], Path(sys.argv[2])
 names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
 names |= {"segmentation_recipe": "segmentation.json"}
 paths = {name: str(folder / path) for name, path in names.items()}
-args = ablations.AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
+args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
 for task in ("classification", "segmentation"):
-    ablations.make_run(args, row, 0, task).start()
+    runs.make_run(args, row, 0, task).start()
 """

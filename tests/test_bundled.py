@@ -223,5 +223,5 @@ def test_cards_have_no_names_of_enumerations_and_no_variant_of_what_was_fine_tun
 def test_checkpoints_become_whole_repositories(folder, tmp_path):
     script = REPOSITORY / "examples" / "publish_to_hub.py"
     output = run_process([sys.executable, script, folder, "--dry_run", "--repository_dir", tmp_path / "hub"], tmp_path)
-    assert "is whole, and answers without clustr_hf" in output and "A new card is written" not in output
+    assert "is complete, and answers without clustr_hf" in output and "A new card is written" not in output
     assert (tmp_path / "hub" / "README.md").read_text() == (folder / "README.md").read_text()

@@ -136,8 +136,8 @@ SPOILED = {
     "vector": ({"patch_embed1.proj.weight": torch.zeros(5)}, r"must have 4 dimensions .* got shape \(5,\)"),
     "scalar": ({"head.weight": torch.tensor(1.0)}, r"'classifier.weight' must have 2 dimensions .* got shape \(\)"),
     "no values": ({"block1.0.mlp.fc1.weight": torch.zeros(4, 0)}, r"must have 2 dimensions .* got shape \(4, 0\)"),
-    "a block far away": ({"block1.999999999.norm1.weight": torch.zeros(4)}, "number 1 of .* is missing, and 999999999"),
-    "a stage far away": ({"norm999999999.weight": torch.zeros(4)}, "number 4 of .* is missing, and 999999998"),
+    "a block far away": ({"block1.999999999.norm1.weight": torch.zeros(4)}, "number 1 .* missing, while 999999999"),
+    "a stage far away": ({"norm999999999.weight": torch.zeros(4)}, "number 4 of .* is missing, while 999999998"),
 }
 
 

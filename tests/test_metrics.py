@@ -264,7 +264,9 @@ def test_detections_that_do_not_fit_are_named():
     record = {"boxes": [[0, 0, 5, 5]], "labels": [3], "scores": [1.0]}
     with pytest.raises(ValueError, match="`iou_type` must be 'bbox' or 'segm', got 'keypoints'"):
         coco_average_precision([record], [record], iou_type="keypoints")
-    with pytest.raises(ValueError, match="`predictions` must have one entry for each of the 2 images of `references`, got 1"):
+    with pytest.raises(
+        ValueError, match="`predictions` must have one entry for each of the 2 images of `references`, got 1"
+    ):
         coco_average_precision([record], [record, record])
     with pytest.raises(ValueError, match=r"'labels' of `predictions` .* must be in \[0, 3\), got values from 3 to 3"):
         coco_average_precision([record], [record], num_labels=3)

@@ -68,10 +68,12 @@ def test_a_wheel_fits_every_python(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     libraries = {name for name in names if name.startswith("clustr_hf/_clustering_kernel")}
     assert libraries <= {"clustr_hf/_clustering_kernel.so", "clustr_hf/_clustering_kernel.dll"} and len(libraries) == 1
-    shipped = SOURCE / "checkpoints" / "clustr-nano-cifar10"
+    bundled = SOURCE / "checkpoints" / "clustr-nano-cifar10"
     assert {
-        f"clustr_hf/checkpoints/{shipped.name}/{path.name}" for path in shipped.iterdir() if path.is_file()
+        f"clustr_hf/checkpoints/{bundled.name}/{path.name}" for path in bundled.iterdir() if path.is_file()
     } <= names
+    assert {"clustr_hf/py.typed", "clustr_hf/clustering_clustr.pyi"} <= names  # for type checkers
+    assert {"clustr_hf/publish/card_template.md", "clustr_hf/training/loop.py"} <= names
 
 
 # Of what other Pythons have: nothing but the standard library.
@@ -91,6 +93,39 @@ def test_the_wheel_is_installed_and_its_library_loaded(wheel, python, tmp_path):
     assert run_process([python, "-c", SUPPORTED, target], tmp_path, PYTHONPATH="") == "1 0\n"
 
 
+IMPORT_TRAINING = """
+import importlib, pkgutil, sys
+import clustr_hf.training
+assert clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
+for module in pkgutil.walk_packages(clustr_hf.training.__path__, "clustr_hf.training."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_the_wheel_has_the_training_package(wheel, tmp_path):
+    """In an empty folder: nothing is taken from this repository."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    command = [sys.executable, "-c", IMPORT_TRAINING, tmp_path]
+    run_process(command, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"))
+
+
+def test_the_extra_covers_what_the_training_package_imports():
+    setup = ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    lines = f"{setup['options']['install_requires']} {setup['options.extras_require']['training']}".split()
+    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines}
+    imported = set()
+    for path in (SOURCE / "training").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.partition(".")[0])
+    other = imported - sys.stdlib_module_names - declared
+    assert other <= {"PIL", "pyarrow"}  # of pillow, and of datasets
+
+
 CLASSIFY = """
 import json, sys
 from transformers import pipeline
@@ -101,8 +136,8 @@ print(run(sys.argv[2], top_k=1)[0]["label"])
 FIRST_USE = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
-import torch, clustr_hf
-assert clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
+import torch, clustr_hf, clustr_hf.training
+assert clustr_hf.training.train and clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
 print("imported")
 for _ in range(3):
     clustr_hf.find_clusters(torch.rand(1, 40, 8), [4])
@@ -122,7 +157,9 @@ def test_without_a_compiler_the_install_works_and_the_first_use_says_so(tmp_path
     wheel = build_wheel(tmp_path, **missing)
     assert not any("_clustering_kernel." in name for name in zipfile.ZipFile(wheel).namelist())
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    printed = run_process([sys.executable, "-c", FIRST_USE, tmp_path], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    (tmp_path / "empty").mkdir()
+    code = [sys.executable, "-c", FIRST_USE, tmp_path]
+    printed = run_process(code, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"))
     lines = printed[printed.index("imported") :].splitlines()[1:]
     assert len(lines) == 1, lines
     assert re.match(r"INFO clustr_hf\.\S+ .*kernel is missing: it was not built .*clustering runs as PyTorch", lines[0])

@@ -6,6 +6,7 @@ import re
 import sys
 
 import numpy as np
+import publish_to_hub
 import pytest
 import yaml
 from conftest import REPOSITORY, run_process
@@ -148,27 +149,30 @@ def test_cards_tell_what_is_behind_the_numbers(tmp_path):
     assert metadata(folder)["metrics"] == ["accuracy", "mean_iou"]
 
 
-@pytest.mark.parametrize("kind", ["classification", "poses", "instances"])
-def test_code_of_a_checkpoint_is_brought_up_to_date(kind, tmp_path):
+def test_code_of_checkpoints_is_brought_up_to_date(tmp_path):
     """Weights, card and other fields stay; code that is no longer needed goes."""
-    folder = build_repository(*make_model(kind), tmp_path / kind)
-    expected = {path.name: path.read_bytes() for path in folder.iterdir()}
-    (folder / "modeling_clustr.py").write_text("outdated = True\n")
-    (folder / "modeling_clustr_old.py").write_text("outdated = True\n")
-    for name in ("handler.py", "requirements.txt", "versions_clustr.py"):
-        (folder / name).unlink()
-    for name in ("config.json", "preprocessor_config.json"):
-        config = json.loads((folder / name).read_text())
-        del config["auto_map"]
-        config["custom_pipelines"] = {"old": {}}
-        (folder / name).write_text(json.dumps(config))
-    run_process([sys.executable, "-m", "clustr_hf.publish", folder], tmp_path)
-    found = {path.name: path.read_bytes() for path in folder.iterdir()}
-    processor = json.loads(found["preprocessor_config.json"])
-    assert processor.pop("custom_pipelines") == {"old": {}}  # no field of ours there
-    found["preprocessor_config.json"] = (json.dumps(processor, indent=2, sort_keys=True) + "\n").encode()
-    assert found == expected
-    validate_repository(folder)
+    folders = [
+        build_repository(*make_model(kind), tmp_path / kind) for kind in ("classification", "poses", "instances")
+    ]
+    expected = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    for folder in folders:
+        (folder / "modeling_clustr.py").write_text("outdated = True\n")
+        (folder / "modeling_clustr_old.py").write_text("outdated = True\n")
+        for name in ("handler.py", "requirements.txt", "versions_clustr.py"):
+            (folder / name).unlink()
+        for name in ("config.json", "preprocessor_config.json"):
+            config = json.loads((folder / name).read_text())
+            del config["auto_map"]
+            config["custom_pipelines"] = {"old": {}}
+            (folder / name).write_text(json.dumps(config))
+    run_process([sys.executable, "-m", "clustr_hf.publish", *folders], tmp_path)
+    for folder, files in zip(folders, expected):
+        found = {path.name: path.read_bytes() for path in folder.iterdir()}
+        processor = json.loads(found["preprocessor_config.json"])
+        assert processor.pop("custom_pipelines") == {"old": {}}  # no field of ours there
+        found["preprocessor_config.json"] = (json.dumps(processor, indent=2, sort_keys=True) + "\n").encode()
+        assert found == files
+    validate_repository(folders[1])  # of equal files, which other tests validate
 
 
 def test_code_of_another_release_is_not_uploaded_but_replaced(repository):
@@ -539,10 +543,13 @@ def test_the_script_publishes_what_a_training_left(tmp_path):
         ([".", "--example_images", "missing.png"], "missing.png: no such file"),
     ],
 )
-def test_the_script_names_bad_arguments(arguments, message, tmp_path):
+def test_the_script_names_bad_arguments(arguments, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(AssertionError, match=message):
-        run_process(publish_command(*arguments), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["publish_to_hub.py", *arguments])
+    with pytest.raises(SystemExit):
+        publish_to_hub.main()
+    assert message in capsys.readouterr().err
 
 
 TRAIN = """

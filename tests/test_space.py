@@ -32,9 +32,12 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "space"))
 import app
 import draw_examples
 import publish_space
+import space_answers
+import space_cluster_views
 import space_clusters
 import space_inputs
 import space_models
+import space_tasks
 
 
 TITLES = {
@@ -59,7 +62,7 @@ def run_of(kind):
 
 def test_every_tab_shows_what_its_model_says():
     for kind, title in TITLES.items():
-        predict, image = app.make_predict(title, run_of(kind)), make_image()
+        predict, image = space_tasks.make_predict(title, run_of(kind)), make_image()
         if kind == "classification":
             scores = predict(image)
             assert set(scores) == {"cat", "dog", "owl"} and sum(scores.values()) == pytest.approx(1, abs=1e-5)
@@ -98,7 +101,7 @@ def test_objects_are_grouped_by_class():
     box = {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}
     answers = [{"label": "nucleus", "score": 0.3 + 0.01 * index, "box": box} for index in range(70)]
     answers += [{"label": "cell", "score": 0.998, "box": box}]
-    rows = rows_of(app.describe(answers, ["nucleus", "cell"]))
+    rows = rows_of(space_answers.describe(answers, ["nucleus", "cell"]))
     assert [row[1:] for row in rows] == [["cell", "1", "1.00"], ["nucleus", "70", "0.30 to 0.99"]]
     assert rows[0][0] != rows[1][0]
 
@@ -129,11 +132,11 @@ def test_examples_are_what_the_script_draws(tmp_path):
 def test_the_checkpoints_find_in_the_first_examples_what_is_drawn(title, checkpoint, expected):
     """At least so many objects, or so much of the image in percent."""
     run = space_models.load_pipeline(str(REPOSITORY / checkpoint))
-    values = app.first_answer(title, app.make_predict(title, run))
+    values = space_tasks.first_answer(title, space_tasks.make_predict(title, run))
     if title == "Classification":
         assert max(values[0], key=values[0].get) == "cat"
         for name in ("automobile", "ship"):
-            scores = app.make_predict(title, run)(str(space_inputs.IMAGES / f"synthetic_{name}.jpg"))
+            scores = space_tasks.make_predict(title, run)(str(space_inputs.IMAGES / f"synthetic_{name}.jpg"))
             assert max(scores, key=scores.get) == name
         return
     found = {row[1]: float(row[2].split()[0]) for row in rows_of(values[1])}
@@ -144,7 +147,7 @@ def test_a_first_example_that_fails_leaves_the_page_open():
     def fail(*_):
         raise RuntimeError("<no memory>")
 
-    picture, text = app.first_answer("Object detection", fail)
+    picture, text = space_tasks.first_answer("Object detection", fail)
     assert picture is None and text.endswith("RuntimeError: &lt;no memory&gt;")
 
 
@@ -159,13 +162,13 @@ def test_files_with_malformed_metadata_are_shown(tmp_path):
 
 
 def test_labels_are_text_on_the_page_whatever_they_are():
-    table = app.describe([{"label": "<img src=x>", "score": 0.5, "box": {}}], ["<img src=x>"])
+    table = space_answers.describe([{"label": "<img src=x>", "score": 0.5, "box": {}}], ["<img src=x>"])
     assert "&lt;img src=x&gt;" in table and "<img" not in table
-    assert app.describe([], ["a"]) == "Nothing was found."
+    assert space_answers.describe([], ["a"]) == "Nothing was found."
 
 
 def test_nothing_that_people_do_is_a_crash():
-    predict = app.make_predict("Poses", run_of("poses"))
+    predict = space_tasks.make_predict("Poses", run_of("poses"))
     for image, boxes, message in [
         (None, "", "Choose an image first"),
         (Image.new("RGB", (2000, 3)), "", "times as long as wide"),
@@ -176,8 +179,8 @@ def test_nothing_that_people_do_is_a_crash():
     ]:
         with pytest.raises(gr.Error, match=message):
             predict(image, 0.3, boxes)
-    assert space_clusters.show_clusters(None, 1, 1, 1)[0] is None
-    view = space_clusters.ClusterView(run_of("classification"))
+    assert space_cluster_views.show_clusters(None, 1, 1, 1)[0] is None
+    view = space_cluster_views.ClusterView(run_of("classification"))
     with pytest.raises(gr.Error, match="Choose an image first"):
         view.find(None, 64, "as trained")
     image, maps = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
@@ -210,7 +213,7 @@ def test_masks_of_a_page_are_limited(monkeypatch, tmp_path):
     from clustr_hf.remote_code import handler_clustr
 
     run = space_models.load_pipeline(str(build_repository(*make_model("instances"), tmp_path / "instances")))
-    predict = app.make_predict("Instance segmentation", run)
+    predict = space_tasks.make_predict("Instance segmentation", run)
     predict(make_image(), 0.5)
     monkeypatch.setattr(handler_clustr, "MAX_PIXELS_OF_ANSWER", 120 * 90)
     with pytest.raises(gr.Error, match="masks of an answer must have at most 10,800 pixels"):
@@ -220,57 +223,57 @@ def test_masks_of_a_page_are_limited(monkeypatch, tmp_path):
 @pytest.mark.parametrize("data", [None, {}, {"index": None, "value": 1}, {"index": [1], "value": 1}, {"index": "ab"}])
 def test_calls_of_programs_without_a_click_are_answered(data):
     """`/click` as gradio calls it: before anything was found, and with something found."""
-    view = space_clusters.ClusterView(run_of("classification"))
+    view = space_cluster_views.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
-    shown = space_clusters.show_clusters(found, 1, 1, 1)
+    shown = space_cluster_views.show_clusters(found, 1, 1, 1)
     for state, picture, expected in (
         (None, None, "Choose an image."),
         (found, shown[0], shown[1]),
         (found, None, shown[1]),
     ):
         inputs = [state, 1, 1, 1, picture]
-        inputs, *_ = gr.helpers.special_args(space_clusters.click, inputs, event_data=gr.EventData(None, data))
-        assert space_clusters.click(*inputs)[1] == expected
+        inputs, *_ = gr.helpers.special_args(space_cluster_views.click, inputs, event_data=gr.EventData(None, data))
+        assert space_cluster_views.click(*inputs)[1] == expected
 
 
 @pytest.mark.parametrize("index", [[-5, -7], [10**5, 10**5], ["3", "4"]])
 def test_clicks_beside_the_picture_are_on_its_edge(index):
-    view = space_clusters.ClusterView(run_of("classification"))
+    view = space_cluster_views.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
-    picture, _ = space_clusters.show_clusters(found, 1, 1, 1)
+    picture, _ = space_cluster_views.show_clusters(found, 1, 1, 1)
     event = gr.EventData(None, {"index": index, "value": None})
-    assert "are one of them" in space_clusters.click(found, 1, 1, 1, picture, event)[1]
+    assert "bright patches are one cluster" in space_cluster_views.click(found, 1, 1, 1, picture, event)[1]
 
 
 def test_what_programs_leave_out_is_named():
-    views = {"Classification": space_clusters.ClusterView(run_of("classification"))}
-    assert space_clusters.chosen_one(views, "Classification", 1) is views["Classification"]
+    views = {"Classification": space_cluster_views.ClusterView(run_of("classification"))}
+    assert space_clusters.chosen_view(views, "Classification", 1) is views["Classification"]
     for chosen in ((None,), ("Classification", None), (None, 224, "16 times")):
         with pytest.raises(gr.Error, match="Choose a model and all settings first"):
-            space_clusters.chosen_one(views, *chosen)
+            space_clusters.chosen_view(views, *chosen)
     assert space_inputs.parse_boxes(None) is None
 
 
 def test_cluster_pictures_are_of_the_place_that_is_picked():
-    view = space_clusters.ClusterView(run_of("classification"))
+    view = space_cluster_views.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
     assert found[0].size == (96, 64)
     pictures, captions = zip(
-        *(space_clusters.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)])
+        *(space_cluster_views.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)])
     )
     assert captions[0] == "Stage 1, block 1, scale 1: 32 x 48 patches in 96 clusters."
     assert captions[2] == "Stage 2, block 1, scale 1: 16 x 24 patches in 96 clusters."
     arrays = [np.asarray(picture.resize((96, 64))).astype(int) for picture in pictures]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(arrays) for b in arrays[:i])
-    assert space_clusters.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
+    assert space_cluster_views.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
     coarse = view.find(make_image((96, 64)), 64, "16 times")
-    assert "in 6 clusters" in space_clusters.show_clusters(coarse, 1, 1, 1)[1]
+    assert "in 6 clusters" in space_cluster_views.show_clusters(coarse, 1, 1, 1)[1]
 
-    chosen = space_clusters.pick(found, 1, 1, 1)
+    chosen = space_cluster_views.pick(found, 1, 1, 1)
     event = gr.SelectData(None, {"index": [pictures[0].width - 1, pictures[0].height - 1], "value": None})
-    picture, caption = space_clusters.click(found, 1, 1, 1, pictures[0], event)
+    picture, caption = space_cluster_views.click(found, 1, 1, 1, pictures[0], event)
     members = int((chosen.cluster_index == chosen.cluster_index[-1]).sum())
-    assert f"The bright {members} are one of them" in caption
+    assert f"The {members} bright patches are one cluster" in caption
     shown = np.asarray(picture.resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
     original = np.asarray(found[0].resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
     is_member = (chosen.cluster_index == chosen.cluster_index[-1]).numpy()
@@ -284,7 +287,7 @@ def test_without_the_hub_the_packages_checkpoint_is_shown(tmp_path, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     models = space_models.load_models(["me/clustr-cats@4f2a0c9"])
     assert list(models.pipelines) == ["Classification"]
-    assert models.names["Classification"].startswith("clustr-nano-cifar10, which comes with the package")
+    assert models.names["Classification"].startswith("clustr-nano-cifar10, bundled with the package")
     [note] = models.notes
     assert "me/clustr-cats" in note and "could not be loaded: " in note
     features = build_repository(*make_model("features"), tmp_path / "features")
@@ -538,8 +541,8 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     pictures = [pixels_of(page, address) for address in (first, second, third)]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(pictures) for b in pictures[:i])
     page.click("#clusters img", position={"x": 150, "y": 150})
-    caption = wait_for_text(page, "#caption", "are one of them")
-    assert int(re.search(r"The bright (\d+) are", caption)[1]) >= 1
+    caption = wait_for_text(page, "#caption", "are one cluster")
+    assert int(re.search(r"The (\d+) bright patches are", caption)[1]) >= 1
     fourth = wait_for_new_picture(page, "#clusters", third)
     alone = pixels_of(page, fourth)
     assert alone.mean() < 0.6 * pictures[2].mean()

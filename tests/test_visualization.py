@@ -292,7 +292,10 @@ def test_skeletons_are_drawn_in_the_colours_of_their_sides(halves):
     assert np.array_equal(np.asarray(arrays), drawn)
     for wrong, message in (
         ({"names": NAMES[:2], "edges": []}, r"`keypoints` must have shape \(2, 2, 2\), like `names`, got \(2, 3, 2\)"),
-        ({"keypoints": torch.zeros(2, 3, 3)}, r"`keypoints` must have shape \(2, 3, 2\), like `names`, got \(2, 3, 3\)"),
+        (
+            {"keypoints": torch.zeros(2, 3, 3)},
+            r"`keypoints` must have shape \(2, 3, 2\), like `names`, got \(2, 3, 3\)",
+        ),
         ({"scores": scores[:1]}, r"`scores` must have shape \(2, 3\), like `keypoints`, got \(1, 3\)"),
         ({"edges": [(0, 3)]}, r"`edges` must hold pairs of keypoints in \[0, 3\), got \[\(0, 3\)\]"),
     ):

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The models of the Space: those that `models.json` or the command line names, and what comes with the package."""
+"""The models of the Space: those on the command line or in `models.json`, and the bundled checkpoint."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from clustr_hf.remote_code.handler_clustr import limit_masks, pipeline_task
 HERE = Path(__file__).resolve().parent
 MODELS_FILE = HERE / "models.json"
 
-# Title of a tab -> the class of models that it can show.
+# Title of a tab -> the class of its model.
 TASKS = {
     "Classification": "ClusTRForImageClassification",
     "Semantic segmentation": "ClusTRForSemanticSegmentation",
@@ -28,12 +28,12 @@ TASKS = {
 @dataclass
 class SpaceModels:
     """
-    What the Space shows.
+    The models that the Space shows.
 
     Args:
-        pipelines (`dict[str, Pipeline]`): Title of a tab -> the pipeline behind it.
-        names (`dict[str, str]`): Title of a tab -> what its model is called.
-        notes (`list[str]`): What could not be loaded, and what is shown instead.
+        pipelines (`dict[str, Pipeline]`): Title of a tab -> its pipeline.
+        names (`dict[str, str]`): Title of a tab -> name of its model.
+        notes (`list[str]`): Messages about models that could not be loaded or were replaced.
     """
 
     pipelines: dict[str, Pipeline] = field(default_factory=dict)
@@ -41,30 +41,30 @@ class SpaceModels:
     notes: list[str] = field(default_factory=list)
 
     def add(self, model: str, revision: str | None = None):
-        """Load a model from the Hub or a folder into the tab of its task."""
+        """Load a model from the Hub or a folder for the tab of its task."""
         loaded = load_pipeline(model, revision)
         kind = type(loaded.model).__name__
         title = next((title for title, name in TASKS.items() if name == kind), None)
         if title is None:
-            raise ValueError(f"{model} must be a model of a task, got a {kind}.")
+            raise ValueError(f"{model} must be one of {list(TASKS.values())}, got a {kind}.")
         if title in self.pipelines:
             self.notes.append(f"{model} is shown for {title.lower()}, instead of {self.names[title]}.")
         self.pipelines[title], self.names[title] = loaded, Path(model).name if Path(model).is_dir() else model
 
 
 def load_pipeline(model: str, revision: str | None = None) -> Pipeline:
-    """The pipeline of a repository or folder, by the classes of this package: code in the repository is not run."""
+    """The pipeline of a repository or folder, with the classes of this package; code in the repository is not run."""
     config, _ = PreTrainedConfig.get_config_dict(model, revision=revision)
     task = pipeline_task(config)
-    # A pipeline that transformers does not know would be taken from the repository.
+    # transformers would load a pipeline that it does not know from the repository.
     own = {"pipeline_class": ClusTRKeypointDetectionPipeline} if task == "keypoint-detection" else {}
-    run = pipeline(task, model=model, revision=revision, trust_remote_code=False, **own)  # False: it would ask
+    run = pipeline(task, model=model, revision=revision, trust_remote_code=False, **own)  # the default prompts
     limit_masks(run)
     return run
 
 
 def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]]:
-    """Models with revisions: `folder-or-id` and `id@revision` of the command line, or else what the JSON file lists."""
+    """Models and revisions from `folder-or-id` or `id@revision` arguments, or from the JSON file if there are none."""
     if names:
         parts = [str(name).partition("@") for name in names]
         return [{"model": model, "revision": revision or None} for model, _, revision in parts]
@@ -73,22 +73,23 @@ def read_entries(names: Sequence[str], path: Path) -> list[dict[str, str | None]
 
 def load_models(names: Sequence[str] = (), path: Path = MODELS_FILE) -> SpaceModels:
     """
-    Load what the Space shows, and the package's checkpoint where that leaves the first tab empty: because nothing is
-    named, or because the Hub cannot be reached.
+    Load the models of the Space. If there is no classifier, because none is listed or the Hub cannot be reached, the
+    bundled checkpoint takes its place.
 
     Args:
-        names (`Sequence[str]`): Folders, or ids on the Hub, with `@revision` behind them if need be.
-        path (`Path`): JSON file to take instead: `[{"model": "me/clustr-nano-camvid", "revision": "4f2a..."}, ...]`.
+        names (`Sequence[str]`): Folders or ids on the Hub, optionally followed by `@revision`.
+        path (`Path`): JSON file to read if `names` is empty:
+            `[{"model": "me/clustr-nano-camvid", "revision": "4f2a..."}, ...]`.
     """
     models = SpaceModels()
     for entry in read_entries(names, path):
         try:
             models.add(entry["model"], entry.get("revision"))
-        except Exception as error:  # a page without one of its models is better than none
+        except Exception as error:  # the page opens without this model
             models.notes.append(f"{entry} could not be loaded: {type(error).__name__} {str(error)[:200]}")
     if "Classification" not in models.pipelines:
         models.add(str(bundled_checkpoint()))
-        models.names["Classification"] += ", which comes with the package and knows ten kinds of animals and vehicles"
+        models.names["Classification"] += ", bundled with the package; it knows ten kinds of animals and vehicles"
     poses, detector = models.pipelines.get("Poses"), models.pipelines.get("Object detection")
     if poses is not None and detector is not None and "person" in detector.model.config.id2label.values():
         poses.detector = detector

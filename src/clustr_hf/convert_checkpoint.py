@@ -1,11 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-A checkpoint of the authors' code as a checkpoint of this package.
+Convert a checkpoint of the authors' code to a checkpoint of this package.
 
     python -m clustr_hf.convert_checkpoint IN OUT [--num_attention_heads 1 2 4 8] [--reduction_ratios "[[64,16],...]"]
 
-IN is a `.safetensors` file, or a PyTorch file that is read with `weights_only=True`; OUT becomes a folder with
-`model.safetensors`, the configuration, the image processor and the code for `trust_remote_code=True`.
+IN is a `.safetensors` file, or a PyTorch file, which is read with `weights_only=True`. The folder OUT receives
+`model.safetensors`, the configuration, the image processor, and the code for `trust_remote_code=True`.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from .remote_code.image_processing_clustr import ClusTRImageProcessor
 from .remote_code.modeling_clustr import ClusTRForImageClassification
 
 
-# The paper's heads have 64 channels each (Table A1); shapes do not tell.
+# Channels of a head in the paper (Table A1); the shapes of the weights do not tell.
 PAPER_HEAD_DIM = 64
 
-# The authors' name -> ours. Stage and block numbers: theirs count stages from 1, ours from 0.
+# The authors' name -> ours. The authors count stages from 1, we count them from 0.
 _RENAMINGS = [
     (r"patch_embed(?P<stage>\d+)\.proj\.", "embeddings.projection."),
     (r"patch_embed(?P<stage>\d+)\.norm\.", "embeddings.layer_norm."),
@@ -41,29 +41,29 @@ _RENAMINGS = [
     (r"block(?P<stage>\d+)\.(?P<block>\d+)\.mlp\.(?P<layer>fc[12])\.", "mlp.{layer}."),
 ]
 
-# What training scripts and recordings put around or before the weights.
+# Keys under which training scripts save the weights, and prefixes of the weights' names.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _PREFIXES = ("module.", "model.", "weights.")
-# Wrappers around one another that are looked into.
-MOST_WRAPPERS = 4
+# Maximum nesting of such keys.
+MAX_WRAPPERS = 4
 
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    Rename the authors' weights for [`ClusTRForImageClassification`]; the tensors themselves stay as they are.
+    Rename the authors' weights for [`ClusTRForImageClassification`]; the tensors themselves are unchanged.
 
     The matching configuration has `cluster_assignment="nearest_center"`, the rule of the authors' release.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`):
             Weights under the authors' names (`patch_embed1.proj.weight`, `block1.0.attn.q.weight`, `head.weight`, ...).
-            Where some names have a prefix that training puts before them (`module.`, `model.`), these are the weights.
+            If some names have a prefix added by training (`module.`, `model.`), only those are converted.
 
     Returns:
         `dict[str, torch.Tensor]`: The same tensors under our names.
 
     Raises:
-        ValueError: if a name is none of the authors', its value is no tensor of floats, or the classifier is missing.
+        ValueError: if a name is unknown, its value is not a tensor of floats, or the classifier is missing.
     """
     weights = _strip_prefix(state_dict)
     _check_tensors(weights)
@@ -79,20 +79,22 @@ def infer_config(
     reduction_ratios: list | None = None,
 ) -> ClusTRConfig:
     """
-    The configuration that a converted state dict fits, read off its shapes.
+    Infer the configuration of a converted state dict from the shapes of its tensors.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): As [`convert_state_dict`] returns it.
         num_attention_heads (`list[int]`, *optional*):
-            Heads for each stage, which no shape tells; default is one for 64 channels, as in the paper.
+            Number of heads in each stage, which the shapes do not tell; default is one for 64 channels, as in the
+            paper.
         reduction_ratios (`list`, *optional*):
-            Likewise; default is the paper's two scales (or the coarser one of them where a stage has one).
+            Reduction ratios of each stage, which the shapes do not tell either; default is the paper's two scales, or
+            the coarser one for stages with one scale.
 
     Returns:
         [`ClusTRConfig`] with `cluster_assignment="nearest_center"`.
 
     Raises:
-        ValueError: if a weight is missing, or has a shape that is not one of the architecture's.
+        ValueError: if a weight is missing, or has a shape that does not fit the architecture.
     """
     stages = range(_count(state_dict, r"clustr\.stages\.(\d+)\."))
     prefix = "clustr.stages.{}."
@@ -124,21 +126,21 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
         path (`str` or `Path`): A `.safetensors` file or a PyTorch file.
 
     Returns:
-        `tuple[dict, dict]`: The state dict, taken out of the wrappers that training scripts save it in, and the
-        metadata of a safetensors file (else empty).
+        `tuple[dict, dict]`: The state dict, without the dictionaries in which training scripts wrap it, and the
+        metadata of a safetensors file (otherwise empty).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no state dict, or objects that only unpickling could make.
+        ValueError: if the file holds no state dict, or objects that need unpickling.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`IN` must be a checkpoint file, got {path}.")
     try:
         checkpoint, metadata = _read_file(path)
-    except Exception as error:  # whatever the readers make of a file that is none of theirs
+    except Exception as error:  # the readers raise many kinds for files of other formats
         raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error!r}") from error
-    for _ in range(MOST_WRAPPERS):
+    for _ in range(MAX_WRAPPERS):
         if isinstance(checkpoint, Mapping):
             inside = (checkpoint[name] for name in _WRAPPERS if isinstance(checkpoint.get(name), Mapping))
             checkpoint = next(inside, checkpoint)
@@ -166,15 +168,17 @@ def convert_checkpoint(
 
     Args:
         source (`str` or `Path`): See [`load_authors_checkpoint`].
-        folder (`str` or `Path`): Is made; nothing is written before the weights are known to fit.
-        num_attention_heads, reduction_ratios: See [`infer_config`]; the metadata of a safetensors file may name them.
+        folder (`str` or `Path`): Folder to write; nothing is written unless the weights fit.
+        num_attention_heads, reduction_ratios: See [`infer_config`]; defaults are taken from the metadata of a
+            safetensors file, if it has any.
 
     Returns:
         [`ClusTRForImageClassification`] with the converted weights.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: for a missing file, for one that holds something else, and for
-            weights that do not fit the architecture.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file does not hold a ClusTR classifier of the authors.
+        RuntimeError: if the weights do not fit the architecture.
     """
     weights, metadata = load_authors_checkpoint(source)
     try:
@@ -194,7 +198,7 @@ def convert_checkpoint(
 
 
 def _check_tensors(state_dict: Mapping[str, torch.Tensor]):
-    """Raise unless all names are strings, and all that they name tensors of floats, which hold values."""
+    """Raise unless all keys are strings, and all values dense tensors of floats with data."""
     for name, tensor in state_dict.items():
         if not isinstance(name, str):
             raise ValueError(f"`state_dict` must have names of tensors as keys, got {reprlib.repr(name)}.")
@@ -216,16 +220,16 @@ def _convert_name(name: str) -> str:
         if match is None:
             continue
         groups = match.groupdict()
-        place = f"clustr.stages.{int(groups['stage']) - 1}."
+        prefix = f"clustr.stages.{int(groups['stage']) - 1}."
         if "block" in groups:
-            place += f"blocks.{groups['block']}."
-        scale = int(groups.get("scale") or 1) - 1  # a lone "kv" is the first scale
-        return place + ours.format(scale=scale, layer=groups.get("layer")) + name[match.end() :]
+            prefix += f"blocks.{groups['block']}."
+        scale = int(groups.get("scale") or 1) - 1  # "kv" without a number is the first scale
+        return prefix + ours.format(scale=scale, layer=groups.get("layer")) + name[match.end() :]
     raise ValueError(f"`state_dict` must hold weights of the authors' ClusTR classifier, got a tensor named {name!r}.")
 
 
 def _strip_prefix(checkpoint: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under a known prefix, without it, as long as one occurs; all of them if none does."""
+    """The tensors whose names have a known prefix, without it; all tensors if no prefix occurs."""
     for prefix in _PREFIXES:
         inside = {
             str(name).removeprefix(prefix): value for name, value in checkpoint.items() if str(name).startswith(prefix)
@@ -249,10 +253,10 @@ def _count(state_dict: Mapping[str, torch.Tensor], pattern: str) -> int:
     if not indices:
         raise ValueError(f"`state_dict` must hold a ClusTR classifier, but no name matches {pattern!r}.")
     if len(indices) <= max(indices):
-        least = min(set(range(len(indices) + 1)) - indices)
+        missing = min(set(range(len(indices) + 1)) - indices)
         raise ValueError(
-            f"`state_dict` must hold a whole ClusTR classifier, but number {least} of {pattern!r} is missing, and "
-            f"{max(indices)} is there."
+            f"`state_dict` must hold a whole ClusTR classifier, but number {missing} of {pattern!r} is missing, while "
+            f"{max(indices)} is present."
         )
     return len(indices)
 
@@ -269,18 +273,20 @@ def _from_metadata(metadata: Mapping[str, str], name: str) -> list | None:
     return values
 
 
-def main(arguments: list[str] | None = None):
-    """The command line, see the module's docstring."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clustr_hf.convert_checkpoint", description="Convert a checkpoint of the authors' ClusTR."
     )
     parser.add_argument("source", metavar="IN", type=Path, help=".safetensors or PyTorch file of the authors' code")
     parser.add_argument("folder", metavar="OUT", type=Path, help="folder to write")
-    parser.add_argument("--num_attention_heads", type=int, nargs="+", help="heads of each stage, default C / 64")
+    parser.add_argument(
+        "--num_attention_heads", type=int, nargs="+", help="number of heads in each stage; default: C / 64"
+    )
     parser.add_argument(
         "--reduction_ratios",
         type=json.loads,
-        help='lambda of each stage as JSON, default "[[64,16],[16,4],[4,1],[1]]"',
+        help='reduction ratios of each stage and scale as JSON; default: "[[64,16],[16,4],[4,1],[1]]"',
     )
     args = parser.parse_args(arguments)
     try:

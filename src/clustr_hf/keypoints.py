@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The keypoints that data sets annotate, as data: names, sides, skeleton, sigmas of the object keypoint similarity, parts.
+Keypoint conventions of data sets: names, sides, skeleton, parts, and sigmas of the object keypoint similarity.
 
-Indices count from 0, in the order of the annotations' values. "Left" is the person's left.
+Keypoints are numbered from 0 in the order of the annotations. "Left" is the person's left.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,18 @@ from typing import Any
 @dataclass(frozen=True)
 class KeypointConvention:
     """
-    What the K keypoints of a data set are.
+    The K keypoints that a data set annotates.
 
     Args:
-        names (`tuple[str, ...]` of length K): Their names; those of a side begin with `left_` or `right_`.
-        sigmas (`tuple[float, ...]` of length K): Spread of annotators, as a share of a person's size (the square root
-            of the area): the object keypoint similarity of COCO measures distances in twice these.
-        edges (`tuple[tuple[int, int], ...]`): Pairs of keypoints between which a skeleton has a line.
-        parts (`dict[str, range]`): Keypoints of the parts that are evaluated on their own.
-        other_flip_pairs (`tuple[tuple[int, int], ...]`): Pairs that a mirror swaps beyond those with names of sides.
-        lower_body (`frozenset[int]`): Keypoints from the hips down; half-body augmentation tells them from the others.
+        names (`tuple[str, ...]` of length K): Names of the keypoints; those on one side begin with `left_` or `right_`.
+        sigmas (`tuple[float, ...]` of length K): Spread of annotations, as a share of a person's size (the square root
+            of the area). COCO's object keypoint similarity measures distances in units of twice the sigma.
+        edges (`tuple[tuple[int, int], ...]`): Pairs of keypoints that a line of the skeleton connects.
+        parts (`dict[str, range]`): Keypoints of each part that is evaluated separately.
+        other_flip_pairs (`tuple[tuple[int, int], ...]`): Pairs that a horizontal flip swaps, besides those whose names
+            tell their sides.
+        lower_body (`frozenset[int]`): Keypoints from the hips down, which half-body augmentation separates from the
+            others.
     """
 
     names: tuple[str, ...]
@@ -39,17 +41,17 @@ class KeypointConvention:
 
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
-        """Pairs of keypoints that change places in a mirror, the left one first."""
-        places = {name: index for index, name in enumerate(self.names)}
+        """Pairs of keypoints that a horizontal flip swaps, the left one first."""
+        indices = {name: index for index, name in enumerate(self.names)}
         sides = [
-            (index, places["right_" + name.removeprefix("left_")])
-            for name, index in places.items()
+            (index, indices["right_" + name.removeprefix("left_")])
+            for name, index in indices.items()
             if name.startswith("left_")
         ]
         return (*sides, *self.other_flip_pairs)
 
     def config_fields(self) -> dict[str, Any]:
-        """Fields of a configuration for a model of these keypoints: names, `flip_pairs`, `edges`."""
+        """Fields of the configuration of a model for these keypoints: names, `flip_pairs`, `edges`."""
         return {
             "id2label": dict(enumerate(self.names)),
             "label2id": {name: index for index, name in enumerate(self.names)},
@@ -63,12 +65,12 @@ def _both_sides(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _edges(names: Sequence[str], lines: Iterable[str]) -> tuple[tuple[int, int], ...]:
-    """Edges along lines of names; `*` stands for either side."""
-    places, edges = {name: index for index, name in enumerate(names)}, {}
+    """Edges along lines of names; a `*` stands for both sides."""
+    indices, edges = {name: index for index, name in enumerate(names)}, {}
     for line in lines:
         for side in ("left", "right"):
-            for edge in pairwise(places[name.replace("*", side)] for name in line.split()):
-                edges[edge] = None  # once, also where a line has no side
+            for edge in pairwise(indices[name.replace("*", side)] for name in line.split()):
+                edges[edge] = None  # a dictionary, since lines without a side occur twice
     return tuple(edges)
 
 
@@ -129,10 +131,10 @@ _HAND_SIGMAS = (
     *(0.017, 0.021, 0.021, 0.032),
     *(0.020, 0.019, 0.022, 0.031),
 )
-# The 68 points of a face (300-W, Sagonas et al. 2013): lines of points, of which the closed ones return to the first.
+# The 68 points of a face (300-W, Sagonas et al. 2013): open lines, and loops that return to their first point.
 _FACE_LINES = (range(17), range(17, 22), range(22, 27), range(27, 31), range(31, 36))
 _FACE_LOOPS = (range(36, 42), range(42, 48), range(48, 60), range(60, 68))
-# Which of them change places in a mirror: runs, from their outer ends inwards (jaw, brows, nose), and pairs.
+# Points that a horizontal flip swaps: runs, paired from their outer ends inwards (jaw, brows, nose), and pairs.
 _FACE_MIRRORED_RUNS = ((0, 16), (17, 26), (31, 35))
 _FACE_MIRRORED_PAIRS = (
     *((36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46)),  # eyes
@@ -154,7 +156,7 @@ def _face_edges() -> tuple[tuple[int, int], ...]:
     return tuple((_FACE_START + first, _FACE_START + second) for line in lines for first, second in pairwise(line))
 
 
-# COCO-WholeBody (Jin et al. 2020): 17 of the body, 6 of the feet, 68 of the face, 21 of either hand.
+# COCO-WholeBody (Jin et al. 2020): 17 keypoints of the body, 6 of the feet, 68 of the face, 21 of each hand.
 COCO_WHOLEBODY = KeypointConvention(
     names=_WHOLE_BODY_NAMES,
     sigmas=(*_BODY_SIGMAS, *_FOOT_SIGMAS, *_FACE_SIGMAS, *_HAND_SIGMAS, *_HAND_SIGMAS),

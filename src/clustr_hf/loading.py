@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Load a trained model as a whole, while `from_pretrained` initialises what a checkpoint lacks and only warns."""
+"""Load trained models and require every weight, where `from_pretrained` initialises missing ones with a warning."""
 
 import importlib
 import pickle
@@ -18,20 +18,20 @@ def load_trained(
     name_or_path: str | Path, model_class: type[PreTrainedModel] | None = None, **arguments: Any
 ) -> PreTrainedModel:
     """
-    A checkpoint's model in evaluation mode, with every weight from the checkpoint.
+    Load the model of a checkpoint in evaluation mode, with every weight from the checkpoint.
 
     Args:
         name_or_path (`str` or `Path`): Folder, or id on the Hub.
         model_class (`type`, *optional*):
-            A class of this package, for instance [`ClusTRModel`], which is part of every checkpoint. Default: the class
-            that was saved.
-        arguments: Further ones of `from_pretrained`, as `revision` or a field of the configuration.
+            A class of this package, for instance [`ClusTRModel`], whose weights every checkpoint has. Default: the
+            class that was saved.
+        arguments: Further arguments of `from_pretrained`, such as `revision` or a field of the configuration.
 
     Raises:
-        ValueError: if the checkpoint is none of ClusTR, lacks weights of the class, or its weights cannot be read.
+        ValueError: if the checkpoint is not a ClusTR model, lacks weights of the class, or cannot be read.
     """
     config, _ = PreTrainedConfig.get_config_dict(name_or_path, **arguments)
-    pipeline_task(config)  # or an error, if it is no model of ours
+    pipeline_task(config)  # raises unless it is a ClusTR model
     saved_class = getattr(importlib.import_module(__package__), config["architectures"][0])
     model_class = model_class or saved_class
     with naming_unreadable_weights("`name_or_path`", name_or_path):
@@ -48,14 +48,14 @@ def load_trained(
 @contextmanager
 def naming_unreadable_weights(argument: str, name_or_path: str | Path) -> Iterator[None]:
     """
-    A context for `from_pretrained`, whose errors say what is wrong with a file of weights but not with which one.
+    A context for `from_pretrained` that names the unreadable file, which the errors of `from_pretrained` do not.
 
     Args:
-        argument (`str`): What the checkpoint was given as, for the message.
+        argument (`str`): Name of the argument that gave the checkpoint, for the message.
         name_or_path (`str` or `Path`): Folder, or id on the Hub.
 
     Raises:
-        ValueError: if a file of weights is truncated or no file of weights at all; names it, if it is in a folder.
+        ValueError: if a weights file is truncated or of another format; names the file if the checkpoint is a folder.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def naming_unreadable_weights(argument: str, name_or_path: str | Path) -> Iterat
         names = ", ".join(_unreadable_files(Path(name_or_path))) or "one of its files"
         raise ValueError(
             f"{argument} {name_or_path} has weights that cannot be read, in {names}: {error}. "
-            f"The file is truncated or is not what its name says: copy or download it again."
+            f"The file is truncated or has another format than its name says: copy or download it again."
         ) from error
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The card of a checkpoint: README.md with the metadata that the Hub reads, from the template beside this file."""
+"""The card of a checkpoint: a README.md with the metadata that the Hub reads, written from `card_template.md`."""
 
 import json
 import math
@@ -19,19 +19,19 @@ from ..remote_code.handler_clustr import pipeline_task
 
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-# Stands in a card until `publish.push` knows better.
+# Placeholder for the owner, which `publish.push` replaces.
 UNKNOWN_REPOSITORY = "your-name"
-# A card cannot name the revision that it is part of; it says what to write there.
+# A card cannot name the revision that it is part of, so it asks the reader to replace this one.
 REVISION = "main"
 
-# Pictures that a card shows if they lie beside it, each in a section of its own, and what it writes under them.
+# Pictures that a card shows if they are in its folder, and their captions.
 PICTURES = {
     "clusters.png": "Clusters that the model finds in a photograph.",
-    "training_curve.png": "Loss and metric while training.",
-    "predictions.png": "Predictions for images that were held out.",
+    "training_curve.png": "Loss and metric during training.",
+    "predictions.png": "Predictions for held-out images.",
 }
 
-# Photographs of Hugging Face's own for the widgets of repositories that bring none along.
+# Photographs by Hugging Face, for the widgets of repositories without example images.
 _SAMPLES = "https://huggingface.co/datasets/mishig/sample_images/resolve/main"
 _SCENES = {"Savanna": f"{_SAMPLES}/savanna.jpg", "Football match": f"{_SAMPLES}/football-match.jpg"}
 SAMPLE_IMAGES = {
@@ -39,7 +39,7 @@ SAMPLE_IMAGES = {
     "keypoint-detection": {"Football match": f"{_SAMPLES}/football-match.jpg"},
 }
 
-# What training scripts call a metric -> its type on the Hub, and its name on a card.
+# Name of a metric in training scripts -> its type on the Hub, and its name on a card.
 METRICS = {
     "eval_accuracy": ("accuracy", "Top-1 accuracy"),
     "eval_mean_iou": ("mean_iou", "Mean IoU"),
@@ -54,7 +54,7 @@ METRICS = {
     "eval_body_ar": ("mean_average_recall", "Body AR"),
 }
 
-# What a card's examples set, and what they get.
+# Parameters in a card's examples, and a description of what they return.
 _PARAMETERS = {
     "image-classification": {"top_k": 3},
     "image-segmentation": {"threshold": 0.5},
@@ -74,17 +74,17 @@ _ANSWERS = {
 @dataclass
 class Measurement:
     """
-    A number on a card, with what is behind it.
+    A result on a card, with its origin.
 
     Args:
         metric (`str`): Type of the metric on the Hub, such as `"accuracy"`, `"mean_iou"`, `"mean_average_precision"`.
-        name (`str`): What the card calls it.
-        value (`float`): The number; shares lie in [0, 1].
-        dataset (`str`): Name of the data that it was measured on.
+        name (`str`): Name of the metric on the card.
+        value (`float`): Value of the metric; shares are in [0, 1].
+        dataset (`str`): Name of the data set that it was measured on.
         command (`str`): The command that measured it.
-        dataset_id (`str`, *optional*): Id of these data on the Hub.
-        split (`str`, *optional*): Which part of the data.
-        num_samples (`int`, *optional*): How many images, or persons.
+        dataset_id (`str`, *optional*): Id of the data set on the Hub.
+        split (`str`, *optional*): Split of the data set.
+        num_samples (`int`, *optional*): Number of images or persons.
 
     Raises:
         ValueError: for a value that is not finite.
@@ -107,20 +107,20 @@ class Measurement:
 @dataclass
 class CardContents:
     """
-    What a card says and the checkpoint does not know. Nothing is needed; the card says so where something is missing.
+    Contents of a card that the checkpoint itself does not tell. All are optional; the card states what is missing.
 
     Args:
         name (`str`, *optional*): Name of the model; default is that of the folder.
-        summary (`str`, *optional*): What the model is for, in a sentence or two.
-        datasets (`Sequence[str]`): Ids of the data sets on the Hub that it was trained on.
-        base_model (`str`, *optional*): Id of the model on the Hub that the training began with.
-        training (`str`, *optional*): On what data, how long, on what machine.
-        command (`str`, *optional*): The command that trained it.
-        recipe (`Mapping[str, Any]`): The settings of the training.
-        measurements (`Sequence[Measurement]`): The results.
-        tables (`Sequence[str]`): More of them, in Markdown.
-        limitations (`str`, *optional*): What it cannot do.
-        license (`str`, defaults to `"apache-2.0"`): Of the weights, as the Hub names it.
+        summary (`str`, *optional*): Purpose of the model, in one or two sentences.
+        datasets (`Sequence[str]`): Ids of the training data sets on the Hub.
+        base_model (`str`, *optional*): Id on the Hub of the model that was fine-tuned.
+        training (`str`, *optional*): Data, duration and hardware of the training.
+        command (`str`, *optional*): The training command.
+        recipe (`Mapping[str, Any]`): Settings of the training.
+        measurements (`Sequence[Measurement]`): Results.
+        tables (`Sequence[str]`): Further results in Markdown.
+        limitations (`str`, *optional*): Limitations of the model.
+        license (`str`, defaults to `"apache-2.0"`): License of the weights, as named on the Hub.
     """
 
     name: str | None = None
@@ -139,7 +139,7 @@ class CardContents:
 def measurements_of(
     results: Mapping[str, Any], dataset: str, command: str, dataset_id: str | None = None, split: str = "validation"
 ) -> list[Measurement]:
-    """The results of a training script, `eval_...`, of which [`METRICS`] knows the names; NaN is no result."""
+    """Measurements from the `eval_...` results of a training script that are in [`METRICS`] and not NaN."""
     return [
         Measurement(metric, name, results[key], dataset, command, dataset_id, split, results.get("eval_samples"))
         for key, (metric, name) in METRICS.items()
@@ -147,19 +147,21 @@ def measurements_of(
     ]
 
 
-def write_model_card(folder: str | Path, contents: CardContents | None = None, widget: Mapping[str, str] | None = None):
+def write_model_card(
+    folder: str | Path, contents: CardContents | None = None, widget: Mapping[str, str] | None = None
+) -> None:
     """
-    Write README.md of a checkpoint.
+    Write the README.md of a checkpoint.
 
     Args:
-        folder (`str` or `Path`): Where `config.json` and `model.safetensors` lie.
-        contents ([`CardContents`], *optional*): What the card says.
-        widget (`Mapping[str, str]`, *optional*): Title -> address of the images that the Hub offers to try; paths are
+        folder (`str` or `Path`): Folder with `config.json` and `model.safetensors`.
+        contents ([`CardContents`], *optional*): Contents of the card.
+        widget (`Mapping[str, str]`, *optional*): Title -> address of an image that the Hub offers to try; paths are
             relative to the folder. Default: photographs on the Hub.
 
     Raises:
         FileNotFoundError: if there is no configuration.
-        ValueError: if it is none of a ClusTR model with a known class.
+        ValueError: if the configuration is not that of a ClusTR model of a known class.
     """
     folder, contents = Path(folder), contents or CardContents()
     config = json.loads((folder / "config.json").read_text())
@@ -198,22 +200,22 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
     card.save(folder / "README.md")
 
 
-def check_card(path: str | Path, task: str, files: Sequence[str] = ()):
+def check_card(path: str | Path, task: str, files: Sequence[str] = ()) -> None:
     """
-    Look at a card as the Hub does, and for what users of its metadata expect.
+    Check the metadata of a card, the images of its widget, and that the template is filled in.
 
     Args:
-        path (`str` or `Path`): README.md.
-        task (`str`): The pipeline that runs the model.
-        files (`Sequence[str]`): Paths of what is in the repository.
+        path (`str` or `Path`): The README.md.
+        task (`str`): Task of the pipeline that runs the model.
+        files (`Sequence[str]`): Paths of the files in the repository.
 
     Raises:
-        ValueError: if it is about another task, lacks metadata or an image that it names, or is not filled in.
+        ValueError: if the card is about another task, lacks metadata or an image of its widget, or is not filled in.
     """
     card = load_card(path)
     data = card.data.to_dict()
     if data.get("pipeline_tag") != task:
-        raise ValueError(f"{path} must have the pipeline_tag {task}, as its model, got {data.get('pipeline_tag')}.")
+        raise ValueError(f"{path} must have the pipeline_tag {task} of its model, got {data.get('pipeline_tag')}.")
     missing = [key for key in ("library_name", "license", "tags", "widget") if not data.get(key)]
     if missing:
         raise ValueError(f"{path} must have metadata for {missing}.")
@@ -228,10 +230,10 @@ def check_card(path: str | Path, task: str, files: Sequence[str] = ()):
 
 def load_card(path: str | Path) -> ModelCard:
     """
-    The card of a file.
+    Load a card.
 
     Raises:
-        ValueError: if it has no metadata that can be read.
+        ValueError: if the file has no valid metadata.
     """
     try:
         card = ModelCard.load(path)
@@ -263,7 +265,7 @@ def _eval_result(task: str, measured: Measurement) -> EvalResult:
 
 
 def _facts(config: Mapping[str, Any], folder: Path) -> str:
-    """What everybody asks first, from the files themselves."""
+    """Rows with the facts that the checkpoint's files tell."""
     rows = {
         "class": f"`{config['architectures'][0]}`",
         "parameters": f"{_count_parameters(folder) / 1e6:.2f} M",
@@ -272,7 +274,7 @@ def _facts(config: Mapping[str, Any], folder: Path) -> str:
         "reduction ratios, of each stage and scale": config["reduction_ratios"],
     }
     if config.get("attention_type", "clustered") != "clustered":
-        rows["attention"] = f"`{config['attention_type']}`, not the paper's"
+        rows["attention"] = f"`{config['attention_type']}`, not that of the paper"
     labels = list((config.get("id2label") or {}).values())
     if labels:
         rows["keypoints" if "Pose" in rows["class"] else "classes"] = f"{len(labels)}: {join_names(labels)}"
@@ -280,7 +282,7 @@ def _facts(config: Mapping[str, Any], folder: Path) -> str:
 
 
 def _count_parameters(folder: Path) -> int:
-    """Of all tensors but the statistics of batch norms, which are not learned."""
+    """Number of values in all tensors except the statistics of batch norms, which are not trained."""
     number = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as weights:
@@ -291,7 +293,7 @@ def _count_parameters(folder: Path) -> int:
 
 
 def plain_value(value: Any) -> Any:
-    """An argument as it is written on a command line: the value of an enumeration, also within lists and mappings."""
+    """An argument as written on a command line: enumerations become their values, also within lists and mappings."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -302,7 +304,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _training(contents: CardContents) -> str:
-    parts = [contents.training or "What this checkpoint was trained on was not stated when this card was made."]
+    parts = [contents.training or "The training data was not stated when this card was written."]
     if contents.command:
         parts.append(f"```bash\n{contents.command}\n```")
     if contents.recipe:
@@ -323,17 +325,17 @@ def _results(contents: CardContents) -> str:
         number = "" if measured.num_samples is None else f"{measured.num_samples:,}"
         lines.append(f"| {measured.name} | {measured.value:.4f} | {_cell(data)} | {number} |")
     if commands == [contents.command]:
-        measured_by = "Measured at the end of the training, by the same command."
+        measured_by = "Measured at the end of training, by the same command."
     else:
         measured_by = "\n\n".join(["Measured by:", *(f"```bash\n{command}\n```" for command in commands)])
     return "\n\n".join(["\n".join(lines), measured_by, *contents.tables])
 
 
 def _limitations(contents: CardContents, task: str) -> str:
-    parts = [contents.limitations or "It knows what it was trained on, and images like those."]
+    parts = [contents.limitations or "The model works best on images similar to its training data."]
     if task == "keypoint-detection":
-        parts.append("It finds no persons: boxes, or a detector, must tell where they are.")
-    parts.append("The Hub's own widgets run no custom code: use an Inference Endpoint, a Space, or the pipeline.")
+        parts.append("This model does not detect people; pass their boxes, or use a detector.")
+    parts.append("The Hub's own widgets do not run custom code: use the pipeline, an Inference Endpoint, or a Space.")
     return "\n".join(parts)
 
 
@@ -346,7 +348,7 @@ def _table_rows(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that stays in its cell of a Markdown table."""
+    """Text as a cell of a Markdown table, without line breaks and bars."""
     return " ".join(str(value).split()).replace("|", "&#124;")
 
 

@@ -29,9 +29,9 @@ def push(
     """
     Push a repository to the Hub in one commit.
 
-    Only the files of a repository are pushed, see [`repository_files`]. The same commit removes files of an earlier push
-    that the folder no longer holds; all other files on the Hub stay. If the push fails, a repository that was created
-    for it is deleted again.
+    Only the files of a repository are pushed, see [`repository_files`]. The same commit removes files of an earlier
+    push that the folder no longer holds; all other files on the Hub stay. If the push fails, a repository that was
+    created for it is deleted again.
 
     Args:
         folder (`str` or `Path`): Folder written by [`build_repository`], or the output folder of a training script.
@@ -46,8 +46,8 @@ def push(
 
     Raises:
         ValueError: if the repository is incomplete or does not run; nothing is pushed.
-        HfHubHTTPError, RuntimeError: if the Hub rejects the push (`RuntimeError` for the weights); the repository on the
-            Hub is unchanged.
+        HfHubHTTPError, RuntimeError: if the Hub rejects the push (`RuntimeError` for the weights); the repository on
+            the Hub is unchanged.
     """
     folder = Path(folder)
     files = repository_files(folder)

@@ -40,8 +40,8 @@ print("answer:" + json.dumps(answer))
 
 def validate_repository(folder: str | Path, image: Image.Image | str | Path | None = None) -> list:
     """
-    Check that a folder is a complete repository, and run its handler, and thereby its pipeline, in a new process without
-    this package, the Hub, an accelerator, or an access token.
+    Check that a folder is a complete repository, and run its handler, and thereby its pipeline, in a new process
+    without this package, the Hub, an accelerator, or an access token.
 
     Args:
         folder (`str` or `Path`): The repository. Its code is run.

@@ -15,7 +15,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -81,7 +81,7 @@ def _is_accepted(tokens: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or is_plain(tokens)
 
 
-def attempt(function: Callable[..., Result], tokens: torch.Tensor, *arguments) -> Result | None:
+def attempt(function: Callable[..., Result], tokens: torch.Tensor, *arguments: Any) -> Result | None:
     """
     Call a function that launches Triton kernels.
 

@@ -10,8 +10,10 @@ from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (befo
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -261,7 +263,7 @@ class ClusTRPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """
         Same as `PreTrainedModel.save_pretrained`, but also saves what `trust_remote_code=True` requires: the code
         files, and an `auto_map` of the classes that can load this checkpoint.
@@ -359,7 +361,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
             )
 
 
-def check_finite(pixel_values: torch.Tensor):
+def check_finite(pixel_values: torch.Tensor) -> None:
     """
     Raise a `ValueError` for NaN or infinity in images on a CPU, where the check takes less than a hundredth of the
     model's time. On accelerators it would wait for the device, and a compiled graph cannot branch on values.
@@ -384,7 +386,7 @@ def select_states(states: list[torch.Tensor], requested: bool | int | Sequence[i
     return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
-def fix_exported_size(pixel_values: torch.Tensor):
+def fix_exported_size(pixel_values: torch.Tensor) -> None:
     """
     Make height and width constants of an exported graph, because the numbers of tokens and clusters are constants too.
 

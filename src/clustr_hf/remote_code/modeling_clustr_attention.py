@@ -108,7 +108,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Eq. 4 as an attention function of transformers: (B, H, N, C/H) -> (B, N, H, C/H) and weights (B, H, N, M)."""
     scores = query @ key.mT * scaling

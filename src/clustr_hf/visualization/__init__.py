@@ -9,6 +9,7 @@ from .colors import BLUE, GREEN, ORANGE, RED, class_colors, readable_on
 from .curves import plot_compared_curves, plot_training_curves
 from .detections import draw_detections, plot_detections
 from .keypoints import draw_keypoints, plot_keypoints
+from .model_clusters import plot_model_clusters
 from .segmentation import draw_segmentation, plot_segmentation
 
 
@@ -30,6 +31,7 @@ __all__ = [
     "plot_compared_curves",
     "plot_detections",
     "plot_keypoints",
+    "plot_model_clusters",
     "plot_predictions",
     "plot_segmentation",
     "plot_training_curves",

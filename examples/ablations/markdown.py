@@ -1,0 +1,87 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The tables in Markdown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from ablations.costs import TIMED_BATCH
+from ablations.scores import METRICS
+from ablations.tables import Table
+
+
+# The paper's columns, which are about ClusTR-T.
+PAPER = {"parameters": "parameters (M)", "flops": "FLOPs (G)", "top1": "top-1 (%)", "mean_iou": "mean IoU (%)"}
+
+
+def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
+    """A table in Markdown, with the paper's columns if the paper has all of its rows."""
+    tasks = [task for task in METRICS if any(row[task] for row in rows.values())]
+    with_paper = all(row["paper"] for row in rows.values())
+    paper = {name: title for name, title in PAPER.items() if table.has_segmentation or name != "mean_iou"}
+    header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all", "ms per image (ratio)"]
+    header += [METRICS[task][1] for task in tasks]
+    header += [f"*paper: {title}*" for title in paper.values()] if with_paper else []
+    lines = [header, ["---"] * len(header)]
+    for row in rows.values():
+        cells = [row["title"], f"{row['parameters'] / 1e6:.2f}", f"{row['paper_macs'] / 1e9:.3f}"]
+        cells += [f"{row['flops'] / 1e9:.3f}", _time(row.get("time"))]
+        cells += [_score(row[task]) for task in tasks]
+        cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
+        lines.append(cells)
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", *_notes(table, rows)]) + "\n"
+
+
+def _time(time: dict[str, Any] | None) -> str:
+    """Milliseconds per image, and the ratio to the reference in parentheses."""
+    if time is None:
+        return "-"
+    return f"{1000 * time['median_seconds_per_image']:.2f} ({time['ratio']['median']:.2f})"
+
+
+def _score(score: dict[str, Any] | None) -> str:
+    """Mean and standard deviation, and the difference with its standard error in parentheses."""
+    if score is None:
+        return "-"
+    text = _with_spread(f"{100 * score['mean']:.1f}", score["std"])
+    if score["difference"] is None:
+        return text
+    difference = _with_spread(f"{100 * score['difference']:+.1f}", score["error"])
+    return f"{text} ({difference})"
+
+
+def _with_spread(text: str, spread: float | None) -> str:
+    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+
+
+def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Explanations of scores and times, and the rows that lack seeds."""
+    seeds = {(task, name): row[task]["seeds"] for task in METRICS for name, row in rows.items() if row[task]}
+    if not seeds:
+        return []
+    longest = max(seeds.values(), key=len)
+    reference = rows[table.reference]
+    samples = {task: rows[name][task]["samples"] for task, name in seeds}
+    images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
+    notes = [
+        f"{', '.join(images)}: mean ± standard deviation over the seeds {_listed(longest)}; in parentheses, the "
+        f"difference from *{reference['title']}* with the same seed, mean ± standard error."
+    ]
+    if len(longest) > 1:
+        width = student_t.ppf(0.975, df=len(longest) - 1)
+        notes.append(f"A 95 % confidence interval over {len(longest)} seeds is ± {width:.1f} standard errors.")
+    if reference.get("time"):
+        notes.append(
+            f"Time: a forward pass of {TIMED_BATCH} images in float32 with random weights, all rows in turns in one "
+            f"process; median, and in parentheses the median ratio to *{reference['title']}*."
+        )
+    return notes + [
+        f"Only seeds {_listed(numbers)}: {METRICS[task][1]} of *{rows[name]['title']}*."
+        for (task, name), numbers in seeds.items()
+        if numbers != longest
+    ]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
