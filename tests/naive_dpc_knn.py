@@ -1,6 +1,7 @@
 """
-Density peaks clustering as the paper's section 3.1 says it, token by token in plain Python: slow, obvious, and sharing
-no code with the package. Squared distances are exact fractions, so that a tie is a tie; ties go to the lower index.
+Density peaks clustering as section 3.1 of the paper describes it, token by token in plain Python: slow, obvious, and
+independent of the package's code. Squared distances are exact fractions, so that ties are exact; ties go to the lower
+index.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What accelerators need of the clustering: few operations, whole batches, no wait for the device. Runs without one."""
+"""What accelerators require: few operations, whole batches, no wait for the device. The tests run without one."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from clustr_hf.remote_code.clustering_tensor_clustr import block_elements, clust
 
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
-# Operations whose result's shape or value the host has to wait for.
+# Operations that make the host wait for the shape or the value of their result.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero", "equal")
 
 
@@ -45,14 +45,14 @@ def operations_of_forward(model, size: int, batch: int) -> int:
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """Tensors of the CPU are treated as an accelerator's."""
+    """Treats CPU tensors like tensors on an accelerator."""
     monkeypatch.setattr(clustering_tensor_clustr, "is_on_accelerator", lambda tokens: True)
     monkeypatch.setenv("CLUSTR_KERNEL", "off")
 
 
 @pytest.fixture
 def triton_operators(monkeypatch):
-    """Tensors of the meta device take the Triton path, whose operators there give shapes alone."""
+    """Sends meta tensors through the Triton path, whose operators return only shapes for them."""
     pytest.importorskip("triton", reason="without Triton there is no such path")
     monkeypatch.setattr(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True)
     monkeypatch.setattr("clustr_hf.remote_code.clustering_clustr.cluster_by_triton", torch.ops.clustr_hf.find_clusters)
@@ -124,7 +124,7 @@ def test_a_bad_budget_is_named(text, accelerator, monkeypatch):
 
 
 def test_deterministic_algorithms_are_enough(accelerator):
-    """Nothing that is used refuses to run, and two runs give the same bits."""
+    """No operation refuses to run, and two runs return the same bits."""
     tokens = torch.randn(2, 60, 8)
     torch.use_deterministic_algorithms(True)
     try:

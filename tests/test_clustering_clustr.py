@@ -84,7 +84,7 @@ def test_agrees_with_the_equations_as_written(assignment):
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 @pytest.mark.parametrize("scale, offset", [(1, 0), (2**-10, 0), (2**6, 0), (1, 512), (2**-10, 1)])
 def test_float32_agrees_with_the_naive_oracle(scale, offset, assignment):
-    """Coordinates of few enough bits that float32 can hold them exactly, and differences too."""
+    """Coordinates have so few bits that float32 represents them and their differences exactly."""
     generator = torch.Generator().manual_seed(5)
     for num_tokens in (5, 24, 49, 64):
         tokens = torch.randn(1, num_tokens, 12, generator=generator).mul(2**8).round().div(2**8) * scale + offset
@@ -186,7 +186,7 @@ def test_degenerate_values_still_give_valid_labels(assignment, value):
 
 
 def test_memory_is_linear_in_the_number_of_tokens():
-    """No operation makes a tensor near N x N: watched through the dispatcher, for a batch and an image."""
+    """No operation creates a tensor of about N x N elements, for a batch or for a large image."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class LargestTensor(TorchDispatchMode):
@@ -235,7 +235,7 @@ def test_bad_arguments_are_named(change, message):
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 @pytest.mark.parametrize("size, window", [((8, 12), 4), ((9, 13), 4), ((5, 3), 7), ((7, 7), 1), ((2, 31), 6)])
 def test_windows_are_clustered_one_by_one(size, window, assignment):
-    """Against a loop over windows that are cut out by their own arithmetic."""
+    """Compares with a loop over windows that are cut out by independent arithmetic."""
     height, width = size
     tokens = torch.randn(2, height * width, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
     found = find_clusters(tokens, [3, 15], assignment=assignment, size=size, window=window)
@@ -253,7 +253,7 @@ def test_windows_are_clustered_one_by_one(size, window, assignment):
             assert torch.equal(in_window, expected + first)
             seen.update(range(first, first + share))
             total += share
-        assert seen == set(range(total))  # windows do not share labels, and leave none out
+        assert seen == set(range(total))  # windows do not share labels, and every label is used
         assert count_clusters(number, size, window) == total
         assert labels.unique().tolist() == list(range(total))
 

@@ -1,4 +1,4 @@
-"""The compiled kernel against the oracle and the tensor functions, for every instruction set of this processor."""
+"""The compiled kernel against the oracle and tensor operations, for every instruction set of this processor."""
 
 import ctypes.util
 import subprocess
@@ -44,7 +44,7 @@ def tensor_clusters(monkeypatch):
 
 
 def exact_tokens(kind: str, batch_size: int, num_tokens: int, channels: int, seed: int) -> torch.Tensor:
-    """Tokens of so few bits that float32 holds their distances exactly, with and without ties."""
+    """Tokens with so few bits that float32 represents their distances exactly, with and without ties."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(batch_size, num_tokens, channels, generator=generator)
     if kind == "fine":
@@ -62,7 +62,7 @@ def exact_tokens(kind: str, batch_size: int, num_tokens: int, channels: int, see
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 @pytest.mark.parametrize("kind", ["fine", "grid", "walk", "copies", "two", "one"])
 def test_thousands_of_small_cases_agree_with_the_oracle(kind, assignment):
-    """Sizes around the blocks of the sweeps (12, 24 and 48 tokens), any number of channels and neighbours."""
+    """Sizes close to the blocks of the sweeps (12, 24 and 48 tokens), any number of channels and neighbours."""
     generator = torch.Generator().manual_seed(0)
     for seed in range(30):
         num_tokens, channels = (int(torch.randint(1, high, (), generator=generator)) for high in (56, 20))
@@ -120,7 +120,7 @@ def test_threads_and_batch_do_not_change_the_result(assignment, instruction_set)
 def test_all_decimal_places_of_float32_agree_with_the_tensor_functions(
     kind, exponent, instruction_set, tensor_clusters
 ):
-    """Squared distances are exact, so nothing but logarithms and roots could round differently."""
+    """Squared distances are exact, so that only logarithms and roots could round differently."""
     for seed in range(8):
         num_tokens, channels = 60 + 37 * seed, 2 + 5 * seed
         tokens = exact_tokens(kind, 1, num_tokens, channels, seed) * 2.0**exponent
@@ -139,7 +139,7 @@ def test_all_decimal_places_of_float32_agree_with_the_tensor_functions(
     ],
 )
 def test_decision_values_are_rounded_alike(seed, shape, k, exponent, tensor_clusters):
-    """Found by a search: two libraries' roots and logarithms in float32 differ in the last bit, and so did clusters."""
+    """Found by a search: float32 roots and logarithms of two libraries differ in the last bit, and so did clusters."""
     tokens = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(4).round() * 2.0**exponent
     args = ([shape[1]], k, "density_parent")
     assert torch.equal(cluster(tokens, *args), tensor_clusters(tokens, *args))
@@ -175,7 +175,7 @@ def test_numbers_of_any_size_mean_all_tokens(number, path, monkeypatch):
 
 
 def test_tensors_whose_memory_is_not_their_values():
-    """Zeros of automatic differentiation have no memory, negative views hold the values with the other sign."""
+    """Zeros of automatic differentiation have no memory; negative views hold their values with the opposite sign."""
     zeros = torch._efficientzerotensor(2, 10, 4)
     assert zeros.data_ptr() == 0 and not can_cluster(zeros, 5)
     assert torch.equal(find_clusters(zeros, [3])[0], find_clusters(torch.zeros(2, 10, 4), [3])[0])
@@ -190,7 +190,7 @@ def test_tensors_whose_memory_is_not_their_values():
 
 @pytest.mark.parametrize("path", ["on", "off"])
 def test_freed_memory_is_an_error(path, monkeypatch):
-    """As FSDP frees that of parameters between their uses."""
+    """FSDP frees the memory of parameters between their uses."""
     monkeypatch.setenv("CLUSTR_KERNEL", path)
     tokens = torch.randn(2, 10, 4)
     tokens.untyped_storage().resize_(0)
@@ -200,7 +200,7 @@ def test_freed_memory_is_an_error(path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of a process as Linux does")
 def test_little_work_starts_no_threads():
-    """Each thread that takes part costs milliseconds on a busy machine. (Without torch, the process has no others.)"""
+    """Each thread costs milliseconds on a busy machine. (Without torch, the process has no other threads.)"""
     program = f"""
 import ctypes, os, random
 library = ctypes.CDLL({str(clustering_kernel_clustr._library()._name)!r})
@@ -221,7 +221,7 @@ print([threads_after(*shape) for shape in [(1, 16, 64), (1, 196, 320), (16, 64, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
 def test_running_out_of_memory_in_a_thread_is_an_error(tmp_path):
-    """tests/kernel/stress.cpp lets each allocation fail; here the whole way to Python."""
+    """tests/kernel/stress.cpp lets each allocation fail; this test covers the way to Python."""
     program = """
 import resource, torch
 from clustr_hf.remote_code.clustering_kernel_clustr import cluster
@@ -256,7 +256,7 @@ def test_the_kernel_can_be_switched_off(monkeypatch):
 
 
 def test_per_sample_gradients_of_torch_func_run():
-    """Its wrapped tensors have no memory that the kernel could read."""
+    """The wrapped tensors of torch.func have no memory that the kernel could read."""
     tokens = torch.randn(1, 30, 4)
 
     def loss(tokens):

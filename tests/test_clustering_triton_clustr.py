@@ -35,18 +35,18 @@ pytest.importorskip("triton", reason="the Triton kernels need the package triton
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
 ASSIGNMENTS = ["density_parent", "nearest_center"]
-# Large tiles: the interpreter takes its time for every program.
+# Large tiles, because every program takes long in the interpreter.
 LARGE = Launch(rows=64, columns=64, block=64, exact_rows=64, exact_columns=64, exact_channels=16)
-# Small ones, so that few tokens make many tiles.
+# Small tiles, so that few tokens fill many.
 SMALL = Launch(rows=16, columns=16, block=16, exact_rows=16, exact_columns=16, exact_block=16)
 
-# NumPy's, for degenerate tokens.
+# NumPy's warnings about degenerate tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")
 
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """The kernels take tensors of the CPU, in place of the compiled kernel."""
+    """Clusters CPU tensors by the Triton kernels instead of the compiled kernel."""
     monkeypatch.setattr(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True)
     monkeypatch.setattr("clustr_hf.remote_code.clustering_clustr.can_cluster_by_kernel", lambda *args: False)
     monkeypatch.setattr(clustering_triton_clustr, "find_launch", lambda tokens: LARGE)
@@ -54,7 +54,7 @@ def on_cpu(monkeypatch):
 
 @pytest.fixture
 def product_error(monkeypatch):
-    """Makes every matrix product of the kernels differ from the right one, by a function of its operands."""
+    """Adds an error, a function of the operands, to every matrix product of the kernels."""
 
     def install(error):
         create_dot = interpreter.InterpreterBuilder.create_dot
@@ -108,7 +108,7 @@ def test_a_hundred_random_cases_agree_with_the_compiled_kernel(assignment):
 
 
 def reference(tokens: torch.Tensor, *arguments) -> torch.Tensor:
-    """The compiled kernel's clusters, or where none was built those of tensor operations."""
+    """Clusters by the compiled kernel, or by tensor operations if no kernel was built."""
     return torch.stack(find_clusters(tokens, *arguments))
 
 
@@ -141,7 +141,7 @@ def test_16_bit_tokens_are_clustered_as_their_float32_values(dtype):
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_errors_within_the_bound_do_not_change_clusters(assignment, product_error, monkeypatch):
-    """Products are off by almost all that the bound allows; with a bound of 0 the same errors do change clusters."""
+    """The errors of products are just below the bound. With a bound of 0, the same errors do change clusters."""
     tokens = torch.randn(1, 100, 24, generator=torch.Generator().manual_seed(4)).cumsum(dim=1)
     expected = reference(tokens, [6, 25], 5, assignment)
     size, generator = 2**-4, torch.Generator().manual_seed(0)
@@ -160,11 +160,11 @@ def test_errors_within_the_bound_do_not_change_clusters(assignment, product_erro
 
 @pytest.mark.parametrize("precision", ["tf32", "tf32x3"])
 def test_bound_holds_for_emulated_matrix_units(precision):
-    """Operands cut to TF32: three passes are within the bound, one pass is not."""
+    """With operands truncated to TF32, three passes stay within the bound, and a single pass does not."""
     generator = torch.Generator().manual_seed(0)
     for channels in (16, 64, 512):
         x, y = (torch.randn(200, channels, generator=generator) for _ in range(2))
-        # Cutting off the last 13 bits is the worst that a conversion to TF32 does.
+        # Truncating the last 13 bits is the largest error of a conversion to TF32.
         high = [(t.view(torch.int32) & ~0x1FFF).view(torch.float32) for t in (x, y)]
         low = [((t - h).view(torch.int32) & ~0x1FFF).view(torch.float32) for t, h in zip((x, y), high)]
         product = high[0] @ high[1].T
@@ -176,7 +176,7 @@ def test_bound_holds_for_emulated_matrix_units(precision):
 
 
 def test_every_row_may_be_flagged(monkeypatch):
-    """With a useless bound every distance is measured: the same clusters."""
+    """With a useless bound every distance is measured, and the clusters are the same."""
     monkeypatch.setattr(clustering_triton_clustr, "error_bound", lambda *args: 1e6)
     tokens = exact_tokens("walk", 2, 50, 7, seed=1)
     for assignment in ASSIGNMENTS:
@@ -197,7 +197,7 @@ def test_degenerate_values_still_give_valid_labels(value, assignment):
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_distances_and_bounds_that_overflow(assignment):
-    """Two groups an infinite distance apart, and norms whose products overflow where distances do not."""
+    """Two groups at an infinite distance, and norms whose products overflow although distances do not."""
     generator = torch.Generator().manual_seed(0)
     apart = torch.randn(1, 12, 4, generator=generator)
     apart[0, :6] = 1e20 * (1 + 0.01 * torch.randn(6, 4, generator=generator))
@@ -300,7 +300,7 @@ def tiny_model() -> ClusTRForImageClassification:
 
 
 def test_a_model_trains_by_the_kernels(on_cpu, monkeypatch):
-    """Forward, backward and clusters of a whole model, against tensor operations; paths are really different ones."""
+    """Compares forward, backward and clusters of a whole model with those of tensor operations."""
     model, pixel_values = tiny_model(), torch.rand(2, 3, 32, 32)
     assert clustering_path(torch.rand(1, 64, 32)) == "triton"
 

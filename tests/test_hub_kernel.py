@@ -41,7 +41,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def import_variant(folder: Path, name: str):
-    """A variant as a package of a given name, without `kernels`."""
+    """Imports a variant as a package of the given name, without `kernels`."""
     spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -104,7 +104,7 @@ def test_same_arguments_give_the_same_bytes(repository, tmp_path):
 
 
 def absolute_imports(code: str) -> tuple[set[str], set[str]]:
-    """Packages that a file imports, those inside `try` apart."""
+    """Packages that a file imports outside and inside `try`."""
     tree = ast.parse(code)
     tried = {node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
     found = (set(), set())
@@ -196,7 +196,7 @@ if triton.is_importable():
 
 
 def test_a_local_kernel_loads_without_the_package(repository, tmp_path, run_without_package):
-    """`torch-cpu` and the variant of this build of PyTorch; with them the Triton kernels, interpreted."""
+    """Loads `torch-cpu` and the variant for this build of PyTorch, and runs the Triton kernels in the interpreter."""
     tokens = make_tokens()
     torch.save(tokens, tmp_path / "tokens.pt")
     output = run_without_package(LOAD, repository / "build", tmp_path / "tokens.pt", TRITON_INTERPRET="1")
@@ -243,7 +243,7 @@ def test_package_and_kernel_in_one_process(kernel):
 KERNELIZE = """
 import importlib.metadata, re, sys
 from transformers.dependency_versions_table import deps
-# transformers takes a few releases of `kernels` only; others are told to be one of them.
+# transformers accepts only a few releases of `kernels`; others pretend to be one of them.
 wanted, version = re.search(r">=([\\d.]+)", deps["kernels"])[1], importlib.metadata.version
 importlib.metadata.version = lambda name: wanted if name == "kernels" else version(name)
 import torch
@@ -332,7 +332,7 @@ def test_drop_in_agrees_with_all_distances(kernel, num_clusters, k, dtype):
 def test_drop_in_with_padding_agrees_with_all_distances(kernel):
     tokens, mask = make_tokens(8, 40, 6), torch.rand(8, 40) > 0.4
     mask[0] = True
-    mask[1] = mask[2]  # images with as many meaningful tokens
+    mask[1] = mask[2]  # images with equally many meaningful tokens
     idx_cluster, _ = kernel.cluster_dpc_knn({"x": tokens}, 7, token_mask=mask.float())
     assert mask.sum(dim=1).min() >= 7 and not idx_cluster[~mask].any()
     for image, labels, is_meaningful in zip(tokens.double(), idx_cluster, mask):
@@ -340,7 +340,7 @@ def test_drop_in_with_padding_agrees_with_all_distances(kernel):
 
 
 def test_padding_changes_nothing(kernel):
-    """An image's clusters are those of its meaningful tokens alone, also where there are few or none."""
+    """The clusters of an image are those of its meaningful tokens alone, even if there are few or none."""
     tokens, mask = make_tokens(4, 20, 6), torch.zeros(4, 20)
     for row, number in zip(mask, (20, 6, 3, 0)):
         row[torch.randperm(20)[:number]] = 1
@@ -369,7 +369,7 @@ def test_drop_in_names_wrong_arguments(kernel, arguments, message):
 
 
 def test_merge_tokens_by_hand(kernel):
-    """Two merges after each other, as in TCFormer's stages, against sums over the places of the grid."""
+    """Compares two consecutive merges, as in TCFormer's stages, with sums over the places of the grid."""
     tokens = make_tokens(2, 24, 4).requires_grad_()
     grid = torch.arange(24).expand(2, -1)
     token_dict = {"x": tokens, "token_num": 24, "map_size": [4, 6], "init_grid_size": [4, 6], "idx_token": grid}
@@ -410,7 +410,7 @@ def test_merge_tokens_defaults(kernel):
 
 
 def test_the_repositorys_own_test_passes(repository, tmp_path):
-    """In a copy: Python writes bytecode beside what it imports."""
+    """Runs in a copy, because Python writes bytecode beside the files that it imports."""
     copy = shutil.copytree(repository, tmp_path / "copy")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "tests"]
     local = f"me/dpc-knn-clustering={copy}"

@@ -10,11 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "src/clustr_hf/csrc/clustering_kernel.cpp", ROOT / "tests/kernel/stress.cpp"]
-# As in setup.py, but without OpenMP, whose threads the thread sanitizer does not understand: the standard library's
-# threads take their place. Small inputs are divided among threads, too.
+# As in setup.py, but with the standard library's threads instead of OpenMP's, which the thread sanitizer does not
+# understand. Even small inputs are divided among threads.
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=fast", "-Wno-psabi", "-Wno-uninitialized", "-pthread"]
 FLAGS += ["-DCLUSTR_PRODUCTS_PER_THREAD=1e4"]
-# For each instruction set; `make sanitize` runs more.
+# Cases per instruction set; `make sanitize` runs more.
 CASES = os.environ.get("SANITIZER_CASES", "40")
 
 

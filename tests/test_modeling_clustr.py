@@ -259,13 +259,13 @@ def test_all_speed_options_together_train_save_and_compile(tmp_path):
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_feed_forward_in_pieces_agrees_with_the_whole(activation, monkeypatch):
-    """Groups of images, and images in strips of rows, as they run without gradient on CPUs."""
+    """Compares groups of images, and images in strips of rows, with the plain form, without gradient on CPUs."""
     torch.manual_seed(0)
     mlp = ClusTRMLP(tiny_config(hidden_act=activation), stage_index=1).eval()
     tokens = torch.randn(5, 11 * 7, 32)
     features = mlp.fc1(tokens)
     maps = features.view(5, 11, 7, 64).permute(0, 3, 1, 2)
-    hidden = mlp.activation(features + mlp.depthwise(maps).flatten(2).mT)  # as the paper's release writes it
+    hidden = mlp.activation(features + mlp.depthwise(maps).flatten(2).mT)  # as in the authors' release
     expected = mlp.fc2(hidden)
     torch.testing.assert_close(mlp(tokens, (11, 7)), expected)
     torch.testing.assert_close(ClusTRMLP.forward.__wrapped__(mlp, tokens, (11, 7)), expected)  # the plain form
@@ -311,7 +311,7 @@ def test_without_the_private_operator_the_public_ones_run(operator, private_oper
 
 
 def test_gradients_agree_with_finite_differences():
-    """Through the attention: of the tokens (away from where the clusters change) and of every parameter."""
+    """Gradients of the attention, for its tokens (while clusters do not change) and for every parameter."""
     config = tiny_config(attn_implementation="eager")
     attention = ClusTRAttention(config, stage_index=1).double()
     nn.init.normal_(attention.token_weight.weight, std=0.5)
@@ -328,7 +328,7 @@ def test_all_parameters_receive_a_gradient():
     model = tiny_classifier().train()
     model(torch.randn(4, 3, 96, 96), labels=torch.tensor([0, 1, 2, 3])).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
-    # A bias of the keys shifts all scores of a query alike, and so cancels: only weights must have an effect.
+    # A key bias shifts all scores of a query equally and cancels, so only weights must have an effect.
     weights = [(name, p) for name, p in model.named_parameters() if name.endswith("weight")]
     assert [name for name, p in weights if p.grad.abs().max() < 1e-9] == []
 
@@ -407,7 +407,7 @@ def test_compiled_training_step_matches():
     model(images, labels=labels).loss.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    # Sizes that other tests have compiled for would make this graph one for any size, which torch 2.14 cannot compile.
+    # After other tests compiled other sizes, this graph would be dynamic, which torch 2.14 cannot compile.
     torch.compiler.reset()
     torch.compile(model, fullgraph=True)(images, labels=labels).loss.backward()
     for parameter, gradient in zip(model.parameters(), expected):
@@ -453,7 +453,7 @@ def test_losses_are_pytorchs(problem_type, labels, reference):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_trainer_logs_the_mean_loss_over_accumulated_batches(tmp_path, accumulation):
-    """The loss is a mean over the batch; where Trainer does not know that, accumulation multiplies it."""
+    """The loss is a mean over the batch. Unless Trainer knows this, accumulation multiplies the logged loss."""
     from transformers import Trainer, TrainingArguments
 
     model = tiny_classifier()
@@ -519,7 +519,7 @@ def test_every_task_refuses_pixels_that_are_not_finite():
 
 
 def test_graphs_do_not_look_at_values_and_the_check_costs_little():
-    """A traced model gives NaN for NaN; as it was, but for the other images."""
+    """A traced model returns NaN for an image with NaN, and leaves the other images unchanged."""
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", attention_type="spatial_reduction"))
     model.eval().requires_grad_(False)
     pixel_values = torch.randn(2, 3, 64, 64)

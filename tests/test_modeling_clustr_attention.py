@@ -1,4 +1,4 @@
-"""The attentions: agreement with loops and with transformers' PVTv2, models with grids in place of clusters."""
+"""The attentions: agreement with loops and with transformers' PVTv2, and models with grids instead of clusters."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_attention_agrees_with_loops(implementation, ratios):
     with torch.no_grad():
         output, _, cluster_index = attention(tokens)
         expected = torch.stack([naive_attention(attention, image, ratios) for image in tokens])
-    # A token alone in its cluster keeps w / (w + 1e-6) of itself; plain attention (only ratios of 1) does not weight.
+    # The only token of a cluster is scaled by w / (w + 1e-6); plain attention (all ratios 1) has no weights.
     tolerance = 1e-12 if attention.is_clustered else 1e-5
     torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
     assert cluster_index is None if set(ratios) == {1} else len(cluster_index) == len(ratios)
@@ -114,7 +114,7 @@ def test_models_with_grids_train_save_and_find_no_clusters(tmp_path, attention_t
     for size in (
         (32, 32),
         (57, 83),
-    ):  # the first stage's grid is smaller than one of its cells in one direction, or not
+    ):  # the grid of the first stage is, or is not, smaller than a cell in one direction
         images = torch.randn(2, 3, *size)
         output = model(images, labels=torch.tensor([0, 1]), output_clusters=True)
         assert output.cluster_indices == ()

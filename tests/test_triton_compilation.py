@@ -10,14 +10,14 @@ from conftest import REPOSITORY, run_process
 pytest.importorskip("triton", reason="the Triton kernels need the package triton")
 
 
-# The fewest, one that is no power of two, the most.
+# The smallest number, one that is not a power of two, and the largest.
 CHANNELS = (64, 320, 512)
 
 
 @pytest.mark.slow
 def test_every_launch_compiles_without_spills_within_shared_memory(tmp_path):
-    # Of its own process: in this one Triton interprets. Blocks and warps are chosen alike for the 128 and 256 channels
-    # that the script compiles, too, and for those of 320 and 512.
+    # In a separate process, because Triton interprets in this one. The script also compiles 128 and 256 channels, whose
+    # blocks and warps are those of 320 and 512.
     command = [sys.executable, REPOSITORY / "examples/benchmark/compile_triton_kernels.py", "--output_dir", tmp_path]
     printed = run_process([*command, "--channels", *CHANNELS], tmp_path, TRITON_INTERPRET="0")
     assert "none spills" in printed

@@ -1,11 +1,11 @@
 // Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 //
-// Calls the clustering kernel with thousands of random arguments, to be built with sanitizers (tests/kernel/sanitize.py):
+// Calls the clustering kernel with random arguments; test_kernel_sanitizers.py builds it with sanitizers:
 //
 //     stress NUMBER_OF_CASES
 //
-// Tokens are ordinary, equal, on a grid, not finite, or huge. Labels must be in range and not depend on the number of
-// threads; where an allocation fails, whichever it is, the kernel must say so and go on with the next call.
+// Tokens are ordinary, equal, on a grid, not finite, or huge. Labels must be in range and must not depend on the number
+// of threads. If any allocation fails, the kernel must report it and handle the next call correctly.
 
 #include <atomic>
 #include <cstddef>
@@ -27,7 +27,7 @@ int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num
 
 namespace {
 
-// Allocations that still succeed; negative: all.
+// Number of allocations that still succeed; negative: no limit.
 std::atomic<int64_t> allocations_left{-1};
 
 void* allocate(std::size_t size, std::size_t alignment) {
@@ -93,7 +93,7 @@ void check_labels(const Case& at, const char* instruction_set, int threads) {
     }
 }
 
-// Each allocation of a call fails in turn.
+// Lets each allocation of a call fail in turn.
 void check_allocations(const Case& at, const char* instruction_set, int threads) {
     std::vector<int64_t> found(at.labels(), -1);
     for (int64_t succeed = 0;; ++succeed) {
