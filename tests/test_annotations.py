@@ -1,50 +1,45 @@
-"""The public API for type checkers: annotations of all parameters and return values, and the paths of aliases."""
+"""The public API for type checkers: annotations of all parameters and return values, and aliases of modules."""
 
 import importlib
 import inspect
 import pkgutil
-import typing
-
-import pytest
+import re
 
 import clustr_hf
-from clustr_hf import convert_checkpoint, loading, metrics, publish, remote_code, visualization
+from clustr_hf import remote_code
 
 
-MODULES = [clustr_hf, convert_checkpoint, loading, metrics, publish, visualization]
-MODULES += [
-    importlib.import_module(f"{remote_code.__name__}.{name}")
-    for _, name, _ in pkgutil.iter_modules(remote_code.__path__)
-    if "triton_kernels" not in name  # written in Triton's language
-]
+# Scripts, libraries and functions in Triton's language.
+NOT_CHECKED = re.compile(r"__main__|_clustering_kernel$|triton_kernels|triton_tiles|hub_kernel")
 
 
 def public_functions(module):
-    """Name and function of everything public that this package defines, methods of classes included."""
-    for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
-        value = getattr(module, name)
-        if getattr(value, "__module__", "").split(".")[0] != "clustr_hf":
+    """Name and function of everything public that a module defines, including methods of classes."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
             continue
         if inspect.isfunction(value):
             yield name, value
         elif inspect.isclass(value):
             for attribute, method in vars(value).items():
                 method = getattr(method, "__func__", getattr(method, "fget", method))
-                is_ours = inspect.isfunction(method) and method.__module__.startswith("clustr_hf")
-                if is_ours and not attribute.startswith("_"):
+                is_ours = inspect.isfunction(method) and method.__module__ == module.__name__
+                if is_ours and not attribute.startswith("_") and method.__name__ == attribute:
                     yield f"{name}.{attribute}", method
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_public_functions_are_annotated(module):
+def test_public_functions_are_annotated():
     missing = []
-    for name, function in public_functions(module):
-        function = inspect.unwrap(function)
-        typing.get_type_hints(function)  # every name in an annotation exists
-        signature = inspect.signature(function)
-        parameters = [value for key, value in signature.parameters.items() if key not in ("self", "cls")]
-        missing += [f"{name}: {value.name}" for value in parameters if value.annotation is value.empty]
-        missing += [f"{name}: return" for _ in [0] if signature.return_annotation is signature.empty]
+    for found in pkgutil.walk_packages(clustr_hf.__path__, f"{clustr_hf.__name__}."):
+        if NOT_CHECKED.search(found.name):
+            continue
+        for name, function in public_functions(importlib.import_module(found.name)):
+            signature = inspect.signature(inspect.unwrap(function))
+            annotations = {
+                key: value.annotation for key, value in signature.parameters.items() if key not in ("self", "cls")
+            }
+            annotations["return"] = signature.return_annotation
+            missing += [f"{found.name}.{name}: {key}" for key, value in annotations.items() if value is signature.empty]
     assert missing == []
 
 
@@ -55,5 +50,4 @@ def test_modules_of_remote_code_are_aliases_in_the_package():
     former = clustr_hf.modeling_clustr_detection
     assert former.ClusTRForInstanceSegmentation is clustr_hf.ClusTRForInstanceSegmentation
     assert former.ClusTRForObjectDetection is clustr_hf.ClusTRForObjectDetection
-    for name in clustr_hf.__all__:
-        assert hasattr(clustr_hf, name)
+    assert all(hasattr(clustr_hf, name) for name in clustr_hf.__all__)

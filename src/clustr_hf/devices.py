@@ -163,7 +163,7 @@ def peak_memory(action: Callable[[], Any], device: str | torch.device) -> dict[s
     return {"peak_bytes": peak, "increase_bytes": None if None in (peak, before) else peak - before}
 
 
-def free_memory(device: str | torch.device):
+def free_memory(device: str | torch.device) -> None:
     """Free cached memory, including that of models which only reference cycles keep alive."""
     gc.collect()
     if is_accelerator(device):

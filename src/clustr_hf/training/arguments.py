@@ -282,7 +282,7 @@ class LoopArguments:
         return unused if has_warmup else unused | {"warmup_learning_rate"}
 
 
-def check_interval(name: str, interval: str):
+def check_interval(name: str, interval: str) -> None:
     """Raise a `ValueError` unless the interval is "epoch", "never" or a positive number of steps."""
     if interval not in ("epoch", "never") and not (interval.isdecimal() and interval.isascii() and int(interval) > 0):
         raise ValueError(f"--{name} must be `epoch`, `never` or a number of steps, got {interval!r}")

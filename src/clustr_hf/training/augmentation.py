@@ -2,6 +2,7 @@
 """Augmentation for dense prediction, shared by the tasks. Sizes are (height, width)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torchvision.transforms import v2
@@ -36,7 +37,7 @@ class AugmentationArguments:
         check_probabilities(self, "flip_probability")
 
 
-def check_probabilities(args: object, *names: str):
+def check_probabilities(args: object, *names: str) -> None:
     """Raise a `ValueError` unless the named arguments are in [0, 1]."""
     for name in names:
         if not 0 <= getattr(args, name) <= 1:
@@ -63,6 +64,6 @@ def random_corner(size: tuple[int, int], crop: tuple[int, int]) -> list[int]:
     return [int(torch.randint(extent - part + 1, (), device="cpu")) for extent, part in zip(size, crop)]
 
 
-def normalize(image: torch.Tensor, processor) -> torch.Tensor:
+def normalize(image: torch.Tensor, processor: Any) -> torch.Tensor:
     """An 8-bit image (3, H, W) in float32, with the mean and standard deviation of the processor."""
     return F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)

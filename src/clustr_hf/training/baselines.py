@@ -97,11 +97,11 @@ class SwinForSmallImages(SwinForImageClassification):
         fit_windows(self.swin)
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs):
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
         return super().forward(pixel_values, always_partition=True, **kwargs)
 
 
-def fit_windows(swin: SwinModel):
+def fit_windows(swin: SwinModel) -> None:
     """Use one window without a shift in stages whose map is at most as large as a window, as Swin's authors do."""
     config = swin.config
     side = config.image_size // config.patch_size
@@ -177,7 +177,7 @@ class BaselineArguments(ModelArguments):
 
 
 def load_baseline(
-    args: BaselineArguments, kind: str, labels: list[str], processor, **fields: Any
+    args: BaselineArguments, kind: str, labels: list[str], processor: Any, **fields: Any
 ) -> tuple[PreTrainedModel, Any]:
     """
     A baseline with random weights, or with the backbone of one of its checkpoints, and its image processor.
@@ -220,7 +220,7 @@ def _saved_config(args: BaselineArguments, baseline: Baseline) -> PreTrainedConf
     return saved
 
 
-def refuse_with_baseline(**arguments: Any):
+def refuse_with_baseline(**arguments: Any) -> None:
     """Raise a `ValueError` if an argument is given that only ClusTR models support."""
     for name, value in arguments.items():
         if value:

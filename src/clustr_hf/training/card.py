@@ -36,7 +36,7 @@ class TrainingCard:
     model_args: ModelArguments
     summary: str
 
-    def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()):
+    def write(self, folder: Path, results: dict[str, Any], tables: Sequence[str] = ()) -> None:
         """Write handler, requirements and card to the folder of a saved model; `results` as in `all_results.json`."""
         name, dataset_id, part = describe_data(self.data_args)
         contents = CardContents(

@@ -52,7 +52,7 @@ class TrainingState:
     fingerprint: dict = field(default_factory=dict)  # settings that determine the order of the data
     class_names: list[str] | None = None  # in the order of the model's outputs
 
-    def save(self, folder: Path):
+    def save(self, folder: Path) -> None:
         (folder / STATE_FILE).write_text(json.dumps({MARK: CHECKSUMS, **asdict(self)}))
 
     @classmethod
@@ -80,7 +80,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return content
 
 
-def write_atomically(path: Path, content: str | bytes):
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see either the old or the new content."""
     temporary = path.with_name(path.name + INCOMPLETE)
     try:
@@ -93,11 +93,11 @@ def write_atomically(path: Path, content: str | bytes):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: object):
+def write_json(path: Path, content: object) -> None:
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
-def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator):
+def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accelerator) -> None:
     """
     Write a folder atomically. All processes must call it.
 
@@ -149,7 +149,7 @@ def _flush_entry(path: Path):
         os.close(descriptor)
 
 
-def remove_folder(folder: Path):
+def remove_folder(folder: Path) -> None:
     """Remove a folder. It is renamed first, so that a kill leaves no incomplete folder under its name."""
     if folder.exists():
         doomed = folder.with_name(f"{folder.name}-removed{INCOMPLETE}")
@@ -167,7 +167,7 @@ def folder_step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def prune(output_dir: Path, name: str, keep: int, newest: int):
+def prune(output_dir: Path, name: str, keep: int, newest: int) -> None:
     """
     Remove all but the last `keep` numbered folders up to step `newest`, the oldest first. Later folders, which are
     damaged or belong to a run that was resumed before them, are ignored.
@@ -177,7 +177,7 @@ def prune(output_dir: Path, name: str, keep: int, newest: int):
         remove_folder(folder)
 
 
-def remove_incomplete(output_dir: Path):
+def remove_incomplete(output_dir: Path) -> None:
     """Remove the unfinished files and folders of a killed run."""
     for path in output_dir.glob(f"*{INCOMPLETE}"):
         if path.is_dir():
@@ -186,7 +186,7 @@ def remove_incomplete(output_dir: Path):
             path.unlink()
 
 
-def prepare_folder(output_dir: Path, accelerator: Accelerator):
+def prepare_folder(output_dir: Path, accelerator: Accelerator) -> None:
     """
     Make the output folder of a run and remove unfinished files of a killed run. All processes must call it.
 

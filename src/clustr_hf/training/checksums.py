@@ -21,7 +21,7 @@ CHECKSUMS = "checksums.json"
 SLOW = 1.0  # seconds after which a comparison is logged
 
 
-def write_checksums(folder: Path):
+def write_checksums(folder: Path) -> None:
     """Write `checksums.json` for all files in a folder and its subfolders: `{name: {"size": bytes, "sha256": hex}}`."""
     (folder / CHECKSUMS).unlink(missing_ok=True)
     checksums = {
@@ -59,7 +59,7 @@ def checked_files(folder: Path) -> set[str]:
     return set(_read(folder / CHECKSUMS))
 
 
-def warn_of_changed_weights(folder: Path):
+def warn_of_changed_weights(folder: Path) -> None:
     """Warn of weights that have changed since a run saved the folder; the user may have replaced them on purpose."""
     if not (folder / CHECKSUMS).is_file() or not is_main_process():
         return

@@ -85,7 +85,7 @@ def uses_fsdp(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def check_fsdp_arguments(args: LoopArguments):
+def check_fsdp_arguments(args: LoopArguments) -> None:
     """Raise a `ValueError` for an argument that needs whole weights, which FSDP shards."""
     for name, is_given in (("ema_decay", args.ema_decay is not None), ("optimizer muon", args.optimizer == "muon")):
         if is_given:
@@ -102,7 +102,7 @@ def synchronize_batch_norms(model: nn.Module, accelerator: Accelerator) -> nn.Mo
     return model
 
 
-def fix_batch_norms_of_fsdp(model: nn.Module):
+def fix_batch_norms_of_fsdp(model: nn.Module) -> None:
     """
     Run batch norms in float32 under FSDP. FSDP casts their weights to half precision but not their statistics, and
     torch's batch norm requires one precision for both.
@@ -126,7 +126,7 @@ def local_shard(parameter: nn.Parameter) -> torch.Tensor:
     return getattr(parameter, "_local_tensor", parameter)
 
 
-def broadcast_buffers(model: nn.Module, accelerator: Accelerator):
+def broadcast_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     """Replace the buffers of all processes, such as statistics of batch norms, by those of the main process."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():

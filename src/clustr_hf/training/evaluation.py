@@ -159,7 +159,7 @@ class EvaluationLoop(Loop):
         return scores
 
 
-def load_weights(model: nn.Module, checkpoint: Path):
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """
     Load the weights of a checkpoint that a run would save as its model: the moving average, if there is one.
 

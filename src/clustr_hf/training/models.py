@@ -91,7 +91,7 @@ class ModelArguments:
         """Arguments of all downloads, of checkpoints and of data sets."""
         return {"cache_dir": self.cache_dir, "token": self.token}
 
-    def load_processor(self):
+    def load_processor(self) -> Any:
         """The image processor of the checkpoint, or of `--image_processor_name`."""
         return AutoImageProcessor.from_pretrained(
             self.image_processor_name or self.model_name_or_path, **self.hub_arguments
@@ -144,7 +144,7 @@ def load_model(
     labels: list[str],
     model_class: type[PreTrainedModel],
     auto_class: type,
-    processor,
+    processor: Any,
     **fields: Any,
 ) -> tuple[PreTrainedModel, Any]:
     """

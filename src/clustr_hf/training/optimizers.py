@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MIN_MUON_SIDE = 4
 
 
-def freeze_stages(model: PreTrainedModel, number: int):
+def freeze_stages(model: PreTrainedModel, number: int) -> None:
     """Exclude the first stages of the backbone from training; the later stages and the head stay trainable."""
     stages = model.base_model.stages
     if number > len(stages):

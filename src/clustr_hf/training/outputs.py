@@ -19,7 +19,7 @@ from .task import Task
 logger = get_logger(__name__)
 
 
-def save_pretrained(model: nn.Module, task: Task, folder: Path):
+def save_pretrained(model: nn.Module, task: Task, folder: Path) -> None:
     """Save model and processor so that `from_pretrained` loads them; of a plain `nn.Module` only the weights."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
@@ -31,7 +31,7 @@ def save_pretrained(model: nn.Module, task: Task, folder: Path):
 
 def write_outputs(
     output_dir: Path, save_into: Callable[[Path], None], task: Task, results: dict[str, float], accelerator: Accelerator
-):
+) -> None:
     """
     Write model, processor, card and results to the output folder, each file atomically. All processes must call it.
 
@@ -62,7 +62,7 @@ def write_outputs(
     accelerator.wait_for_everyone()
 
 
-def push_outputs(output_dir: Path, repository: str, message: str, must_succeed: bool):
+def push_outputs(output_dir: Path, repository: str, message: str, must_succeed: bool) -> None:
     """Push the output folder to the Hub. Without `must_succeed`, a failure is only logged and training continues."""
     try:
         revision = push(output_dir, repository, commit_message=message, validate=must_succeed)

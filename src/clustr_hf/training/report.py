@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 CURVE, RESULTS, EVALUATION = "training_curve.png", "all_results.json", "eval_results.json"
 
 
-def write_picture(figure: Figure, path: Path):
+def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_atomically(path, buffer.getvalue())
 
 
-def write_table(table: Mapping[str, Mapping[str, float]], path: Path):
+def write_table(table: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """Write the scores of each class as JSON. NaN, the score of a class that does not occur, becomes null."""
     rows = {
         label: {name: None if value != value else value for name, value in row.items()} for label, row in table.items()
@@ -64,7 +64,9 @@ def _cell(value: float | int | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{100 * value:.1f}"
 
 
-def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], kind: str = "classes", advice: str = ""):
+def warn_of_absent(
+    what: str, names: Sequence[str], counts: Sequence[int], kind: str = "classes", advice: str = ""
+) -> None:
     """
     Warn of classes or parts that do not occur in the validation data, which the scores therefore do not cover.
 
@@ -83,7 +85,7 @@ def warn_of_absent(what: str, names: Sequence[str], counts: Sequence[int], kind:
         )
 
 
-def write_history(state: TrainingState, metric: str, output_dir: Path):
+def write_history(state: TrainingState, metric: str, output_dir: Path) -> None:
     """Write `log_history.json` and plot its curves."""
     write_json(output_dir / "log_history.json", state.log_history)
     write_picture(plot_training_curves(state.log_history, metric), output_dir / CURVE)

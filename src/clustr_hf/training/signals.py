@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ class StopRequests:
                     self._handlers[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._handlers = {}
@@ -107,7 +108,7 @@ class StopRequests:
         return answer, arrival
 
 
-def run_interruptibly(main: Callable[[], object]):
+def run_interruptibly(main: Callable[[], object]) -> None:
     """Run the `main` function of a script; Ctrl-C ends it with a one-line message instead of a traceback."""
     try:
         main()
@@ -116,7 +117,7 @@ def run_interruptibly(main: Callable[[], object]):
         raise SystemExit(exit_status(signal.SIGINT)) from None
 
 
-def leave_stopping_to_main_process(_: int = 0):
+def leave_stopping_to_main_process(_: int = 0) -> None:
     """
     A `worker_init_fn` for `DataLoader` that makes workers ignore signals sent to all processes of a job, so that the
     step in progress can be finished. SIGTERM from the parent process still ends the workers.

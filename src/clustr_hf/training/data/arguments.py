@@ -78,12 +78,12 @@ class DataArguments(FolderArguments):
         if len(given) > 1:
             raise ValueError(f"the data must come from one of a data set, folders and files, got {' and '.join(given)}")
 
-    def check_training(self):
+    def check_training(self) -> None:
         """Raise a `ValueError` unless there is training data."""
         if self.dataset_name is None and self.train_dir is None and self.train_file is None:
             raise ValueError("one of --dataset_name, --train_dir, --train_file is needed, got none")
 
-    def leave_training_out(self):
+    def leave_training_out(self) -> None:
         """
         Clear the arguments of the training data, unless the validation data is held back from it.
 

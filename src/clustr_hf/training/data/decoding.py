@@ -37,7 +37,7 @@ def decode_image(image: Any, name: str) -> Image.Image:
         raise _unreadable(image, name, error) from error
 
 
-def decode_rgb(image: Any, name: str, processor) -> Image.Image:
+def decode_rgb(image: Any, name: str, processor: Any) -> Image.Image:
     """
     Decode an image column as an upright RGB image, rotated and converted as the image processor does.
 

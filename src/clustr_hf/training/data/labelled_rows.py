@@ -39,7 +39,7 @@ class Labels(ABC):
     def renumber(self, rows: Rows, names: list[str], split: str) -> Rows:
         """The same rows with ids that refer to other names; raises a `ValueError` for an id without a name."""
 
-    def check(self, rows: Rows, split: str):  # noqa: B027 (optional)
+    def check(self, rows: Rows, split: str) -> None:  # noqa: B027 (optional)
         """Raise a `ValueError` for a row with an invalid id, if this can be told without reading all columns."""
 
 
@@ -67,14 +67,14 @@ class LabelColumn(Labels):
         labels = [find_place(places, label, f"{split} sample {index}") for index, label in enumerate(labels)]
         return replace_column(rows, Dataset.from_dict({self.column: labels}, features=features))
 
-    def check(self, rows: Dataset, split: str):
+    def check(self, rows: Dataset, split: str) -> None:
         number = len(self.names(rows, split))
         labels = rows.select_columns([self.column]).with_format("arrow")[:][self.column].to_pylist()
         for index, label in enumerate(labels):
             check_label(label, number, f"{split} sample {index}")
 
 
-def check_label(label: int | None, number: int, sample: str):
+def check_label(label: int | None, number: int, sample: str) -> None:
     """Raise a `ValueError` unless the label is the index of one of `number` classes."""
     if label is None or not 0 <= label < number:
         raise ValueError(f"the label of {sample} must be in [0, {number}), got {label}")
@@ -134,7 +134,7 @@ def _union(lists: Sequence[list[str]]) -> list[str]:
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
-def check_columns(data: Rows, split: str, **columns: str):
+def check_columns(data: Rows, split: str, **columns: str) -> None:
     """Raise a `ValueError` unless a split has the columns that the arguments name."""
     for argument, column in columns.items():
         if column not in data.column_names:

@@ -42,7 +42,7 @@ class TrainingBatches:
         self.process_index, self.num_processes = process_index, num_processes
         self.set_position(0, 0)
 
-    def set_position(self, epoch: int, first_batch: int):
+    def set_position(self, epoch: int, first_batch: int) -> None:
         """Set the epoch of the next iteration, and the batch that the iteration starts with."""
         self.epoch, self.first_batch = epoch, first_batch
 
@@ -150,7 +150,7 @@ def evaluation_loader(
     return make_loader(samples, options, batch_sampler=keys, collate_fn=CollateSamples(collate))
 
 
-def make_loader(dataset: Dataset, options: LoaderOptions, **kwargs) -> DataLoader:
+def make_loader(dataset: Dataset, options: LoaderOptions, **kwargs: Any) -> DataLoader:
     """A `DataLoader` whose workers, if any, persist between epochs and prefetch."""
     if options.num_workers > 0:
         kwargs = {"persistent_workers": True, "prefetch_factor": options.prefetch_factor, **kwargs}

@@ -14,7 +14,7 @@ def mix_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def seed_everything(*numbers: int):
+def seed_everything(*numbers: int) -> None:
     """Seed Python, numpy and torch with a mix of the numbers."""
     seed = mix_seeds(*numbers)
     random.seed(seed)

@@ -33,7 +33,7 @@ class StreamedBatches(IterableDataset):
 
     def __init__(
         self,
-        stream,
+        stream: Any,
         read: Callable[[dict], Any],
         transform: Callable[[Any], dict],
         collate: Callable[[list[dict]], dict],
@@ -48,7 +48,7 @@ class StreamedBatches(IterableDataset):
         self.shuffle_buffer = shuffle_buffer
         self.set_position(0, 0)
 
-    def set_position(self, epoch: int, first_batch: int):
+    def set_position(self, epoch: int, first_batch: int) -> None:
         """Set the epoch of the next iteration, and the batch that the iteration starts with."""
         self.epoch, self.first_batch = epoch, first_batch
 

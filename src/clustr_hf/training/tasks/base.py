@@ -125,7 +125,7 @@ class TaskDefinition:
     check: Callable[[Run], None] = lambda run: None
 
 
-def run_task(definition: TaskDefinition):
+def run_task(definition: TaskDefinition) -> None:
     """Train or evaluate as the command line says."""
     *parsed, loop = parse_arguments(*definition.arguments.values(), LoopArguments)
     accelerator = make_accelerator(loop)

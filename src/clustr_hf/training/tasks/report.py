@@ -40,7 +40,7 @@ class Scores:
         return metrics
 
 
-def warn_of_empty_rows(table: Table, column: str, unit: str):
+def warn_of_empty_rows(table: Table, column: str, unit: str) -> None:
     """Warn of rows whose `column`, a number of ground-truth units such as "pixel", is 0: their scores mean nothing."""
     warn_of_absent(unit, list(table), [row[column] for row in table.values()])
 
@@ -87,7 +87,7 @@ class Report:
     def table(self) -> Path:
         return Path(self.card.args.output_dir) / f"per_{self.row_name}_results.json"
 
-    def write_card(self, folder: Path, results: dict[str, Any]):
+    def write_card(self, folder: Path, results: dict[str, Any]) -> None:
         """Write table, pictures and card of the model that is saved in a folder."""
         model = self.model_class.from_pretrained(folder).eval() if self.draw is not None else None
         self.write_evaluation(model, folder)
@@ -95,7 +95,7 @@ class Report:
             tables = [format_table(self.table, self.row_name)] if self.shows_table and self.table.is_file() else []
             self.card.write(folder, results, [self.remark, *tables] if self.remark else tables)
 
-    def write_evaluation(self, model: nn.Module | None, folder: Path):
+    def write_evaluation(self, model: nn.Module | None, folder: Path) -> None:
         """Write the table to the output folder, and pictures of a model on the CPU to a folder."""
         if self.scores.table is not None:  # it is None in a run that was resumed after its last evaluation
             write_table(self.scores.table, self.table)

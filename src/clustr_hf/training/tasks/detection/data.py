@@ -58,7 +58,7 @@ class DetectionDataArguments(CocoArguments, DataArguments):
         """Whether the data set consists of folders with COCO annotation files."""
         return self.train_dir is not None or self.validation_dir is not None
 
-    def leave_training_out(self):
+    def leave_training_out(self) -> None:
         super().leave_training_out()
         if self.train_dir is None:
             self.train_annotation_file = None

@@ -41,7 +41,7 @@ class DetectionEvaluationArguments(EvaluationArguments):
         super().__post_init__()
         check_probabilities(self, "picture_threshold")
 
-    def check_model(self, config, with_masks: bool):
+    def check_model(self, config: Any, with_masks: bool) -> None:
         """Raise a `ValueError` if Mask R-CNN returns fewer detections than the evaluation shall use."""
         limit = config.detections_per_image
         if with_masks and self.max_detections is not None and self.max_detections > limit:
@@ -54,7 +54,7 @@ class DetectionEvaluationArguments(EvaluationArguments):
 @torch.no_grad()
 def detect(
     model: nn.Module,
-    processor,
+    processor: Any,
     pixel_values: torch.Tensor,
     size: tuple[int, int],
     threshold: float | None,
@@ -81,7 +81,7 @@ def detect(
 
 
 def predict(
-    model: nn.Module, batch: dict, processor, args: DetectionEvaluationArguments
+    model: nn.Module, batch: dict, processor: Any, args: DetectionEvaluationArguments
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Detections and ground truth of every image of a batch."""
     records = []

@@ -24,7 +24,9 @@ def load_detector(
     return model, detection_processor(loaded, args.image_size)
 
 
-def detection_processor(processor: ClusTRDetectionImageProcessor, short_side: int | None):
+def detection_processor(
+    processor: ClusTRDetectionImageProcessor, short_side: int | None
+) -> ClusTRDetectionImageProcessor:
     """The processor that resizes the shorter side to `short_side` pixels; None keeps its size."""
     if short_side is None:
         return processor

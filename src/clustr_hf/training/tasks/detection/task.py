@@ -75,7 +75,7 @@ def compute_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
 def draw(
     model: nn.Module,
     eval_data: EvaluationSamples,
-    processor,
+    processor: Any,
     args: DetectionEvaluationArguments,
     labels: list[str],
 ) -> Figure:
@@ -104,7 +104,7 @@ def _to_tensors(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, tor
     return {**drawn, "boxes": drawn["boxes"].reshape(-1, 4), **({} if masks is None else {"masks": masks})}
 
 
-def make_parts(detector: Detector, run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:
+def make_parts(detector: Detector, run: Run, data: TaskData, model: nn.Module, processor: Any) -> TaskParts:
     labels, evaluation, with_masks = data.labels, run.evaluation, detector.with_masks
     parse = ParseObjects(run.data, labels, with_masks)
     readers = {

@@ -85,7 +85,7 @@ class ReadSample:
         split (`str`): Name of the split in error messages.
     """
 
-    def __init__(self, rows: Dataset, parse: Callable, processor, num_labels: int, with_masks: bool, split: str):
+    def __init__(self, rows: Dataset, parse: Callable, processor: Any, num_labels: int, with_masks: bool, split: str):
         self.rows, self.parse, self.processor, self.num_labels = rows, parse, processor, num_labels
         self.with_masks, self.split = with_masks, split
 
@@ -146,7 +146,7 @@ class DetectionTransform:
     and objects outside the crop are dropped.
     """
 
-    def __init__(self, processor, args: DetectionAugmentationArguments):
+    def __init__(self, processor: Any, args: DetectionAugmentationArguments):
         size = processor.size
         if not size["shortest_edge"] or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
             raise ValueError(
@@ -217,7 +217,7 @@ def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTe
     return tv_tensors.Mask(masks)
 
 
-def prepare_for_evaluation(sample: Sample, processor) -> dict[str, Any]:
+def prepare_for_evaluation(sample: Sample, processor: Any) -> dict[str, Any]:
     """
     A [`Sample`] -> `pixel_values` `(3, h, w)` of the processor, and the `reference`: ground truth for
     [`coco_average_precision`] at the size of the image, and that size.

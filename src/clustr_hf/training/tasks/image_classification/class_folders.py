@@ -80,7 +80,7 @@ def _images_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def check_nesting(builder: DatasetBuilder, dataset_name: str | None):
+def check_nesting(builder: DatasetBuilder, dataset_name: str | None) -> None:
     """
     Raise a `ValueError` for a data set of image files with one class only, or with folders inside the class folders:
     `datasets` would use the innermost folders as classes, or no classes.

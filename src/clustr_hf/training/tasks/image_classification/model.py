@@ -25,7 +25,7 @@ def load_classifier(
     return model, resized_processor(processor, args.image_size) if args.image_size else processor
 
 
-def resized_processor(processor, side: int):
+def resized_processor(processor: Any, side: int) -> Any:
     """The processor for square crops of `side` pixels: resized in the paper's ratio of 256 to 224, unless small."""
     margin = 256 / 224 if side >= 128 else 1
     settings = {**processor.to_dict(), "do_center_crop": True, "crop_size": {"height": side, "width": side}}
@@ -33,7 +33,7 @@ def resized_processor(processor, side: int):
     return type(processor).from_dict(settings)
 
 
-def training_crop(processor) -> tuple[int, int]:
+def training_crop(processor: Any) -> tuple[int, int]:
     """(height, width) of the processor's output, or of a square if that depends on the image."""
     size = processor.crop_size if processor.do_center_crop else processor.size
     return size["height"] or size["shortest_edge"], size["width"] or size["shortest_edge"]

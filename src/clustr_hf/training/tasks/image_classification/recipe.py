@@ -65,7 +65,7 @@ class ClassificationRecipe(RecipeArguments):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be 1 or more, got {getattr(self, name)}")
 
-    def check_batch(self, per_device_batch_size: int):
+    def check_batch(self, per_device_batch_size: int) -> None:
         """Raise a `ValueError` if mixup or cutmix is on and cannot pair the images of a batch."""
         if (self.mixup > 0 or self.cutmix > 0) and per_device_batch_size % 2:
             raise ValueError(

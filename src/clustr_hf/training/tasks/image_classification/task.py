@@ -24,7 +24,7 @@ from .recipe import ClassificationRecipe, add_adapters, make_loss, merge_adapter
 from .transforms import ReadRow, evaluation_transform, training_transform
 
 
-def check(run: Run):
+def check(run: Run) -> None:
     """Raise a `ValueError` for arguments that contradict each other."""
     if not run.loop.eval_only:
         run.recipe.check_batch(divide_batch(run.loop, run.accelerator.num_processes)[0])
@@ -50,7 +50,7 @@ def load_model(run: Run, data: TaskData) -> tuple[nn.Module, Any]:
     return load_classifier(run.model, data.labels, **run.recipe.config_fields())
 
 
-def make_train_data(run: Run, data: TaskData, processor) -> TrainingData | None:
+def make_train_data(run: Run, data: TaskData, processor: Any) -> TrainingData | None:
     """The training images with the recipe's augmentation, with random access or as a stream; None to evaluate only."""
     if run.loop.eval_only:
         return None
@@ -90,7 +90,7 @@ def score(records: list[tuple[int, int, float]], labels: list[str]) -> tuple[dic
     return {"eval_loss": float(losses.mean()), "eval_accuracy": accuracy}, table
 
 
-def make_parts(run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:
+def make_parts(run: Run, data: TaskData, model: nn.Module, processor: Any) -> TaskParts:
     rows, columns = data.splits["validation"], (run.data.image_column_name, run.data.label_column_name)
     read = ReadRow(processor, columns, len(data.labels), "validation", rows)
     return TaskParts(

@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import DatasetDict
@@ -36,7 +37,7 @@ SETTINGS = (
 )
 
 
-def add_transforms(data: DatasetDict, processor, args: ClassificationDataArguments):
+def add_transforms(data: DatasetDict, processor: Any, args: ClassificationDataArguments) -> None:
     """
     Decode and transform images when they are read: random crops and flips for training, the image processor for
     validation.
@@ -102,7 +103,7 @@ class HubPush(TrainerCallback):
         name = args.hub_model_id or Path(args.output_dir).resolve().name
         self.card, self.repository = card, full_repository_id(name, args.hub_token)
 
-    def on_save(self, args: TrainingArguments, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if args.hub_strategy == HubStrategy.END or not state.is_world_process_zero:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -112,7 +113,7 @@ class HubPush(TrainerCallback):
         except Exception as error:  # a failed push must not end the training
             logger.warning(f"could not push step {state.global_step}, training goes on: {error}")
 
-    def push(self, folder: Path, args: TrainingArguments, message: str, validate: bool = True):
+    def push(self, folder: Path, args: TrainingArguments, message: str, validate: bool = True) -> None:
         """Push a folder as a commit, and print its revision."""
         hub = {"private": args.hub_private_repo, "token": args.hub_token, "validate": validate}
         revision = push(folder, self.repository, commit_message=message, **hub)

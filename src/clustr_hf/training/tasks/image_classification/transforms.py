@@ -26,7 +26,7 @@ class ReadRow:
         rows (`Dataset`, *optional*): The rows, for a data set with random access.
     """
 
-    def __init__(self, processor, columns: tuple[str, str], num_labels: int, split: str, rows=None):
+    def __init__(self, processor: Any, columns: tuple[str, str], num_labels: int, split: str, rows: Any = None):
         self.processor, self.columns, self.num_labels, self.split = processor, columns, num_labels, split
         self.rows = rows
 
@@ -52,7 +52,9 @@ def fingerprint(image: Mapping[str, Any] | None) -> str:
     return f"of {len(encoded)} bytes with CRC-32 {zlib.crc32(encoded):08x}"
 
 
-def training_transform(processor, min_crop_scale: float, rand_augment: str | None, random_erasing: float) -> Callable:
+def training_transform(
+    processor: Any, min_crop_scale: float, rand_augment: str | None, random_erasing: float
+) -> Callable:
     """
     timm's transform: random crop and flip, RandAugment, normalisation, random erasing.
 
@@ -81,12 +83,12 @@ def training_transform(processor, min_crop_scale: float, rand_augment: str | Non
     return functools.partial(_transform, augment)
 
 
-def posterize(image: Image.Image, bits: int, **settings) -> Image.Image:
+def posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
     """timm's operation, but black for 0 bits: its strongest magnitude, which Pillow refuses since version 13."""
     return auto_augment.posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def evaluation_transform(processor) -> Callable:
+def evaluation_transform(processor: Any) -> Callable:
     """The processor's transform: resize, centre crop, normalisation."""
     return functools.partial(_transform, functools.partial(_process, processor))
 

@@ -32,12 +32,12 @@ class PoseDataArguments(CocoArguments, FolderArguments):
         if self.keypoints not in CONVENTIONS:
             raise ValueError(f"--keypoints must be one of {tuple(CONVENTIONS)}, got {self.keypoints!r}")
 
-    def check_training(self):
+    def check_training(self) -> None:
         """Raise a `ValueError` unless there is training and validation data."""
         self._check_given("train")
         self._check_given("validation")
 
-    def leave_training_out(self):
+    def leave_training_out(self) -> None:
         """Clear the arguments of the training data; raise a `ValueError` if there is no data to evaluate on."""
         self._check_given("validation")
         self.train_dir = self.train_annotation_file = self.exclude_train_names = self.max_train_samples = None

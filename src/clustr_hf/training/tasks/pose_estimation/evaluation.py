@@ -135,7 +135,7 @@ class PoseScores:
                 table[name] = {**{key: results[f"{name}_{key}"] for key in COLUMNS}, "persons": persons}
         return {f"eval_{name}": value for name, value in results.items() if value == value}, table  # without NaN
 
-    def warn(self, table: Table):
+    def warn(self, table: Table) -> None:
         """Warn of parts of the body without annotated keypoints."""
         numbers = [int(self.is_annotated[:, list(part)].sum()) for part in self.convention.parts.values()]
         warn_of_absent("annotated keypoint", list(self.convention.parts), numbers, kind="parts")

@@ -48,7 +48,7 @@ def load_pose_estimator(
     return model, type(loaded).from_dict({**loaded.to_dict(), **changes})
 
 
-def order_keypoints(model: ClusTRForPoseEstimation, names: Sequence[str], convention: KeypointConvention):
+def order_keypoints(model: ClusTRForPoseEstimation, names: Sequence[str], convention: KeypointConvention) -> None:
     """Reorder the heatmaps of a model from the order of the given keypoint names to that of the convention."""
     if list(names) == list(convention.names):
         return

@@ -33,7 +33,7 @@ def load_model(run: Run, data: TaskData) -> tuple[ClusTRForPoseEstimation, Any]:
     return load_pose_estimator(run.model, run.data.convention, run.known, **run.recipe.config_fields())
 
 
-def make_readers(run: Run, data: TaskData, processor) -> dict[str, ReadPerson]:
+def make_readers(run: Run, data: TaskData, processor: Any) -> dict[str, ReadPerson]:
     readers, convention = {}, run.data.convention
     for split, rows in data.splits.items():
         boxes_file = run.data.validation_boxes_file if split == "validation" else None
@@ -73,7 +73,7 @@ def draw(
     return plot_keypoints(images, references, predictions, convention.names, convention.edges, args.picture_threshold)
 
 
-def make_parts(run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:
+def make_parts(run: Run, data: TaskData, model: nn.Module, processor: Any) -> TaskParts:
     convention, evaluation = run.data.convention, run.evaluation
     readers = make_readers(run, data, processor)
     make_transform = partial(PoseTransform, processor, convention, run.augmentation)

@@ -102,7 +102,7 @@ class ReadPerson:
     """
 
     def __init__(
-        self, rows: Dataset, boxes: Sequence[PersonBox], processor, convention: KeypointConvention, split: str
+        self, rows: Dataset, boxes: Sequence[PersonBox], processor: Any, convention: KeypointConvention, split: str
     ):
         self.rows, self.boxes, self.processor, self.convention, self.split = rows, boxes, processor, convention, split
 

@@ -106,7 +106,7 @@ def score(records: list[Record], labels: Sequence[str]) -> tuple[dict[str, float
     return metrics, table
 
 
-def warn(table: Table):
+def warn(table: Table) -> None:
     """Warn of classes without pixels."""
     pixels = [row["pixels"] for row in table.values()]
     is_alone = sum(map(bool, pixels)) == 1

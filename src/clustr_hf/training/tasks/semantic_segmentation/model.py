@@ -46,7 +46,9 @@ def load_segmenter(
     return model, segmentation_processor(processor, short_side, do_reduce_labels)
 
 
-def segmentation_processor(processor: ClusTRImageProcessor, short_side: int | None, do_reduce_labels: bool):
+def segmentation_processor(
+    processor: ClusTRImageProcessor, short_side: int | None, do_reduce_labels: bool
+) -> ClusTRImageProcessor:
     """The processor for whole images whose shorter side is resized to `short_side` pixels; None keeps its size."""
     settings = {**processor.to_dict(), "do_center_crop": False, "do_pad": True, "do_reduce_labels": do_reduce_labels}
     if short_side is not None:

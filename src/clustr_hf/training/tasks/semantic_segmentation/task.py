@@ -32,7 +32,7 @@ from .transforms import (
 )
 
 
-def check(run: Run):
+def check(run: Run) -> None:
     """Raise a `ValueError` for arguments that contradict each other."""
     if run.model.baseline is not None:
         refuse_with_baseline(push_to_hub=run.loop.push_to_hub, freeze_stages=run.loop.freeze_stages)
@@ -68,7 +68,7 @@ def load_model(run: Run, data: TaskData) -> tuple[nn.Module, Any]:
     return model, processor
 
 
-def check_batch(run: Run, model: nn.Module):
+def check_batch(run: Run, model: nn.Module) -> None:
     """Raise a `ValueError` if UPerNet trains on one image per device: pooled to 1 x 1, batch norm sees one value."""
     if run.loop.eval_only or getattr(model.config, "segmentation_head", None) != "upernet":
         return
@@ -94,7 +94,7 @@ def draw(
     return plot_segmentation(*zip(*pairs), predictions, labels)
 
 
-def make_parts(run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:
+def make_parts(run: Run, data: TaskData, model: nn.Module, processor: Any) -> TaskParts:
     readers = {split: ReadPair(maps, run.data.image_column_name, processor) for split, maps in data.splits.items()}
     make_transform = partial(SegmentationTransform, processor, run.augmentation)
     samples = make_samples(run, readers, make_transform, evaluation_transform(processor))

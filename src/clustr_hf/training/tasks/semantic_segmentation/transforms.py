@@ -4,6 +4,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class ReadPair:
         processor: Converts images that are not RGB.
     """
 
-    def __init__(self, labels: ReadLabelMap, image_column: str, processor):
+    def __init__(self, labels: ReadLabelMap, image_column: str, processor: Any):
         self.labels, self.image_column, self.processor = labels, image_column, processor
 
     def __len__(self) -> int:
@@ -145,7 +146,7 @@ class SegmentationTransform:
     and `labels` `(crop, crop)`. Padding is ignored.
     """
 
-    def __init__(self, processor, args: SegmentationAugmentationArguments):
+    def __init__(self, processor: Any, args: SegmentationAugmentationArguments):
         self.processor, self.args = processor, args
         self.distort = PhotometricDistortion() if args.photometric_distortion else None
 
@@ -178,7 +179,7 @@ class SegmentationTransform:
         return top, left, height, width
 
 
-def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], target: Any, scale: float) -> tuple[int, int]:
     """
     Size of an image, with its aspect ratio kept, whose shorter side is `scale` times the processor's, unless its longer
     side would exceed `scale` times the processor's longest side.
@@ -189,7 +190,7 @@ def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def evaluation_transform(processor) -> Callable:
+def evaluation_transform(processor: Any) -> Callable:
     """An image and its labels -> `pixel_values` of the processor, and the `labels`, unchanged."""
     return functools.partial(_process, processor)
 
