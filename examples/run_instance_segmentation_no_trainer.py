@@ -9,27 +9,26 @@ Train or fine-tune ClusTR for instance segmentation (Mask R-CNN) with Accelerate
         --train_dir coco/train2017 --train_annotation_file coco/annotations/instances_train2017.json \
         --validation_dir coco/val2017 --validation_annotation_file coco/annotations/instances_val2017.json
 
-`--dry_run` says what a command would do. What the script does: detection_training.py; what the loop does, and its
-arguments: training_loop.py, training_arguments.py; commands with their results: examples/README.md.
+The arguments, by subject:
+
+    data            --train_dir and --train_annotation_file (COCO), or --dataset_name and --objects_column_name ...
+    model           --variant for random weights, or --model_name_or_path to fine-tune; --image_size ...
+    augmentation    --crop_size, --min_scale, --max_scale, --flip_probability, --photometric_distortion ...
+    recipe          --drop_path_rate
+    evaluation      --max_detections, --num_pictures, --picture_threshold
+    training loop   --train_batch_size, --num_train_epochs, --learning_rate, --resume_from_checkpoint ...
+
+`--dry_run` prints what a command would do and measures its memory; `--help` lists all arguments. The recipes in
+examples/recipes have the settings of the paper's tables and of the published checkpoints.
 """
 
-from transformers import AutoModelForInstanceSegmentation
-
-from clustr_hf import ClusTRForInstanceSegmentation
-from clustr_hf.training.signals import run_interruptibly
-from clustr_hf.training.tasks.detection.task import DetectionTask, run
-
-
-TASK = DetectionTask(
-    model_class=ClusTRForInstanceSegmentation,
-    auto_class=AutoModelForInstanceSegmentation,
-    kinds=("box", "mask"),
-    summary="A ClusTR model for instance segmentation, Mask R-CNN.",
-)
+from clustr_hf.training import run_interruptibly
+from clustr_hf.training.tasks.base import run_task
+from clustr_hf.training.tasks.detection.task import INSTANCE_SEGMENTATION
 
 
 def main():
-    run(TASK)
+    run_task(INSTANCE_SEGMENTATION)
 
 
 if __name__ == "__main__":

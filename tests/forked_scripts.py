@@ -1,6 +1,6 @@
 """
-Example scripts as processes of their own, which can be killed. They are forked from a process that has imported what
-the scripts import, which takes longer than a short training, and have one thread, so that sums have one order.
+Run example scripts in processes that a test can kill. They are forked from a process that has imported what the scripts
+import, since importing takes longer than a short training. They use one thread, so that sums have one order.
 """
 
 import multiprocessing
@@ -33,7 +33,7 @@ TIMEOUT = 300.0
 
 @pytest.fixture(scope="session")
 def forked_scripts(tmp_path_factory):
-    """Start the process that the others are forked from."""
+    """Start the process from which the scripts are forked."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -48,7 +48,7 @@ def forked_scripts(tmp_path_factory):
 
 
 class ScriptRun:
-    """A run of a task's script in one process; its output goes to a file."""
+    """A run of a task's script in one process, with its output in a file."""
 
     def __init__(self, task: str, arguments: Sequence[object], log: Path, **environment: str):
         self.log = log
@@ -71,7 +71,7 @@ class ScriptRun:
         (os.killpg if to_workers else os.kill)(self.process.pid, number)
 
     def end(self) -> int:
-        """Wait for the end; the exit code, negative for one by a signal."""
+        """Wait for the end of the process; returns its exit code, negative after a signal."""
         self.process.join(TIMEOUT)
         assert self.process.exitcode is not None, self.log.read_text()[-4000:]
         return self.process.exitcode
@@ -81,13 +81,13 @@ class ScriptRun:
 
 
 def restore_signals():
-    """Signals do what they do in a terminal, wherever the tests run."""
+    """Restore the default signal handlers, as in a terminal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def run_processes(function: Callable[[int, Path], None], number: int, folder: Path) -> list[int | None]:
-    """Call `function(rank, folder)` in processes of one group (gloo); their exit codes. Needs `forked_scripts`."""
+    """Call `function(rank, folder)` in a process group (gloo); returns the exit codes. Needs `forked_scripts`."""
     context = multiprocessing.get_context("forkserver")
     store = folder / "store"
     processes = [context.Process(target=_join, args=(function, rank, number, folder, store)) for rank in range(number)]
@@ -110,7 +110,7 @@ def _join(function: Callable[[int, Path], None], rank: int, number: int, folder:
 
 
 def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **environment: str):
-    """As `accelerate launch --config_file ddp_cpu.yaml` does it; fails if one of them fails. Needs `forked_scripts`."""
+    """Run as `accelerate launch --config_file ddp_cpu.yaml` does; both must succeed. Needs `forked_scripts`."""
     with socket.create_server(("localhost", 0)) as server:
         place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
     place |= {"ACCELERATE_USE_CPU": "true", **environment}
@@ -124,7 +124,7 @@ def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **en
 
 def _run(command: list[str], log: str, environment: dict[str, str]):
     restore_signals()
-    multiprocessing.set_start_method("fork", force=True)  # of workers, which would otherwise import everything again
+    multiprocessing.set_start_method("fork", force=True)  # otherwise data loading workers would import everything again
     os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):

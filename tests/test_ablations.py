@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import run_image_classification_no_trainer as classification
-import run_semantic_segmentation_no_trainer as segmentation
 from ablations import command, runs
 from ablations.arguments import AblationArguments
 from ablations.costs import make_model, measure_costs
@@ -23,7 +21,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
-from clustr_hf.training.baselines import PeerArguments
+from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
@@ -155,16 +154,15 @@ def test_scripts_take_the_commands(folders, row):
         str(RECIPES / f"ablation_{name}.json") for name in ("imagenette", "camvid")
     )
     run = runs.make_run(args, row, 3, "classification")
-    classes = (classification.DataArguments, PeerArguments, classification.ClassificationRecipe, LoopArguments)
+    classes = (*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments)
     data, model, _, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
-    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.peer == ROWS[row].baseline
+    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.baseline == ROWS[row].baseline
     assert data.train_val_split == 0.25 and data.validation_file is None
     assert {"strides": [4, 2, 2, 2], **ROWS[row].overrides}.items() <= model.config_overrides.items()
     run = runs.make_run(args, row, 3, "segmentation")
-    classes = (segmentation.DataArguments, segmentation.SegmenterArguments, segmentation.AugmentationArguments)
-    classes += (segmentation.SegmentationRecipe, segmentation.EvaluationArguments, LoopArguments)
+    classes = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
     data, model, *_, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
-    assert loop.seed == 3 and model.peer == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
+    assert loop.seed == 3 and model.baseline == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
     assert model.model_name_or_path == f"{folders}/out/classification/{row}-seed3"
 
 

@@ -1,6 +1,7 @@
-"""What the training scripts say of malformed data: which file, sample and field, what was expected, what came."""
+"""Errors of malformed data name the file, sample and field, what was expected and what was found."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +16,24 @@ from PIL import Image
 from clustr_hf import ClusTRDetectionImageProcessor, ClusTRImageProcessor
 from clustr_hf.keypoints import COCO
 from clustr_hf.training.data.coco_files import CocoFile
-from clustr_hf.training.data.labelled_rows import cast_images, load_parts
-from clustr_hf.training.data.samples import (
-    EvaluationSamples,
-    StreamedBatches,
-    TrainingSamples,
-    UnreadableSample,
-    decode_image,
+from clustr_hf.training.data.data_files import load_parts
+from clustr_hf.training.data.decoding import UnreadableSample, decode_image
+from clustr_hf.training.data.labelled_rows import cast_images
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingSamples
+from clustr_hf.training.data.splits import load_data
+from clustr_hf.training.data.streams import StreamedBatches
+from clustr_hf.training.models import ModelArguments
+from clustr_hf.training.tasks.detection.data import DetectionDataArguments, ParseObjects
+from clustr_hf.training.tasks.detection.transforms import ReadSample, prepare_for_evaluation
+from clustr_hf.training.tasks.image_classification.data import (
+    ClassificationDataArguments,
+    load_labelled_images,
+    load_stream,
 )
-from clustr_hf.training.sources import ModelArguments
-from clustr_hf.training.tasks.detection.data import DataArguments, ParseObjects
-from clustr_hf.training.tasks.detection.transforms import EvaluationTransform, ReadSample
-from clustr_hf.training.tasks.image_classification.data import DataArguments as ClassificationArguments
-from clustr_hf.training.tasks.image_classification.data import load_data as load_classes
-from clustr_hf.training.tasks.image_classification.data import load_stream
 from clustr_hf.training.tasks.image_classification.transforms import ReadRow
-from clustr_hf.training.tasks.pose_estimation.data import detected_places, read_persons
-from clustr_hf.training.tasks.semantic_segmentation.data import DataArguments as SegmentationArguments
-from clustr_hf.training.tasks.semantic_segmentation.data import load_data as load_maps
+from clustr_hf.training.tasks.pose_estimation.annotations import read_persons
+from clustr_hf.training.tasks.pose_estimation.person_boxes import detected_boxes
+from clustr_hf.training.tasks.semantic_segmentation.data import SegmentationDataArguments, segmentation_format
 from clustr_hf.training.tasks.semantic_segmentation.transforms import ReadLabelMap
 from clustr_hf.visualization import plot_keypoints, plot_segmentation
 
@@ -54,7 +55,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write columns of a data set to a parquet file of that name."""
+    """Write columns of a data set to a parquet file with the given name."""
 
     def write_file(name, number=4, features=None, **changes):
         columns = {"image": [encode(PIXELS, tmp_path)] * number, "label": [0, 1] * (number // 2)}
@@ -71,24 +72,33 @@ def write(tmp_path):
 def test_splits_may_differ_in_their_columns_but_for_those_that_are_needed(write, models):
     train, other = write("train.parquet"), write("other.parquet", weight=[1, 2, 3, 4])
     for files in ((train, other), (other, train)):
-        data = load_classes(ClassificationArguments(train_file=files[0], validation_file=files[1]), models, 0)
+        data = load_labelled_images(
+            ClassificationDataArguments(train_file=files[0], validation_file=files[1]), models, 0
+        )
         assert [len(rows) for rows in data.values()] == [4, 4]
     bare = write("bare.parquet", label=None)
     with pytest.raises(ValueError, match=r"--label_column_name 'label' is not in .* \['image'\] in its validation"):
-        load_classes(ClassificationArguments(train_file=train, validation_file=bare), models, 0)
+        load_labelled_images(ClassificationDataArguments(train_file=train, validation_file=bare), models, 0)
+
+
+def test_a_test_split_may_lack_the_labels(write, models, tmp_path):
+    for name, settings in (("train", {}), ("validation", {}), ("test", {"label": None})):
+        write(f"{name}.parquet", **settings)
+    data = load_labelled_images(ClassificationDataArguments(dataset_name=str(tmp_path)), models, 0)
+    assert data.num_rows == {"train": 4, "validation": 4}
 
 
 def test_a_validation_file_without_label_maps_is_named(write, tmp_path, models):
-    """Whose rows would have None instead, and would be skipped as broken images."""
+    """Otherwise its rows would have None instead of a map, and would be skipped as broken."""
     maps = [encode(Image.new("L", (30, 20)), tmp_path)] * 4
     train, bare = write("train.parquet", label=None, annotation=maps), write("bare.parquet", label=None)
-    args = SegmentationArguments(train_file=train, validation_file=bare, id2label_file="x")
+    args = SegmentationDataArguments(train_file=train, validation_file=bare, id2label_file="x")
     with pytest.raises(ValueError, match=r"--label_column_name 'annotation' is not in the data set, .* validation"):
-        load_maps(args, models, 0)
+        load_data(args, models.download_arguments, 0, segmentation_format(args))
     numbers = write("numbers.parquet", label=None, annotation=[1, 2, 3, 4], features={"annotation": Value("int64")})
-    args = SegmentationArguments(train_file=train, validation_file=numbers, id2label_file="x")
+    args = SegmentationDataArguments(train_file=train, validation_file=numbers, id2label_file="x")
     with pytest.raises(ValueError, match=r"--label_column_name 'annotation' must be a column of images, got .*"):
-        load_maps(args, models, 0)
+        load_data(args, models.download_arguments, 0, segmentation_format(args))
 
 
 def test_files_of_a_split_with_different_columns_are_named(write, tmp_path, models):
@@ -118,27 +128,29 @@ def test_a_broken_parquet_file_is_named(write, models, spoil, split):
     files = {"train": write("train.parquet"), "validation": write("validation.parquet")}
     content = spoil(files[split])
     Path(files[split]).write_bytes(content)
-    args = ClassificationArguments(train_file=files["train"], validation_file=files["validation"])
+    args = ClassificationDataArguments(train_file=files["train"], validation_file=files["validation"])
     with pytest.raises(ValueError, match=f"{split}.parquet cannot be read as a file of kind parquet: "):
-        load_classes(args, models, 0)
+        load_labelled_images(args, models, 0)
     with pytest.raises(ValueError, match=f"{split}.parquet cannot be read as a file of kind parquet: "):
         stream, _, _ = load_stream(args, models)
         next(iter(StreamedBatches(stream, lambda row: row, lambda row: row, list, 2, seed=0)))
 
 
 def test_a_split_without_rows_is_named(write, models):
-    args = ClassificationArguments(train_file=write("train.parquet"), validation_file=write("none.parquet", number=0))
+    args = ClassificationDataArguments(
+        train_file=write("train.parquet"), validation_file=write("none.parquet", number=0)
+    )
     with pytest.raises(ValueError, match=r"the validation split must have rows, got none in .*none.parquet"):
-        load_classes(args, models, 0)
+        load_labelled_images(args, models, 0)
 
 
 @pytest.mark.parametrize("label", [None, 2, -1])
 def test_labels_of_streams_are_checked(write, models, label):
-    """Those of the validation data when they are kept, those of the training data when they are drawn."""
+    """In validation data when it is stored, in training data when a row is drawn."""
     whole, bad = write("whole.parquet"), write("bad.parquet", label=[0, 1, label, 0])
     with pytest.raises(ValueError, match=rf"the label of validation sample 2 must be in \[0, 2\), got {label}"):
-        load_stream(ClassificationArguments(train_file=whole, validation_file=bad), models)
-    stream, _, _ = load_stream(ClassificationArguments(train_file=bad, validation_file=whole), models)
+        load_stream(ClassificationDataArguments(train_file=whole, validation_file=bad), models)
+    stream, _, _ = load_stream(ClassificationDataArguments(train_file=bad, validation_file=whole), models)
     read, rows = ReadRow(ClusTRImageProcessor(), ("image", "label"), 2, "training"), list(stream)
     assert read(rows[1])[1] == 1
     with pytest.raises(ValueError, match=r"of training sample of \d+ bytes with CRC-32 \w+ must be in \[0, 2\), got"):
@@ -201,14 +213,14 @@ OBJECTS = {
 
 @pytest.mark.parametrize("change, message", OBJECTS.values(), ids=OBJECTS)
 def test_objects_that_do_not_fit_together_are_named(change, message, tmp_path):
-    """In a validation split as in one to train on."""
+    """In the validation split as in the training split."""
     objects = change if isinstance(change, list) else {**WHOLE, **change}
     rows = [{"image": encode(PIXELS, tmp_path), "objects": objects}] * 2
-    parse = ParseObjects(DataArguments(train_file="x"), ["a", "b"])
+    parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
     for split in ("train", "validation"):
         read = ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, False, split)
         with pytest.raises(ValueError, match=f"{split} sample 1: .*{message}"):
-            EvaluationSamples(read, EvaluationTransform(ClusTRDetectionImageProcessor()), 2)[1]
+            EvaluationSamples(read, partial(prepare_for_evaluation, processor=ClusTRDetectionImageProcessor()), 2)[1]
 
 
 CORNERS = [[1, 2, 5], [5, 2, 1, 6], ["1", "2", "5", "6"], [1, 2, None, 6], None, 5, [1, 6, 5, 2]]
@@ -216,7 +228,7 @@ CORNERS = [[1, 2, 5], [5, 2, 1, 6], ["1", "2", "5", "6"], [1, 2, None, 6], None,
 
 @pytest.mark.parametrize("box", CORNERS)
 def test_corners_that_are_no_box_are_named(box, tmp_path):
-    parse = ParseObjects(DataArguments(train_file="x", box_format="xyxy"), ["a", "b"])
+    parse = ParseObjects(DetectionDataArguments(train_file="x", box_format="xyxy"), ["a", "b"])
     row = {"image": encode(PIXELS, tmp_path), "objects": {"bbox": [[1, 2, 5, 6], box], "category": [0, 1]}}
     read = ReadSample([row], parse, ClusTRDetectionImageProcessor(), 2, False, "validation")
     with pytest.raises(ValueError, match=r"validation sample 0: object 1 must have a box \(x0, y0, x1, y1\).*, got"):
@@ -224,24 +236,25 @@ def test_corners_that_are_no_box_are_named(box, tmp_path):
 
 
 def test_optional_lists_of_objects_may_be_empty(tmp_path):
-    parse = ParseObjects(DataArguments(train_file="x"), ["a", "b"])
+    parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
     row = {"image": encode(PIXELS, tmp_path), "objects": {**WHOLE, "area": [], "iscrowd": None}}
     sample = ReadSample([row], parse, ClusTRDetectionImageProcessor(), 2, False, "train")(0)
     assert sample.area.tolist() == [30, 81] and sample.labels.tolist() == [0, 1]
 
 
 def test_a_slim_image_is_evaluated(tmp_path):
-    """Its shorter side becomes less than a pixel."""
+    """The resized shorter side would be less than a pixel."""
     row = {"image": encode(PIXELS.resize((3, 2000)), tmp_path), "objects": {"bbox": [[0, 0, 3, 900]], "category": [1]}}
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
-    read = ReadSample([row], ParseObjects(DataArguments(train_file="x"), ["a", "b"]), processor, 2, False, "validation")
-    loaded = EvaluationSamples(read, EvaluationTransform(processor), 1)[0]
+    parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
+    read = ReadSample([row], parse, processor, 2, False, "validation")
+    loaded = EvaluationSamples(read, partial(prepare_for_evaluation, processor=processor), 1)[0]
     assert loaded["sample"]["pixel_values"].shape == (3, 160, 1) and loaded["index"] == 0
 
 
 @pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (1, 5000), (5000, 1)])
 def test_pictures_of_slim_images_are_drawn(size, tmp_path):
-    """Which matplotlib would make of gigabytes, or of no pixel."""
+    """Matplotlib would draw them with gigabytes of pixels, or with none."""
     image, persons = PIXELS.resize(size), torch.zeros(1, 2, 3)
     figures = {
         "keypoints": plot_keypoints([image] * 2, [persons] * 2, [persons] * 2, ["a", "b"], [(0, 1)]),
@@ -261,7 +274,7 @@ def test_pictures_of_slim_images_are_drawn(size, tmp_path):
     ],
 )
 def test_maps_of_other_numbers_than_labels_are_named(values, message, tmp_path):
-    """A TIFF of floats, whose fractions would be cut off."""
+    """A TIFF of floats, whose fractions would be truncated."""
     Image.fromarray(values).save(tmp_path / "map.tif")
     rows = Dataset.from_dict({"annotation": [{"bytes": None, "path": str(tmp_path / "map.tif")}]})
     with pytest.raises(ValueError, match=f"the label map of validation sample 0: .*{message}"):
@@ -323,7 +336,7 @@ def test_malformed_boxes_of_a_detector_are_named(tmp_path, change):
     found = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "score": 0.5}
     (tmp_path / "boxes.json").write_text(json.dumps([found, {**found, **change}]))
     with pytest.raises(ValueError, match=r"boxes.json must hold COCO's detections .*(annotations\[1\]|detection 1)"):
-        detected_places(rows, str(tmp_path / "boxes.json"))
+        detected_boxes(rows, str(tmp_path / "boxes.json"))
 
 
 COCO_FILES = {

@@ -1,4 +1,4 @@
-"""Folders of images with a sub-folder for each class, whatever lies in these."""
+"""Folders of images with a sub-folder for each class, which may have any content."""
 
 import os
 from collections import Counter
@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clustr_hf.training.sources import ModelArguments
-from clustr_hf.training.tasks.image_classification.data import DataArguments, label_names, load_data
+from clustr_hf.training.models import ModelArguments
+from clustr_hf.training.tasks.image_classification.data import (
+    ClassificationDataArguments,
+    label_names,
+    load_labelled_images,
+)
 
 
 def write_images(folder, *paths):
@@ -21,8 +25,8 @@ def write_images(folder, *paths):
 
 
 def load(tmp_path, **folders):
-    args = DataArguments(**{name: str(folder) for name, folder in folders.items()})
-    return load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0)
+    args = ClassificationDataArguments(**{name: str(folder) for name, folder in folders.items()})
+    return load_labelled_images(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0)
 
 
 def classes(rows, folder):

@@ -1,4 +1,4 @@
-"""Classes are matched by name: in lists, in files and splits of rows, and with those of a checkpoint."""
+"""Classes are matched by name: between lists, between files and splits, and with those of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,17 @@ from transformers import pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, bundled_checkpoint
 from clustr_hf.training.data.class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
-from clustr_hf.training.data.samples import decode_image
-from clustr_hf.training.sources import ModelArguments, known_names
+from clustr_hf.training.data.decoding import decode_image
+from clustr_hf.training.known_names import known_names
+from clustr_hf.training.models import ModelArguments
 from clustr_hf.training.tasks.image_classification.data import (
     HEADS,
-    DataArguments,
+    ClassificationDataArguments,
     label_names,
-    load_classifier,
-    load_data,
+    load_labelled_images,
     load_stream,
 )
+from clustr_hf.training.tasks.image_classification.model import load_classifier
 
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -34,7 +35,7 @@ REVERSED = NAMES[::-1]
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Images, and the names that the bundled checkpoint gives them by transformers' own pipeline."""
+    """Images, and the classes that the bundled checkpoint predicts for them in transformers' pipeline."""
     generator = np.random.default_rng(0)
     images = []
     for index in range(24):
@@ -47,7 +48,7 @@ def pictures():
 
 
 def write_rows(path, pictures, names, part=slice(None)):
-    """A parquet file whose labels count in the given names."""
+    """A parquet file whose labels are indices into the given names."""
     images, labels = (list(values)[part] for values in pictures)
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=list(names))})
     rows = {"image": images, "label": [list(names).index(label) for label in labels]}
@@ -61,7 +62,7 @@ def read_json(path):
 
 @pytest.fixture
 def score(tmp_path, run_script):
-    """Accuracy of a checkpoint by a script that only evaluates it."""
+    """Accuracy of a checkpoint, as evaluated by a script."""
 
     def run(script, *arguments, model=None):
         settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache"}
@@ -77,7 +78,7 @@ def score(tmp_path, run_script):
 
 
 def with_other_order(folder, names):
-    """the bundled checkpoint with its classes in another order: the same function of images to names."""
+    """The bundled checkpoint with its classes in another order: the same function from images to names."""
     model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint())
     order = torch.tensor([NAMES.index(name) for name in names])
     with torch.no_grad():
@@ -121,7 +122,7 @@ def test_fine_tuning_keeps_the_head_of_the_same_classes(run_script, pictures, tm
 
 
 def test_a_run_goes_on_with_the_order_that_it_began_with(run_script, pictures, tmp_path):
-    """A resumed training, and the evaluation of its last checkpoint, with files that have come to count otherwise."""
+    """Resumed training, and evaluation of its last checkpoint, after the label order of the files has changed."""
     settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache", "--train_batch_size": 4}
     settings |= {"--image_size": 32, "--max_train_steps": 2, "--checkpointing_steps": 1, "--learning_rate": 1e-2}
     first = write_rows(tmp_path / "first.parquet", pictures, NAMES)
@@ -151,12 +152,12 @@ def test_trainer_goes_on_with_the_order_that_it_began_with(run_script, pictures,
 
 def load(*files, **arguments):
     train_file, validation_file = files if len(files) == 2 else (*files, None)
-    args = DataArguments(train_file=train_file, validation_file=validation_file)
-    return load_data(args, ModelArguments(**arguments), seed=0)
+    args = ClassificationDataArguments(train_file=train_file, validation_file=validation_file)
+    return load_labelled_images(args, ModelArguments(**arguments), seed=0)
 
 
 def named_rows(rows):
-    """The mean colour of each image, which tells it from the others, and the name of its class."""
+    """The mean colour of each image, which identifies it, and the name of its class."""
     names = label_names(rows, "label")
     return {mean_color(decode_image(row["image"], "it")): names[row["label"]] for row in rows}
 
@@ -166,7 +167,7 @@ def mean_color(image):
 
 
 def test_files_of_one_split_that_count_otherwise(pictures, tmp_path):
-    """Each file has some of the classes; the labels of all of them count in one list."""
+    """Each file has some of the classes; all labels refer to one list."""
     (tmp_path / "train").mkdir()
     expected = {mean_color(image): name for image, name in zip(*pictures)}
     for index in range(3):
@@ -186,8 +187,11 @@ def test_a_data_set_in_a_folder_and_a_stream_of_it(pictures, tmp_path):
     (tmp_path / "data").mkdir()
     write_rows(tmp_path / "data" / "train.parquet", pictures, NAMES)
     write_rows(tmp_path / "data" / "validation.parquet", pictures, REVERSED)
-    args, model_args = DataArguments(dataset_name=str(tmp_path / "data")), ModelArguments(cache_dir=str(tmp_path))
-    data = load_data(args, model_args, seed=0)
+    args, model_args = (
+        ClassificationDataArguments(dataset_name=str(tmp_path / "data")),
+        ModelArguments(cache_dir=str(tmp_path)),
+    )
+    data = load_labelled_images(args, model_args, seed=0)
     assert named_rows(data["train"]) == named_rows(data["validation"]) == expected
     known = KnownNames([*NAMES[3:], *NAMES[:3]], "the checkpoint")
     stream, _, kept = load_stream(args, model_args, known)
@@ -233,16 +237,18 @@ def test_another_number_of_classes_names_the_scripts_flag(score, pictures, tmp_p
     for index, fields in enumerate(({"num_labels": 7}, named("cat", "dog"))):
         model = make_checkpoint(tmp_path / str(index), **fields)
         with pytest.raises(ValueError, match=r"has \d classes, .* the data has 10.*--ignore_mismatched_sizes"):
-            load_data(DataArguments(train_file=file), ModelArguments(model_name_or_path=model), 0)
+            load_labelled_images(
+                ClassificationDataArguments(train_file=file), ModelArguments(model_name_or_path=model), 0
+            )
         with pytest.raises(ValueError, match=r"--ignore_mismatched_sizes"):
             load_classifier(ModelArguments(model_name_or_path=model), NAMES)
         for script in (loop_script, trainer_script):
-            with pytest.raises(ValueError, match=r"Nothing is trained, so that --ignore_mismatched_sizes"):
+            with pytest.raises(ValueError, match=r"Nothing is trained, so --ignore_mismatched_sizes"):
                 score(script, *files, "--ignore_mismatched_sizes", model=model)
 
 
 def test_shapes_that_do_not_fit_name_the_scripts_flag(tmp_path):
-    """Here those of the backbone."""
+    """Here the shapes of the backbone differ."""
     model = make_checkpoint(tmp_path / "it", **named("cat", "dog"))
     args = ModelArguments(model_name_or_path=model, config_overrides={"mlp_ratios": [2, 2, 2, 2]})
     with pytest.raises(ValueError, match=r"differ in shape from the model's.*--ignore_mismatched_sizes"):
@@ -263,7 +269,7 @@ def test_other_classes_of_the_same_number_get_a_new_head(tmp_path, caplog):
     before, after = load_file(f"{model}/model.safetensors"), load_classifier(args, ["ant", "dog", "cat"])[0]
     for name, weight in after.state_dict().items():
         if name == "classifier.weight":
-            assert weight.std() < 0.1 < before[name].std()  # as a new one is initialised
+            assert weight.std() < 0.1 < before[name].std()  # initialised like a new weight
         elif "classifier" not in name:
             assert torch.equal(weight, before[name]), name
     assert after.config.id2label == {0: "ant", 1: "dog", 2: "cat"}
@@ -323,7 +329,7 @@ def test_names_that_are_used_twice_are_not_matched():
 
 
 def test_shared_pictures_score_the_same_in_another_order(shared, score, tmp_path):
-    """CIFAR-10's test images; their labels counted backwards."""
+    """CIFAR-10's test images with labels in reverse order."""
     file = shared / "data" / "cifar10" / "test.parquet"
     rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).select(range(300))
     pictures = rows["image"][:], [NAMES[label] for label in rows["label"]]

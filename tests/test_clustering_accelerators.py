@@ -6,7 +6,7 @@ from test_clustering_kernel_clustr import exact_tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification
-from clustr_hf.remote_code import clustering_tensor_clustr, clustering_triton_clustr
+from clustr_hf.remote_code import clustering_tensor_clustr, clustering_triton_support_clustr
 from clustr_hf.remote_code.clustering_clustr import aggregate_tokens, clustering_path, find_clusters
 from clustr_hf.remote_code.clustering_tensor_clustr import block_elements, cluster
 
@@ -54,7 +54,7 @@ def accelerator(monkeypatch):
 def triton_operators(monkeypatch):
     """Tensors of the meta device take the Triton path, whose operators there give shapes alone."""
     pytest.importorskip("triton", reason="without Triton there is no such path")
-    monkeypatch.setattr(clustering_triton_clustr, "is_on_gpu", lambda tokens: True)
+    monkeypatch.setattr(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True)
     monkeypatch.setattr("clustr_hf.remote_code.clustering_clustr.cluster_by_triton", torch.ops.clustr_hf.find_clusters)
 
 

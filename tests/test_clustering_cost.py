@@ -8,7 +8,7 @@ from benchmark.cost_model import Clustering
 from benchmark.inputs import Setting
 from conftest import REPOSITORY, run_process
 
-from clustr_hf.remote_code.clustering_triton_clustr import Launch
+from clustr_hf.remote_code.clustering_triton_launches_clustr import Launch
 
 
 pytest.importorskip("triton", reason="launches of Triton kernels are counted with Triton")

@@ -15,7 +15,11 @@ from test_clustering_clustr import naive_aggregation
 from test_clustering_kernel_clustr import exact_tokens
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, find_clusters
-from clustr_hf.remote_code import clustering_triton_clustr
+from clustr_hf.remote_code import (
+    clustering_triton_clustr,
+    clustering_triton_launches_clustr,
+    clustering_triton_support_clustr,
+)
 from clustr_hf.remote_code.clustering_clustr import aggregate_tokens, clustering_path
 from clustr_hf.remote_code.clustering_tensor_clustr import cluster as cluster_by_tensors
 from clustr_hf.remote_code.clustering_tensor_clustr import merge_gradients, merge_tokens
@@ -23,9 +27,8 @@ from clustr_hf.remote_code.clustering_triton_clustr import (
     Launch,
     cluster,
     error_bound,
-    launch_merge,
-    launch_merge_gradients,
 )
+from clustr_hf.remote_code.clustering_triton_merge_clustr import launch_merge, launch_merge_gradients
 
 
 pytest.importorskip("triton", reason="the Triton kernels need the package triton")
@@ -44,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|ov
 @pytest.fixture
 def on_cpu(monkeypatch):
     """The kernels take tensors of the CPU, in place of the compiled kernel."""
-    monkeypatch.setattr(clustering_triton_clustr, "is_on_gpu", lambda tokens: True)
+    monkeypatch.setattr(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True)
     monkeypatch.setattr("clustr_hf.remote_code.clustering_clustr.can_cluster_by_kernel", lambda *args: False)
     monkeypatch.setattr(clustering_triton_clustr, "find_launch", lambda tokens: LARGE)
 
@@ -378,12 +381,12 @@ def test_forward_mode_derivatives_are_those_of_tensor_operations(on_cpu):
 
 
 def test_a_kernel_that_fails_is_replaced_with_one_message(on_cpu, monkeypatch):
-    monkeypatch.setattr(clustering_triton_clustr, "_FAILURES", {})
+    monkeypatch.setattr(clustering_triton_support_clustr, "_FAILURES", {})
 
     def fail():
         raise RuntimeError("Failed to find C compiler.")
 
-    monkeypatch.setattr(clustering_triton_clustr, "_kernels", fail)
+    monkeypatch.setattr(clustering_triton_clustr, "load_kernels", fail)
     tokens = torch.randn(2, 40, 4, requires_grad=True)
     with pytest.warns(UserWarning, match="tensor operations on cpu, because a Triton kernel failed: .*C compiler"):
         found = torch.stack(find_clusters(tokens, [3, 9]))
@@ -401,28 +404,28 @@ def test_running_out_of_memory_is_no_reason_to_give_up(on_cpu, monkeypatch):
     def fail():
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(clustering_triton_clustr, "_kernels", fail)
+    monkeypatch.setattr(clustering_triton_clustr, "load_kernels", fail)
     with pytest.raises(torch.OutOfMemoryError):
         find_clusters(torch.randn(2, 40, 4), [3, 9])
-    assert not clustering_triton_clustr._FAILURES
+    assert not clustering_triton_support_clustr._FAILURES
 
 
 def test_launches_are_chosen_by_bits_and_channels_and_read_from_files(tmp_path):
     launches = {32: {64: Launch(rows=16), 256: Launch(rows=32)}}
-    choose = clustering_triton_clustr.choose_launch
+    choose = clustering_triton_launches_clustr.choose_launch
     assert [choose(launches, 32, channels).rows for channels in (1, 64, 65, 256)] == [16, 16, 32, 32]
-    assert choose(launches, 32, 257) == choose(launches, 16, 64) == clustering_triton_clustr.DEFAULT_LAUNCH
-    launches_of, table = clustering_triton_clustr.launches_of, clustering_triton_clustr.LAUNCHES
+    assert choose(launches, 32, 257) == choose(launches, 16, 64) == clustering_triton_launches_clustr.DEFAULT_LAUNCH
+    launches_of, table = clustering_triton_launches_clustr.launches_of, clustering_triton_launches_clustr.LAUNCHES
     assert launches_of("NVIDIA X", "sm_90") is table["sm_90"] and launches_of("AMD X", "gfx942") is table["gfx942"]
     assert launches_of("NVIDIA X", "sm_120") is launches_of("NVIDIA X", "sm_86") is table["sm_80"]
     assert launches_of("NVIDIA X", "sm_75") == launches_of("AMD X", "gfx90a") == {}
     path = tmp_path / "NVIDIA_X.json"
     path.write_text(json.dumps({"32": {"64": {"rows": 128}}}))
-    assert clustering_triton_clustr.read_launches(path) == {32: {64: Launch(rows=128)}}
+    assert clustering_triton_launches_clustr.read_launches(path) == {32: {64: Launch(rows=128)}}
     path.write_text(json.dumps({"32": {"64": {"precision": "tf32"}}}))
     with pytest.raises(ValueError, match=r"`precision` must be one of .*, got \['tf32'\]"):
-        clustering_triton_clustr.read_launches(path)
+        clustering_triton_launches_clustr.read_launches(path)
     for text in ("[]", '{"32": {"64": {"lines": 3}}}', '{"wide": {}}', "{"):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"NVIDIA_X.json must hold .*rows, columns.*got"):
-            clustering_triton_clustr.read_launches(path)
+            clustering_triton_launches_clustr.read_launches(path)

@@ -1,4 +1,4 @@
-"""Models of transformers with ClusTR as their backbone or vision encoder: those that docs/composites.md lists."""
+"""Models of transformers with ClusTR as backbone or vision encoder: those listed in docs/composites.md."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def bert_config(**overrides) -> BertConfig:
 
 
 def objects(with_masks: bool = False) -> list[dict]:
-    """Two objects an image, as DETR's labels."""
+    """Two objects per image, as labels of DETR."""
     label = {"class_labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.2], [0.6, 0.5, 0.3, 0.4]])}
     if with_masks:
         label["masks"] = torch.zeros(2, 64, 96)
@@ -65,7 +65,7 @@ HEADS = {"encoder_attention_heads": 8, "decoder_attention_heads": 8, "num_querie
 
 
 def detr_like(prefix: str, first: int = 1, suffix: str = "ForObjectDetection", **settings):
-    """A detector of the family of DETR, and its inputs."""
+    """A detector of the DETR family and its inputs."""
     settings = {"d_model": 32, "num_labels": 3, **LAYERS, **HEADS, **settings}
     config_class = getattr(transformers, f"{prefix}Config")
     config = config_class(backbone_config=backbone_config(first), use_timm_backbone=False, **settings)
@@ -107,7 +107,7 @@ def omdet_turbo():
         encoder_in_channels=[16, 32, 64],
         vision_features_channels=[32, 32, 32],
         encoder_attention_heads=2,
-        apply_layernorm_after_vision_backbone=False,  # which is for maps (B, h, w, C)
+        apply_layernorm_after_vision_backbone=False,  # which requires maps (B, h, w, C)
         **widths,
         **text_widths,
         **layers,
@@ -180,7 +180,7 @@ def upernet():
 
 def vit_matte():
     config = transformers.VitMatteConfig(
-        backbone_config=ClusTRConfig.from_variant("nano", num_channels=4),  # whose total stride is 16
+        backbone_config=ClusTRConfig.from_variant("nano", num_channels=4),  # with total stride 16
         hidden_size=160,
         fusion_hidden_sizes=[16, 16, 16, 16],
         convstream_hidden_sizes=[8, 8, 8],
@@ -207,7 +207,7 @@ def hybrid_dpt(suffix: str):
     )
     labels = {"labels": torch.randint(0, 3, (2, 64, 64))} if suffix == "ForSemanticSegmentation" else {}
     model = getattr(transformers, f"DPT{suffix}")(config)
-    if not labels:  # fresh weights give a depth of 0, from which nothing is learnt
+    if not labels:  # new weights predict depth 0, which gives no gradient
         torch.nn.init.constant_(model.head.head[-2].bias, 1.0)
     return model, {"pixel_values": images(64, 64), **labels}
 
@@ -224,7 +224,7 @@ def tvp():
         **sizes,
         **grid,
     )
-    ids = text_ids()[:1]  # its embeddings take one video
+    ids = text_ids()[:1]  # its embeddings take a single video
     video = images(96, 96)[None]
     times = tuple(torch.tensor([value]) for value in (1.0, 0.0, 1.0))
     inputs = {"pixel_values": video, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": times}
@@ -232,7 +232,7 @@ def tvp():
 
 
 def text_detector():
-    """A neck of maps of all stages, as OCR models of PaddlePaddle have them."""
+    """A neck on maps of all stages, as in PaddlePaddle's OCR models."""
     config = transformers.PPOCRV5MobileDetConfig(
         backbone_config=backbone_config(), layer_list_out_channels=[8, 8, 8, 8], neck_out_channels=32
     )
@@ -325,14 +325,14 @@ TARGETS = ("labels", "mask_labels", "class_labels")
 def make_composite(name: str):
     try:
         return COMPOSITES[name]()
-    except AttributeError as error:  # of the module: transformers that are older than the model
+    except AttributeError as error:  # the module is missing in older transformers
         if "module transformers" not in str(error):
             raise
         pytest.skip(str(error))
 
 
 def outputs_of(model, inputs) -> list[torch.Tensor]:
-    """Tensors that a model gives in evaluation, in which OneFormer has dropout, too."""
+    """Tensors of the output in evaluation mode, in which OneFormer also applies dropout."""
     torch.manual_seed(0)
     with torch.no_grad():
         output = model.eval()(**{name: value for name, value in inputs.items() if name not in TARGETS})
@@ -353,7 +353,7 @@ def test_composite_trains_and_reloads(name, tmp_path):
     model, inputs = make_composite(name)
     output = model.train()(**inputs)
     loss = output.get("loss")
-    if loss is None:  # some compute none
+    if loss is None:  # some have no loss
         tensors = [value for value in output.to_tuple() if isinstance(value, torch.Tensor) and value.requires_grad]
         loss = sum(value.square().mean() for value in tensors)
     loss.backward()
@@ -369,7 +369,7 @@ def test_composite_trains_and_reloads(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["DPT-hybrid", "Detr", "UperNet", "Cohere2Vision"])
 def test_maps_are_the_stages_own_after_a_composite_has_recorded(name):
-    """transformers installs recording hooks in the backbone again when the model that holds it records."""
+    """transformers installs recording hooks in the backbone again when the surrounding model records."""
     model, inputs = make_composite(name)
     inputs = {label: value for label, value in inputs.items() if label not in TARGETS}
     (encoder,) = (module for module in model.eval().modules() if isinstance(module, ClusTRModel))
@@ -385,7 +385,7 @@ def test_maps_are_the_stages_own_after_a_composite_has_recorded(name):
 
 
 def test_encoder_decoder_generates():
-    """A caption depends on every pixel's token: the decoder sees the map's tokens in row-major order."""
+    """A caption depends on the tokens of all pixels: the decoder sees the tokens of the map in row-major order."""
     model, inputs = make_composite("VisionEncoderDecoder-bert")
     pixel_values = inputs["pixel_values"]
     ids = model.eval().generate(pixel_values, max_length=6, min_length=6, do_sample=False)
@@ -400,7 +400,7 @@ def test_encoder_decoder_generates():
 
 
 def test_encoder_decoder_fails_on_a_map():
-    """A map in place of tokens is no silent fault."""
+    """A map instead of tokens raises an error."""
     config = VisionEncoderDecoderConfig(encoder=encoder_config(), decoder=DECODERS["bert"]())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         VisionEncoderDecoderModel(config)(pixel_values=images(), decoder_input_ids=text_ids())
@@ -418,7 +418,7 @@ def test_heads_do_not_depend_on_the_layout_of_the_last_hidden_state():
 
 
 def test_dual_encoder_of_saved_parts(tmp_path):
-    """`from_vision_text_pretrained` takes a checkpoint of any class; a checkpoint's image features come out of it."""
+    """`from_vision_text_pretrained` accepts a checkpoint of any class; image features are those of the checkpoint."""
     torch.manual_seed(0)
     encoder = ClusTRModel(encoder_config()).eval()
     encoder.save_pretrained(tmp_path / "vision")
@@ -430,7 +430,7 @@ def test_dual_encoder_of_saved_parts(tmp_path):
 
 
 def limited(prefix: str, suffix: str = "ForDepthEstimation", **settings):
-    """A model of transformers that makes something else of its backbone's maps than a map."""
+    """A model of transformers that requires something else than maps from its backbone."""
     config = getattr(transformers, f"{prefix}Config")(backbone_config=backbone_config(), **settings)
     return getattr(transformers, prefix + suffix)(config)(images())
 
@@ -454,7 +454,7 @@ LIMITS = {
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_what_does_not_work_raises(name):
-    """A limit that is gone belongs into the other table of docs/composites.md."""
+    """If a limitation is gone, move the model to the other table of docs/composites.md."""
     call, error, message = LIMITS[name]
     with pytest.raises(error, match=message):
         call()
@@ -496,6 +496,6 @@ print("reloaded")
 
 
 def test_composites_of_remote_code(run_without_package, tmp_path):
-    """As docs/composites.md describes it: `AutoConfig.register`, and the classes that were loaded once."""
+    """As described in docs/composites.md: `AutoConfig.register`, and classes that are loaded once."""
     ClusTRModel(encoder_config()).save_pretrained(tmp_path / "encoder")
     assert run_without_package(REMOTE, tmp_path / "encoder", tmp_path / "composite").endswith("reloaded\n")

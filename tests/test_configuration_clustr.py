@@ -174,7 +174,7 @@ def test_unknown_variant_is_named():
 
 
 def test_hidden_size_is_the_last_stage_whatever_happens_to_it(tmp_path):
-    """What composites of transformers ask for: through files, dictionaries, variants and assignments."""
+    """`hidden_size` for composites of transformers: in files, dictionaries and variants, and after assignments."""
     config = ClusTRConfig.from_variant("nano", hidden_sizes=[16, 32, 64, 80], num_attention_heads=[1, 1, 2, 5])
     assert config.hidden_size == 80
     assert ClusTRConfig.from_dict(config.to_dict()).hidden_size == 80
@@ -185,7 +185,7 @@ def test_hidden_size_is_the_last_stage_whatever_happens_to_it(tmp_path):
     config.hidden_sizes = [16, 32, 64, 160]
     assert config.hidden_size == 160
     config.hidden_size = 160
-    assert ClusTRConfig(hidden_size=512).hidden_size == 512  # the same again, as other tools write it beside the list
+    assert ClusTRConfig(hidden_size=512).hidden_size == 512  # the same value, as other tools write it next to the list
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_layout_of_the_last_hidden_state_is_a_flag(tmp_path):
 
 
 def test_the_file_of_a_model_leaves_out_unused_heads(tmp_path):
-    """Fields of other heads only if they are not the defaults; those of the backbone and of the own head always."""
+    """Default fields of other heads are left out; the backbone's and the own head's fields are always stored."""
     classifier = ClusTRConfig.from_variant("tiny", architectures=["ClusTRForImageClassification"], pool_scales=[1, 3])
     stored = json.loads(classifier.to_json_string())
     assert stored["pool_scales"] == [1, 3] and stored["num_neighbors"] == 5 and stored["depths"] == [1, 2, 6, 1]
@@ -213,7 +213,7 @@ def test_the_file_of_a_model_leaves_out_unused_heads(tmp_path):
     assert heads & set(stored) == {"pool_scales"}
     for name, fields in HEAD_FIELDS.items():
         assert heads & set(json.loads(ClusTRConfig(architectures=[name]).to_json_string())) == set(fields)
-    for names in (None, ["MyClusTR"], ["ClusTRModel", "MyClusTR"]):  # whose fields are unknown
+    for names in (None, ["MyClusTR"], ["ClusTRModel", "MyClusTR"]):  # the fields of these are unknown
         assert heads <= set(json.loads(ClusTRConfig(architectures=names).to_json_string()))
     assert heads <= set(classifier.to_dict())
     classifier.save_pretrained(tmp_path)

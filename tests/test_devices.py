@@ -1,4 +1,4 @@
-"""Devices by name, their clocks and their memory, with modules of torch that stand in for accelerators."""
+"""Names, clocks and memory of devices; fake modules of torch stand in for accelerators."""
 
 import argparse
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from clustr_hf import devices
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """Pretend that torch has this module for the accelerator."""
+    """Replace the module of torch for the accelerator."""
 
     def pretend(**functions):
         module = SimpleNamespace(**functions)

@@ -49,6 +49,8 @@ from clustr_hf.publish.card import TEMPLATE
 CARDS = [f"model_cards/{path.name}" for path in sorted((REPOSITORY / "model_cards").glob("*.md"))]
 LINKED = [*GUIDES, "examples/README.md", "examples/space/README.md", *CARDS]
 
+EXAMPLES, TRAINING = REPOSITORY / "examples", REPOSITORY / "src" / "clustr_hf" / "training"
+
 # Python blocks by page and heading: what is printed after them, and what the output must be.
 CHECKS = {
     ("README.md", "Predict"): ("", r"\{'label': 'cat', 'score': 0\.\d+\}"),
@@ -99,7 +101,7 @@ def demo(tmp_path_factory):
     """A short run of the quickstart; the folder it ran in, with its `out`, and the examples beside it."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "examples").symlink_to(REPOSITORY / "examples")
-    run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 3], folder)
+    run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 2], folder)
     return folder
 
 
@@ -206,11 +208,12 @@ def test_the_citation_is_that_of_the_cards():
 
 
 def test_the_map_names_what_exists():
-    """Every path on the map exists, and every file that is uploaded is on the map."""
+    """Every path on the map exists; every file that is uploaded, and every module of the package, is on the map."""
     paths = set(paths_of_map(find_block("docs/architecture.md", "Map", "").text))
     assert [path for path in paths if not path.exists()] == []
-    uploaded = set((REPOSITORY / "src" / "clustr_hf" / "remote_code").glob("*_clustr*.py"))
-    assert len(uploaded) > 20 and uploaded - paths == set()
+    package = REPOSITORY / "src" / "clustr_hf"
+    files = {*(package / "remote_code").glob("*_clustr*.py"), *package.glob("[a-z]*.py")}
+    assert len(files) > 25 and files - paths == set()
 
 
 # Commands
@@ -471,11 +474,27 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if broken(page, link)] == []
 
 
+def test_the_index_lists_every_page():
+    pages = {name.removeprefix("docs/") for name in GUIDES if name.startswith("docs/")} - {"README.md"}
+    assert pages <= set(read_page("docs/README.md").links)
+
+
 @pytest.mark.parametrize(
     "link", ["http://github.com", "https://localhost/x", "docs/none.md", "docs/cpu.md#none", "../x"]
 )
 def test_broken_links_are_found(link):
     assert broken("README.md", link) and not broken("README.md", "docs/cpu.md#threads")
+
+
+@pytest.mark.parametrize("page", [*GUIDES, "examples/README.md"])
+def test_options_in_the_text_exist(page):
+    """Options in code spans, such as `--dry_run`, are those of a script here, or of Accelerate and Trainer."""
+    code = "\n".join(path.read_text() for path in [*EXAMPLES.rglob("*.py"), *TRAINING.rglob("*.py")])
+    options = {
+        word for span in re.findall(r"`([^`]*)`", read_page(page).prose) for word in re.findall(r"--(\w+)", span)
+    }
+    others = {"cpu", "num_processes", "config_file", "machine_rank", "bf16", "do_train", "help"}
+    assert [option for option in options - others if not re.search(rf"\b{option}", code)] == []
 
 
 @pytest.mark.parametrize("page", [*GUIDES, "examples/README.md"])

@@ -1,4 +1,4 @@
-"""What wrappers, trainers and pipelines of other libraries do with the models: PEFT, Trainer, transformers."""
+"""Wrappers, trainers and pipelines of other libraries around the models: PEFT, Trainer, transformers."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ MODEL_CLASSES = [
     ClusTRForPoseEstimation,
 ]
 TENSOR = torch.ones(2, 3)
-# What wrappers pass to every model, with values that say nothing.
+# What wrappers pass to every model, with neutral values.
 HANDED_ON = {
     **dict.fromkeys(["input_ids", "attention_mask", "inputs_embeds", "position_ids", "head_mask", "token_type_ids"]),
     **dict.fromkeys(["bool_masked_pos", "past_key_values", "pixel_mask", "is_causal", "anything_else"]),
@@ -68,7 +68,7 @@ def first_tensor(output) -> torch.Tensor:
 
 @pytest.fixture
 def watched_attention():
-    """Keywords that reach an attention function `watched`, which names one of its own."""
+    """Keywords that reach an attention function `watched`, which has one of them in its signature."""
     seen = []
 
     def watched(module, query, key, value, attention_mask, temperature=None, **kwargs):
@@ -115,12 +115,12 @@ def test_more_inputs_that_are_refused(pixel_values):
 @pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=lambda model_class: model_class.__name__)
 def test_misspelt_keywords_are_refused(model_class, keyword, pixel_values):
     (name,) = keyword
-    with pytest.raises(TypeError, match=f"`{name}` is no argument of this model: .*`output_clusters`"):
+    with pytest.raises(TypeError, match=f"`{name}` is not an argument of this model: .*`output_clusters`"):
         small_model(model_class)(pixel_values, **keyword)
 
 
 def test_a_mask_that_pads_nothing_is_taken(pixel_values):
-    """Processors of detectors give one for images of one size."""
+    """Processors of detectors return one for images of the same size."""
     model, mask = small_model(ClusTRForImageClassification), torch.ones(2, 64, 64, dtype=torch.long)
     assert torch.equal(model(pixel_values, pixel_mask=mask).logits, model(pixel_values).logits)
     mask[1, :, -1] = 0
@@ -140,7 +140,7 @@ def test_a_custom_attention_function_gets_its_own_keywords(pixel_values, watched
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=lambda model_class: model_class.__name__)
 def test_hidden_states_are_recorded_once(model_class, pixel_values):
-    """However often transformers installs its hooks, which happens to models within models."""
+    """For any number of installed hooks, which models inside models have."""
     model = small_model(model_class)
     with torch.no_grad():
         expected = model(pixel_values, output_hidden_states=True)
@@ -155,7 +155,7 @@ def test_hidden_states_are_recorded_once(model_class, pixel_values):
 
 
 def outputs_and_gradients(model, *inputs, **keywords) -> list[torch.Tensor]:
-    """Tensors of a training step and of a prediction, and gradients, the same whenever it is called."""
+    """Tensors of a training step and of a prediction, and gradients, the same at every call."""
     torch.manual_seed(0)
     model = copy.deepcopy(model)
     output = model.train()(*inputs, **keywords)
@@ -166,7 +166,7 @@ def outputs_and_gradients(model, *inputs, **keywords) -> list[torch.Tensor]:
 
 
 def keywords_of(kind: str, model, size: tuple[int, int]) -> dict:
-    """Labels, and a mask or keypoints that change places, for two images of a size."""
+    """Labels, and a mask or swapped keypoints, for two images of the same size."""
     if kind == "poses":
         pairs = torch.tensor(model.config.flip_pairs)
         return {"labels": torch.rand(2, 17, *(extent // 2 for extent in size)).double(), "flip_pairs": pairs}
@@ -179,7 +179,7 @@ def keywords_of(kind: str, model, size: tuple[int, int]) -> dict:
 
 @pytest.mark.parametrize("kind", ["features", "classification", "semantic_fpn", "upernet", "poses"])
 def test_another_default_device_changes_nothing(kind):
-    """Every tensor that is made says its device. (In float64 clusters are found by tensor operations.)"""
+    """Every created tensor names its device. (In float64, clusters are found by tensor operations.)"""
     model, size = make_model(kind)[0].double(), (56, 72)
     model.config.semantic_class_weights = [1.0, 2.0, 3.0]
     inputs, keywords = torch.rand(2, 3, *size).double(), keywords_of(kind, model, size)
@@ -199,7 +199,7 @@ TASK_TYPES = [None, "FEATURE_EXTRACTION", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 @pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=lambda model_class: model_class.__name__)
 def test_peft_of_every_task_type(model_class, task_type, pixel_values):
-    """A fresh LoRA changes nothing; every adapter gets a gradient; outputs on request are there."""
+    """A new LoRA changes nothing; every adapter gets a gradient; optional outputs are returned."""
     model = small_model(model_class)
     with torch.no_grad():
         expected = first_tensor(model(pixel_values))
@@ -223,7 +223,7 @@ def test_every_task_type_of_peft_is_known_here():
 
 @pytest.mark.parametrize("task_type", ["FEATURE_EXTRACTION", "SEQ_CLS"])
 def test_poly_adapters_get_their_task(task_type, pixel_values):
-    """The tasks of the images choose the adapters, and do not reach the model."""
+    """The tasks of the images select the adapters and do not reach the model."""
     sizes = {"r": 4, "n_tasks": 3, "n_skills": 2, "n_splits": 1}
     config = PolyConfig(task_type=task_type, target_modules=["q_proj"], init_weights=False, **sizes)
     model = get_peft_model(tiny_classifier(), config).eval()
@@ -235,7 +235,7 @@ def test_poly_adapters_get_their_task(task_type, pixel_values):
 
 @pytest.mark.parametrize("task_type", ["none", None, "FEATURE_EXTRACTION", "SEQ_CLS"])
 def test_trainer_with_and_without_peft(task_type, tmp_path):
-    """Two steps with accumulated gradients learn, evaluation gives a loss of the whole set."""
+    """Two steps with gradient accumulation train the model; evaluation returns the loss of the whole set."""
     model = tiny_classifier(num_labels=3)
     if task_type != "none":
         config = LoraConfig(task_type=task_type, r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
@@ -255,7 +255,7 @@ def test_trainer_with_and_without_peft(task_type, tmp_path):
 
 
 def test_upernet_makes_no_other_configuration(caplog, monkeypatch):
-    """transformers says at level info that it makes one of a ResNet."""
+    """At level info, transformers logs that it creates a ResNet configuration."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     config = tiny_config(num_labels=3, segmentation_head="upernet", upernet_hidden_size=16)
     config._attn_implementation = "sdpa"
@@ -298,7 +298,7 @@ KINDS = ("classification", "semantic_fpn", "detection", "instances", "poses", "f
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """Task, folder, module and name of the class of a repository of each kind, and a picture."""
+    """Task, folder, module and class name of a repository of each kind, and an image."""
     place = tmp_path_factory.mktemp("repositories")
     make_image().save(place / "image.png")
     found = []
@@ -314,7 +314,7 @@ def repositories(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["remote code", "package", "both"])
 def test_pipelines_know_the_models(mode, repositories, tmp_path):
-    """transformers logs an error for classes that are not in its lists, before the pipeline works."""
+    """transformers logs an error for classes missing in its lists, before the pipeline works."""
     picture, found = repositories
     start = "import sys; sys.modules['clustr_hf'] = None\n" if mode == "remote code" else ""
 

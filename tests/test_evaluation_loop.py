@@ -328,7 +328,7 @@ def test_label_maps_of_0_and_255_are_not_perfect_without_a_word(evaluate, tmp_pa
         evaluate("segmentation", data=data)
     [message] = absent_classes(caplog)
     assert "no pixel" in message and "2 of 3 classes" in message and "disc, square" in message
-    assert "a label of 255 does not count" in message
+    assert "255 marks pixels to ignore" in message
     Image.fromarray(np.full((64, 64), 255, dtype=np.uint8)).save(tmp_path / "data" / "annotations" / "a.png")
     with pytest.raises(ValueError, match="the validation label maps must have labelled pixels, got none"):
         evaluate("segmentation", data=data)

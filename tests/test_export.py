@@ -1,4 +1,4 @@
-"""torch.export and ONNX: the same clusters and logits as eager, for any batch; what cannot be exported says so."""
+"""torch.export and ONNX: the same clusters and logits as eager for any batch size; unsupported exports say so."""
 
 import itertools
 import sys
@@ -26,7 +26,7 @@ def nano(**overrides):
     torch.manual_seed(0)
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=5, **overrides)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # wider than the initialisation, so that logits have size
+        for parameter in model.parameters():  # wider than the initialisation, so that logits are not tiny
             parameter.mul_(3)
     return model
 
@@ -36,7 +36,7 @@ def segmenter():
 
 
 def pictures(height=64, width=64):
-    """A constant one, one that is constant in a half, and stripes, where many tokens tie; then noise."""
+    """A constant image, a half-constant one, and stripes, where many tokens tie; then noise."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(12, 3, height, width, generator=generator)
     images[0] = 0.7
@@ -57,8 +57,8 @@ class Clusters(torch.nn.Module):
 
 def assert_same(found, expected):
     """
-    Logits within 1e-4 where all clusters are equal, and they nearly always are: two runtimes round differently, which
-    now and then swaps tokens of almost equal decision values.
+    Logits are within 1e-4 if all clusters are equal, which is nearly always the case: the runtimes round differently,
+    which occasionally swaps tokens with almost equal decision values.
     """
     differing = sum((torch.as_tensor(a) != b).sum(dim=1) for a, b in zip(found[1:], expected[1:], strict=True))
     assert differing.sum() <= 0.01 * sum(b.numel() for b in expected[1:])
@@ -95,7 +95,7 @@ def test_onnx_has_the_same_clusters_for_any_batch(assignment, tmp_path):
         assert_same(session.run(None, {session.get_inputs()[0].name: some.numpy()}), model(some))
 
 
-# Strict tracing of models that collect hidden states fails in transformers, whatever the sizes.
+# Strict tracing of models that collect hidden states fails in transformers, for any size.
 @pytest.mark.parametrize("make_model, strict", [(nano, False), (nano, True), (segmenter, False)])
 def test_a_dynamic_image_size_is_refused(make_model, strict):
     sizes = {"pixel_values": {2: torch.export.Dim("height", min=32), 3: torch.export.Dim("width", min=32)}}
@@ -103,7 +103,7 @@ def test_a_dynamic_image_size_is_refused(make_model, strict):
         torch.export.export(make_model(), (pictures(),), dynamic_shapes=sizes, strict=strict)
 
 
-# As small as it gets: most of the time is the exporter's.
+# As small as possible: the exporter takes most of the time.
 TINY = {
     **{"hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 2], "num_labels": 3},
     **{"mlp_ratios": [2, 2, 2, 2], "strides": [2, 2, 2, 2], "patch_sizes": [3, 3, 3, 3], "deconv_hidden_sizes": [16]},
@@ -113,7 +113,7 @@ TINY = {
 
 
 def tiny_checkpoint(kind: str, folder):
-    """A model as `save_pretrained` writes it, whose outputs have size."""
+    """A model saved by `save_pretrained` whose outputs are not tiny."""
     head = {"segmentation_head": kind} if kind in ("semantic_fpn", "upernet") else {}
     model = MODEL_CLASSES[kind](ClusTRConfig(**TINY, **head)).eval()
     enlarge_weights(model.parameters())

@@ -1,4 +1,4 @@
-"""`handler.py` behind HTTP: good requests of every task, bad ones beside them, and what an image must be."""
+"""`handler.py` behind HTTP: valid requests of every task next to invalid ones, and checks of images."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ IMAGE = in_base64(encode(make_image()))
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def endpoint(request, tmp_path_factory):
-    """Name of the kind, its server, and the pipeline of the package to compare with."""
+    """Name of the kind, its server, and the package's pipeline for comparison."""
     folder = tmp_path_factory.mktemp("repository") / request.param
     model, processor = make_model(request.param)
     build_repository(model, processor, folder)
@@ -99,12 +99,12 @@ def test_poses_take_boxes_beside_each_image(endpoint):
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG file that says it is of this size, and has no pixels."""
+    """A PNG file with a header of this size and no pixels."""
     return png(size=(width, height), rows=zlib.compress(b""))
 
 
 def bad_requests(kind: str) -> list[tuple[bytes, str, str]]:
-    """Body, type and a part of the message that it is answered with."""
+    """Body, content type and a part of the expected message."""
     text = "application/json"
     whole = encode(make_image())
     jpeg = encode(make_image((300, 200)), "JPEG")
@@ -214,7 +214,7 @@ def image_of_mode(mode: str) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 def test_images_of_every_mode_are_read_as_by_the_processor(mode, handler):
-    """Pipelines alone would cut off 16-bit and float values, and show what is transparent."""
+    """Pipelines alone would clip 16-bit and float values and drop transparency."""
     image, processor = image_of_mode(mode), handler.pipeline.image_processor
     with torch.no_grad():
         scores = handler.pipeline.model(**processor(image, return_tensors="pt")).logits.softmax(-1)[0]
@@ -241,7 +241,7 @@ def test_images_are_turned_upright(handler):
     image = make_image((70, 50))
     turned = image.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x0112] = 6  # rotated clockwise by 90 degrees
     read = read_image(encode(turned, "PNG", exif=exif), handler.pipeline.image_processor)
     np.testing.assert_array_equal(np.asarray(read), np.asarray(image))
 
@@ -274,7 +274,7 @@ def undecoded(monkeypatch):
 
 
 def test_limits_are_those_of_a_request_whatever_the_number_of_images(handler, undecoded):
-    """Sixteen pictures of sixteen megapixels were decoded one after the other, for more than a minute."""
+    """Decoding sixteen images of sixteen megapixels one after the other would take more than a minute."""
     large = encode(Image.new("L", (4_000, 4_000)), "JPEG")
     start = time.monotonic()
     for inputs in ([large] * 16, [in_base64(large)] * 2, [Image.new("1", (4_000, 4_000)), large]):
@@ -312,7 +312,7 @@ def test_a_lossless_webp_image_and_many_scans_have_lower_limits(handler, undecod
 
 
 def with_scans(content: bytes, more: int) -> bytes:
-    """A progressive file whose scans are `more` than they were."""
+    """A progressive file with `more` additional scans."""
     last = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + last * more + content[-2:]
 
@@ -323,9 +323,9 @@ def test_masks_are_counted_for_the_whole_request_before_they_are_drawn(kind, tmp
     image, parameters = encode(make_image((60, 60))), {"threshold": 0.0}
     number = len(handler({"inputs": image, "parameters": parameters}))
     assert number >= 1
-    most = 3 * number * 60 * 60  # of one to three images: objects that are hidden by others count, too
+    most = 3 * number * 60 * 60  # for one to three images: hidden objects count, too
     monkeypatch.setattr(handler_clustr, "MAX_PIXELS_OF_ANSWER", most)
-    for _ in range(2):  # the limit is a request's
+    for _ in range(2):  # the limit applies to a request
         handler({"inputs": image, "parameters": parameters})
     with pytest.raises(RequestError, match=f"masks of an answer must have at most {most:,} pixels together, got"):
         handler({"inputs": [image] * 4, "parameters": parameters})
@@ -336,7 +336,7 @@ def test_masks_are_counted_for_the_whole_request_before_they_are_drawn(kind, tmp
 
 
 class Slow:
-    """A pipeline whose answers take a while."""
+    """A pipeline that takes a while to answer."""
 
     def __init__(self, run):
         self.run, self.number = run, 0
@@ -351,7 +351,7 @@ class Slow:
 
 
 def test_a_request_ends_when_its_time_is_up(handler, monkeypatch):
-    """Between the images: the first are answered."""
+    """The time is checked between images: the first ones are answered."""
     monkeypatch.setattr(handler, "pipeline", Slow(handler.pipeline))
     monkeypatch.setattr(handler_clustr, "MAX_SECONDS", 0.5)
     with pytest.raises(RequestError, match=r"within 0\.5 s, but is not: send fewer or smaller images"):
@@ -360,7 +360,7 @@ def test_a_request_ends_when_its_time_is_up(handler, monkeypatch):
 
 
 def test_base64_with_much_white_space_takes_no_more_than_its_length(handler):
-    """As a list of its words it would take ten times as much."""
+    """Split into a list of words, it would take ten times the memory."""
     text = in_base64(encode(make_image()))
     spread = "\n".join(text)
     processor = handler.pipeline.image_processor

@@ -1,4 +1,4 @@
-"""Files that cost much to read are refused or read without what costs; ordinary files are read as PIL reads them."""
+"""Files that are expensive to read are rejected or stripped; ordinary files are read as PIL reads them."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SECONDS, MEGABYTES = 5, 500
 
 
 def test_files_that_cost_much_are_answered_in_seconds_and_megabytes(tmp_path):
-    """Each of them, alone and sixteen in a request, by a handler; by a processor, formats that the handler refuses."""
+    """Each file, alone and 16 times in a request, by a handler; formats that the handler rejects by a processor."""
     assert len(FILES) >= 100
     output = run_process([sys.executable, Path(__file__).with_name("hostile_requests.py")], tmp_path)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -67,7 +67,7 @@ def text_chunks() -> PngImagePlugin.PngInfo:
     return info
 
 
-# Savers leave their settings on images: each file gets images of its own.
+# Savers store their settings on images, so each file gets its own images.
 OTHERS = [Image.fromarray(PIXELS[::-1, :, :3]), Image.fromarray(PIXELS[:, ::-1, :3])]
 SEVERAL = {"save_all": True, "append_images": OTHERS}
 ORDINARY = {
@@ -119,7 +119,7 @@ def test_ordinary_files_are_read_as_pil_reads_them(name, tmp_path):
 
 
 def test_what_follows_from_metadata_stays():
-    """An orientation after colour profiles and comments, in the second of two segments of APP1."""
+    """An orientation after colour profiles and comments, in the second of two APP1 segments."""
     exif = Image.Exif()
     exif[0x0112] = 6
     for format in ("PNG", "JPEG", "WEBP", "TIFF"):

@@ -1,4 +1,4 @@
-"""The image processor on what people really feed it."""
+"""The image processor with the inputs that occur in practice."""
 
 import io
 
@@ -24,7 +24,7 @@ def processor():
 
 @pytest.fixture
 def plain():
-    """No resizing, cropping or normalising: what came in, as RGB in [0, 1]."""
+    """Without resizing, cropping or normalisation: the input as RGB in [0, 1]."""
     return ClusTRImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
 
 
@@ -39,7 +39,7 @@ def pixels(processor, image, **kwargs):
 
 
 def test_is_the_evaluation_protocol_of_imagenet(processor):
-    """Against torchvision's transforms: shorter side 256 bicubic, centre 224, mean and standard deviation."""
+    """Compared with torchvision's transforms: shorter side 256 bicubic, center crop 224, normalisation."""
     reference = v2.Compose(
         [
             v2.ToImage(),
@@ -259,7 +259,7 @@ def test_settings_survive_saving(tmp_path):
 
 @pytest.fixture
 def whole():
-    """Whole images with the shorter side of 64 pixels, the longer one of at most 96."""
+    """Whole images with a shorter side of 64 pixels and a longer side of at most 96."""
     return ClusTRImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}, do_center_crop=False)
 
 
@@ -302,7 +302,7 @@ def test_reduced_labels_of_a_map_as_ade20k_has_them(whole):
 
 @pytest.mark.parametrize("num_labels", [1, 8, 20])
 def test_maps_of_many_classes_are_those_of_all_logits_at_once(num_labels):
-    """Classes are resized a few at a time; the result is that of torch's resizing and argmax of all."""
+    """Classes are resized in groups; the result equals torch's resizing and argmax of all classes."""
     logits = torch.randn(2, num_labels, 7, 9, dtype=torch.float64)
     sizes = [(31, 22), (5, 40)]
     maps = ClusTRImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits), sizes)
@@ -319,7 +319,7 @@ SLIM = [(2000, 3), (3, 2000), (5000, 1), (1, 5000), (1, 1)]
 
 @pytest.mark.parametrize("size", SLIM)
 def test_images_of_extreme_aspect_ratio_have_pixels(size):
-    """In the processor of every task; a side of less than a pixel becomes one, and labels follow their image."""
+    """In the processors of all tasks, sides below one pixel become one pixel, and labels follow their image."""
     image = photograph(size[1], size[0])
     dense = ClusTRImageProcessor(do_center_crop=False, size={"shortest_edge": 64, "longest_edge": 256})
     batch = dense(image, segmentation_maps=np.full(size, 3), return_tensors="pt")
@@ -338,7 +338,7 @@ def test_images_of_extreme_aspect_ratio_have_pixels(size):
 
 @pytest.mark.parametrize("size", [(2000, 3), (1, 700), (9000, 50), (6000, 40)])
 def test_only_what_the_crop_shows_of_a_long_image_is_resized(size, monkeypatch):
-    """Which would take gigabytes; against torchvision's transforms of the whole image, to within a pixel's shift."""
+    """Resized whole they would take gigabytes; compared with torchvision's transforms, to within a pixel's shift."""
     image = photograph(size[1], size[0])
     resized = []
     upstream = TorchvisionBackend.resize

@@ -1,4 +1,4 @@
-"""The detectors' image processor: annotations in, boxes and masks out."""
+"""The image processor of detectors: annotations to labels, outputs to boxes and masks."""
 
 import tracemalloc
 
@@ -58,7 +58,7 @@ def test_run_lengths_are_cocos(mask):
 
 
 def test_polygons_become_masks():
-    """Two parts of one object; a polygon of two corners beside them encloses nothing."""
+    """Two parts of one object; an additional polygon of two corners encloses nothing."""
     polygons = [[10, 5, 20, 5, 20, 15, 10, 15], [30.0, 20.0, 34.0, 20.0, 34.0, 30.0, 30.0, 30.0], [0, 0, 5, 5]]
     expected = torch.zeros(40, 50, dtype=torch.bool)
     expected[5:15, 10:20] = expected[20:30, 30:34] = True
@@ -92,7 +92,7 @@ MALFORMED_POLYGONS = [
     *([[0, 0, 5, 0, 5]], [[0, 0, 5, 5]], [[[0, 0], [5, 5]]], [[0, 0], [5, 5]], [[]], [[[]]], [[1, 2, 3], [4, 5, 6]]),
     *("abc", b"abc", 5, ["abc"], [["0", "0", "5", "0", "5", "5"]], [5, [0, 0, 5, 0, 5, 5]], {1, 2}, [{}], [[{}] * 6]),
     *([[[0, 0, 0], [5, 0, 0], [5, 5, 0]]], [[[0, 0], [5, 0], [5, NAN]]], np.full((1, 6), NAN), [[0, 0, 5, 0, 5, [5]]]),
-    [[0, 0, *(20 * [600, 600, -600, 600]) * 20, 5, 5] * 5],  # in fifths of pixels, this outline would be some gigabytes
+    [[0, 0, *(20 * [600, 600, -600, 600]) * 20, 5, 5] * 5],  # in fifths of pixels, this outline would take gigabytes
 ]
 MALFORMED_RUNS = [
     *({"size": [7, 5], "counts": counts} for counts in ("", "0", "~~~", "P", "\u00e9", b"\xff\xfe", "0" * 40, "o" * 9)),
@@ -123,7 +123,7 @@ def test_malformed_segmentations_are_refused_before_anything_reads_them(segmenta
 
 
 def test_broken_strings_of_run_lengths_are_told_from_whole_ones():
-    """COCO's own functions read what they can of a broken string, or beyond it."""
+    """COCO's own functions decode parts of a malformed string, or read beyond it."""
     mask = torch.rand(60, 70, generator=torch.Generator().manual_seed(1)) > 0.9
     compressed = coco_mask.frPyObjects(encode_mask(mask), *mask.shape)
     whole = compressed["counts"]
@@ -196,7 +196,7 @@ def test_labels_of_padded_images_are_shares_of_the_images_themselves():
 
 
 def test_crowds_and_boxes_without_area_are_left_out_with_their_masks():
-    """Between others, so that masks would be exchanged if they were left out in another way than boxes."""
+    """Dropped objects between others: masks and boxes must be dropped consistently."""
     annotation = annotate(
         ([0, 0, 20, 20], 1),
         ([5, 5, 20, 20], 2),
@@ -219,7 +219,7 @@ def test_crowds_and_boxes_without_area_are_left_out_with_their_masks():
 
 
 def test_what_is_none_is_as_if_it_were_not_there():
-    """Columns of a table have None where a value is missing; boxes that float32 makes flat go with their masks."""
+    """Columns of a table have None for missing values; boxes that are flat in float32 are dropped with their masks."""
     annotation = annotate(([500.0, 10, 1e-6, 10], 1), ([20, 10, 20, 10], 2))
     for row in annotation["annotations"]:
         row.update(iscrowd=None, area=None, segmentation=encode_mask(torch.ones(40, 600, dtype=torch.bool)))
@@ -230,7 +230,7 @@ def test_what_is_none_is_as_if_it_were_not_there():
 
 
 def test_images_are_read_as_by_the_classifiers_processor(tmp_path):
-    """A greyscale file that is turned by its EXIF tag; boxes are those of the upright image."""
+    """A greyscale file with an EXIF rotation; boxes are those of the upright image."""
     exif = Image.Exif()
     exif[0x0112] = 6
     make_image(40, 60).convert("L").save(tmp_path / "turned.jpg", exif=exif)
@@ -303,7 +303,7 @@ def test_the_image_and_the_annotation_are_named():
     annotations = [annotate(([0, 0, 5, 5], 0), image_id=7), annotate(([0, 0, 5, 5], 0), ([0, 0, -5, 5], 0), image_id=9)]
     with pytest.raises(ValueError, match=r"image 9: `annotations\[1\]\['bbox'\]` must be"):
         processor(images, annotations=annotations)
-    annotations[1] = annotate(([60, 0, 5, 5], 0), ([0, 0, 5, 5], 0), image_id=9)  # the first one is left out
+    annotations[1] = annotate(([60, 0, 5, 5], 0), ([0, 0, 5, 5], 0), image_id=9)  # the first one is dropped
     annotations[1]["annotations"][1]["segmentation"] = {"size": [40, 50], "counts": "0" * 100_000}
     with pytest.raises(ValueError, match=r"image 9: annotation 1: `annotations` must .* of 100000 characters"):
         processor(images, annotations=[annotate(image_id=7), annotations[1]], return_segmentation_masks=True)
@@ -311,13 +311,13 @@ def test_the_image_and_the_annotation_are_named():
 
 @pytest.mark.parametrize("box", [[0, 0, 1e300, 1], [0, 0, 1e20, 1e20], [-1e30, 0, 1e30, 5], [2**25, 0, 1, 1]])
 def test_boxes_larger_than_any_image_are_refused(box):
-    """Their area would be infinite in float32, or their corners not where they are."""
+    """Their area would be infinite in float32, or their corners inaccurate."""
     with pytest.raises(ValueError, match=r"`annotations\[0\]\['bbox'\]` must be .*numbers of at most 16777216"):
         ClusTRDetectionImageProcessor()(make_image(40, 50), annotations=annotate((box, 0)))
 
 
 def test_overlong_run_lengths_are_refused_before_they_are_decoded():
-    """COCO's own functions take them, however many runs are of no pixel."""
+    """COCO's own functions accept them, with any number of empty runs."""
     mask = torch.zeros(40, 50, dtype=torch.bool)
     counts = coco_mask.frPyObjects(encode_mask(mask), 40, 50)["counts"].decode()
     assert not decode_segmentation({"size": [40, 50], "counts": counts + "0" * 100}, (40, 50)).any()
@@ -334,7 +334,7 @@ def to_float32(value):
 
 @pytest.mark.parametrize("convert", [float, np.int32, to_float32, np.array, torch.tensor], ids=lambda f: f.__name__)
 def test_numbers_of_annotations_are_of_any_type(convert):
-    """As albumentations gives them, or columns in numpy's or torch's format."""
+    """The formats of albumentations, and columns in numpy's or torch's format."""
     annotation = {
         "image_id": convert(7),
         "annotations": [
@@ -358,7 +358,7 @@ def test_saved_processors_are_found_by_their_name(tmp_path):
 
 
 def suppress_by_hand(scores, labels, boxes, threshold, nms_threshold, most):
-    """Greedy suppression with loops: indices of candidates, the best first."""
+    """Greedy suppression with loops: indices of candidates, best first."""
     kept = []
     for index in scores.argsort(descending=True).tolist():
         if scores[index] <= threshold or len(kept) == most:
@@ -392,14 +392,14 @@ def test_detections_are_those_that_nothing_better_overlaps(limits):
 
 
 def test_each_level_has_its_own_candidates():
-    """Two levels, of which the first has the better scores; what lies behind them is padding."""
+    """Two levels, the first with the better scores; the rest is padding."""
     logits = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.4, 9.0])[None, :, None]
     pred_boxes = torch.cat([torch.rand(1, 6, 2), torch.full((1, 6, 2), 1e-3)], dim=-1)
     output = ClusTRDetectionOutput(logits, pred_boxes=pred_boxes, level_sizes=torch.tensor([[3, 2]]))
     output.logits = logits
     [found] = ClusTRDetectionImageProcessor().post_process_object_detection(output, threshold=0.0, max_candidates=2)
     torch.testing.assert_close(found["scores"], torch.tensor([3.0, 2.0, 0.5, 0.4]).sigmoid())
-    assert found["boxes"].max() <= 1  # shares, without target sizes
+    assert found["boxes"].max() <= 1  # relative boxes, without target sizes
 
 
 def rectangles(number, size, seed):
@@ -422,7 +422,7 @@ def rectangles(number, size, seed):
 
 
 def as_output(labels, num_labels=3, with_masks=False):
-    """What a model that knows the labels would say: boxes as they are, whole grids for rectangular masks."""
+    """Output of a model that knows the labels: exact boxes, full grids for rectangular masks."""
     number = max(len(label["boxes"]) for label in labels)
     logits, boxes = torch.full((len(labels), number, num_labels), -20.0), torch.zeros(len(labels), number, 4)
     for index, label in enumerate(labels):
@@ -479,7 +479,7 @@ def test_the_truth_as_prediction_is_perfect(settings):
 
 
 def test_masks_of_labels_are_the_truth_again():
-    """Enlarged three times and padded, the masks of the labels are cut and reduced to what they were made of."""
+    """Enlarged three times and padded, label masks are pasted and reduced to the original masks."""
     images, maps = shapes_on_ground(2, size=(90, 60))
     masks = [torch.stack([label_map == 1, label_map == 2]) for label_map in maps]
     annotations = [
@@ -503,8 +503,8 @@ def test_masks_of_labels_are_the_truth_again():
 
 def true_grids(masks, boxes):
     """
-    What the mask head learns to say of masks (n, H, W) in boxes (n, 4), corners: torchvision's targets, as an output.
-    `mask_boxes` are half a pixel beside the boxes, as the model gives them.
+    Targets of the mask head for masks (n, H, W) in boxes (n, 4), corners, as an output of the model. `mask_boxes` are
+    shifted by half a pixel, as in the model's output.
     """
     grids = project_masks_on_boxes(masks, boxes, torch.arange(len(masks)), 28)
     height, width = masks.shape[-2:]
@@ -542,8 +542,8 @@ def draw_objects(number, extents, size, kind, seed):
 @pytest.mark.parametrize("scale", [1.0, 1.25, 2.0])
 def test_masks_have_no_edge_that_is_moved(kind, extents, scale):
     """
-    True masks, resized as the processor resizes labels, through the targets that the mask head learns and back to the
-    original size: no edge is off by a tenth of a pixel on the average. (Smaller scales lose what they lose in labels.)
+    Masks are resized as labels, converted to targets of the mask head and pasted at the original size: on average no
+    edge is off by a tenth of a pixel. (At smaller scales, labels themselves are less accurate.)
     """
     size = (192, 208)
     masks = draw_objects(60, extents, size, kind, seed=extents[0])
@@ -560,7 +560,7 @@ def test_masks_have_no_edge_that_is_moved(kind, extents, scale):
 
 
 def test_masks_of_boxes_that_are_a_little_off_keep_their_edges():
-    """Boxes of a model are: on neither side is more lost than the boxes lose themselves."""
+    """Boxes of a model are inaccurate: no side of a mask loses more than the box itself."""
     masks = draw_objects(300, (6, 60), (192, 208), "rectangle", seed=3)
     errors = 0.3 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
     [found] = ClusTRDetectionImageProcessor().post_process_instance_segmentation(
@@ -571,7 +571,7 @@ def test_masks_of_boxes_that_are_a_little_off_keep_their_edges():
 
 
 def overlapping_output():
-    """A square over a larger one, and a small one below both, which lies under the first."""
+    """A square over a larger one with a lower score, and a small one below both that is hidden by the first."""
     boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.8], [0.5, 0.5, 0.2, 0.2]])
     logits = torch.full((1, 3, 3), -20.0)
     logits[0, [0, 1, 2], [2, 1, 0]] = torch.tensor([3.0, 2.0, 1.0])
@@ -610,7 +610,7 @@ def test_outputs_of_half_precision_are_taken(dtype):
 
 
 def test_detections_of_a_model_are_not_suppressed_again():
-    """Mask R-CNN has limited their overlap and number by its own configuration."""
+    """Mask R-CNN has already limited their overlap and number by its configuration."""
     number = 130
     boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(1, number, 1)
     boxes[0, :, 0] += torch.arange(number) / 1000

@@ -1,4 +1,4 @@
-"""Crops, targets and decoding, against loops and transformers' VitPose processor."""
+"""Crops, targets and decoding, compared with loops and transformers' VitPose processor."""
 
 import math
 
@@ -26,7 +26,7 @@ BOXES = [[[20.0, 10.0, 60.0, 100.0], [70.5, 30.25, 90.0, 40.0]], [[0.0, 0.0, 33.
 
 @pytest.fixture
 def images():
-    """Two smooth images, of different sizes."""
+    """Two smooth images of different sizes."""
     generator = np.random.default_rng(0)
     small = [generator.integers(0, 256, (9, 12, 3)), generator.integers(0, 256, (11, 6, 3))]
     sizes = [(160, 120), (60, 110)]
@@ -34,11 +34,11 @@ def images():
 
 
 def test_crops_are_those_of_vitpose(images):
-    """Its processor warps by scipy, and rounds to 8 bits."""
+    """VitPose's processor warps with scipy and rounds to 8 bits."""
     ours = ClusTRPoseImageProcessor()(images, boxes=BOXES, return_tensors="pt")["pixel_values"]
     theirs = VitPoseImageProcessor()(images, boxes=BOXES, return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape == (3, 3, 256, 192) and ours.dtype == torch.float32
-    # A pixel between the border of the image and the black beyond it is black in theirs.
+    # In VitPose's crops, a pixel between the image border and the black area is black.
     black = (torch.zeros(3) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     is_beyond = ((theirs - black[:, None, None]).abs() < 1e-4).all(dim=1, keepdim=True)
     inside = (~is_beyond).expand_as(ours)
@@ -56,7 +56,7 @@ def test_regions_are_those_of_vitpose():
 
 
 def test_crop_by_a_loop():
-    """Bilinear by hand, rotated, mirrored, and partly beyond the image, where it is black."""
+    """Bilinear sampling by hand, rotated, mirrored, and partly outside the image, where it is black."""
     image = torch.rand(2, 7, 9)
     centers, extents = torch.tensor([[4.0, 3.0], [8.0, 1.0]]), torch.tensor([[6.0, 8.0], [-5.0, 4.0]])
     rotations = torch.tensor([30.0, -75.0])
@@ -100,12 +100,12 @@ def test_targets_by_loops():
                 is_near = abs(row - y) < 4.5 and abs(column - x) < 4.5 and keypoint != 4
                 expected = math.exp(-((row - y) ** 2 + (column - x) ** 2) / (2 * 1.5**2)) if is_near else 0.0
                 assert heatmaps[0, keypoint, row, column].item() == pytest.approx(expected, abs=1e-6)
-    assert weights.tolist() == [[1, 1, 1, 0, 0]]  # one beyond the border whose heat is seen, one too far
+    assert weights.tolist() == [[1, 1, 1, 0, 0]]  # one outside whose heat is visible, one too far outside
 
 
 @pytest.mark.parametrize("size, factor", [((256, 192), 4), ((384, 288), 4), ((64, 48), 2), ((96, 75), 4)])
 def test_keypoints_come_back_from_their_heat_maps(size, factor):
-    """Anywhere in the crop, at its border and in its corners too; the error is that of float32."""
+    """Anywhere in the crop, including border and corners; the error is that of float32."""
     processor = ClusTRPoseImageProcessor(
         size={"height": size[0], "width": size[1]}, keypoint_heatmap_downscale_factor=factor
     )
@@ -126,7 +126,7 @@ def test_keypoints_come_back_from_their_heat_maps(size, factor):
 
 
 def test_decoding_agrees_with_vitpose_away_from_the_border():
-    """Its decoder (DARK) fits a parabola to blurred logarithms; both are to find smooth blobs that are no Gaussians."""
+    """VitPose's decoder (DARK) fits a parabola to blurred logarithms; both must find blobs that are not Gaussian."""
     boxes, number = [[[0.0, 0.0, 150.0, 200.0]]], 40
     rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
     centers = torch.rand(number, 2) * torch.tensor([30.0, 46.0]) + 9
@@ -179,7 +179,7 @@ def test_boxes_outside_the_image_are_black_and_their_keypoints_come_back(images)
     inputs = processor(images[0], boxes=boxes, keypoints=[keypoints], return_tensors="pt")
     black = (0 - torch.tensor(processor.image_mean)) / torch.tensor(processor.image_std)
     torch.testing.assert_close(inputs["pixel_values"], black[:, None, None].expand(2, -1, 256, 192))
-    assert inputs["label_weights"].tolist() == [[1, 0], [1, 0]]  # one beyond the crop, one that is not annotated
+    assert inputs["label_weights"].tolist() == [[1, 0], [1, 0]]  # one outside the crop, one without annotation
     found = processor.post_process_pose_estimation(ClusTRPoseEstimatorOutput(heatmaps=inputs["labels"]), boxes)
     for person, expected in zip(found[0], keypoints[:, 0, :2]):
         assert person["keypoints"][0].tolist() == pytest.approx(expected.tolist(), abs=0.05)
@@ -207,7 +207,7 @@ def test_without_boxes_an_image_is_a_person(images):
 
 def test_boxes_are_in_the_pixels_of_the_upright_image(images):
     turned = images[0].transpose(Image.Transpose.ROTATE_90)
-    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned.getexif()[0x0112] = 6  # rotated clockwise by 90 degrees
     processor = ClusTRPoseImageProcessor()
     expected = processor(images[0], boxes=BOXES[:1], return_tensors="pt")["pixel_values"]
     assert torch.equal(processor(turned, boxes=BOXES[:1], return_tensors="pt")["pixel_values"], expected)

@@ -1,4 +1,4 @@
-"""Images whose metadata are malformed are read as if they had none; arrays that are no images are refused."""
+"""Malformed metadata of images are ignored; arrays that are not images are rejected."""
 
 import base64
 import functools
@@ -35,7 +35,7 @@ def entry(tag: int, kind: int, count: int, value: bytes | int) -> bytes:
 
 
 def directory(*entries: bytes, count: int | None = None, following: int = 0) -> bytes:
-    """The one directory (IFD) of an EXIF block."""
+    """The single directory (IFD) of an EXIF block."""
     number = len(entries) if count is None else count
     head = b"II*\0" + struct.pack("<IH", 8, number)
     return head + b"".join(entries) + struct.pack("<I", following)
@@ -67,7 +67,7 @@ MALFORMED = {
     "orientation of too many values": directory(entry(ORIENTATION, SHORT, 2**31, 6)),
     "orientation that is none": directory(entry(ORIENTATION, SHORT, 1, 9)),
 }
-# What of a TIFF file PIL reads, besides the pixels, when it decodes it.
+# Metadata of a TIFF file that PIL reads when it decodes the pixels.
 MALFORMED_IN_TIFF = {
     "nested directory without its parent": entry(INTEROPERABILITY_POINTER, LONG, 1, 8),
     "negative offset": entry(EXIF_POINTER, SIGNED_LONG, 1, b"\xff\xff\xff\xff"),
@@ -79,7 +79,7 @@ MALFORMED_IN_TIFF = {
     "XMP that is text": entry(XMP, ASCII, 4, b"abc\0"),
     "XMP that is a fraction": entry(XMP, RATIONAL, 1, 8),
 }
-# These read as far as they are good: the orientation stands before what is broken.
+# These are read up to the malformed part, which comes after the orientation.
 TURNED_THOUGH_MALFORMED = {
     "entries after it beyond the end": directory(TURNED, entry(0x011A, RATIONAL, 1, 10**6)),
     "nested directory beyond the end": directory(TURNED, entry(EXIF_POINTER, LONG, 1, 10**8)),
@@ -95,7 +95,7 @@ def plain_file(image_format: str) -> bytes:
 
 @functools.cache
 def with_exif(image_format: str, block: bytes | None) -> bytes:
-    """An image file with the block, byte by byte; PIL itself writes only good ones to some formats."""
+    """An image file with the EXIF block, byte by byte; PIL writes only valid blocks in some formats."""
     if image_format == "TIFF":
         assert block is None
         return tiff()
@@ -121,7 +121,7 @@ def with_exif(image_format: str, block: bytes | None) -> bytes:
 
 
 def tiff(*entries: bytes, compression: int = 1) -> bytes:
-    """The image as a TIFF file with entries beside those of its pixels."""
+    """The image as a TIFF file with additional entries."""
     pixels = PIXELS.tobytes() if compression == 1 else zlib.compress(PIXELS.tobytes())
     height, width = PIXELS.shape[:2]
     shorts = {256: width, 257: height, 258: 8, 259: compression, 262: 2, 277: 3, 278: height}
@@ -133,13 +133,13 @@ def tiff(*entries: bytes, compression: int = 1) -> bytes:
 
 
 def pixels_of(content: bytes) -> np.ndarray:
-    """By PIL itself, of a file that has no metadata."""
+    """Read by PIL from a file without metadata."""
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("image_format", [name for name in FORMATS if name != "TIFF"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's, of what is cut
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's error for truncated files
 def test_malformed_exif_is_as_none(image_format, name):
     content = with_exif(image_format, MALFORMED[name])
     np.testing.assert_array_equal(read_image(content), pixels_of(plain_file(image_format)))
@@ -187,7 +187,7 @@ UPRIGHT_BY_NUMPY = {
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_valid_orientations_turn_the_image(image_format, orientation):
     row = entry(ORIENTATION, SHORT, 1, orientation)
-    if image_format == "AVIF":  # its orientation is a property of the image, which PIL writes from EXIF
+    if image_format == "AVIF":  # the orientation is an image property that PIL writes from EXIF
         buffer, exif = io.BytesIO(), Image.Exif()
         exif[ORIENTATION] = orientation
         Image.fromarray(PIXELS).save(buffer, "AVIF", exif=exif)
@@ -196,7 +196,7 @@ def test_valid_orientations_turn_the_image(image_format, orientation):
         content = tiff(row) if image_format == "TIFF" else with_exif(image_format, directory(row))
     read = read_image(content)
     np.testing.assert_array_equal(read, UPRIGHT_BY_NUMPY[orientation](pixels_of(plain_file(image_format))))
-    assert read.info == {} and not read.getexif()  # or it would be turned once more
+    assert read.info == {} and not read.getexif()  # or it would be rotated twice
     np.testing.assert_array_equal(read_image(read), read)
 
 
@@ -219,7 +219,7 @@ def test_malformed_xmp_is_as_none(xmp):
 
 
 def test_a_raw_profile_that_is_none_is_as_none():
-    """As ImageMagick writes EXIF to PNG: hexadecimal text."""
+    """EXIF in PNG as written by ImageMagick: hexadecimal text."""
     for text in ("", "\nexif\n      4\nzzzz", "\n\n\n", "\nexif\n 8\n4949"):
         image = Image.fromarray(PIXELS)
         image.info["Raw profile type exif"] = text
@@ -262,7 +262,7 @@ def test_what_people_give_is_read(tmp_path):
 
 
 class Answer:
-    """What httpx's streams are, of any number of parts."""
+    """A stand-in for httpx's streams with any number of parts."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -302,7 +302,7 @@ def test_urls_are_read(monkeypatch):
 
 @pytest.fixture
 def plain():
-    """No resizing, cropping or normalising: what came in, as RGB in [0, 1]."""
+    """Without resizing, cropping or normalisation: the input as RGB in [0, 1]."""
     return ClusTRImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
 
 
@@ -370,7 +370,7 @@ def test_masks_are_black_and_white_in_any_unit(plain):
 
 
 def test_settings_say_what_an_array_may_hold(plain):
-    """Of images whose values have another unit."""
+    """Images whose values have another unit."""
     deep = PIXELS.astype(np.int16) * 16
     found = plain(deep, rescale_factor=1 / 4080, return_tensors="pt").pixel_values
     torch.testing.assert_close(found, plain(PIXELS, return_tensors="pt").pixel_values)
@@ -477,7 +477,7 @@ def test_images_without_pixels_are_none():
 
 
 def test_pipelines_take_what_the_processor_reads(tmp_path):
-    """transformers' own reading raises; if it no longer does, README.md and the processor's docstring may say so."""
+    """transformers' own reading raises an error; if that changes, update docs/known_limits.md and the docstring."""
     path = tmp_path / "image.png"
     path.write_bytes(with_exif("PNG", BROKEN_BLOCK))
     model, processor = make_model("classification")

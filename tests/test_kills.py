@@ -1,7 +1,8 @@
 """
-Trainings that are killed at random moments and resumed end as if nothing had happened, bit by bit.
+Runs that are killed at random moments and resumed end with the same bits as uninterrupted runs.
 
-The whole suite kills two tasks a few times. `KILLS=10 python -m pytest tests/test_kills.py` kills every task ten times.
+By default, two tasks are killed a few times. `KILLS=10 python -m pytest tests/test_kills.py` kills every task ten
+times.
 """
 
 import json
@@ -28,7 +29,7 @@ KILLS = {"classification": 4, "segmentation": 2}
 
 @pytest.fixture
 def arguments(request, tmp_path):
-    """Arguments of a task's training, given the output folder and steps: with a moving average, and often saved."""
+    """Make the arguments of a task, with a moving average and frequent checkpoints."""
 
     def make(task, output_dir, steps):
         if task == "classification":
@@ -50,7 +51,7 @@ def arguments(request, tmp_path):
 
 
 def assert_checkpoints_are_whole(output_dir):
-    """By their checksums, and as other libraries see them."""
+    """Check all checkpoints by their checksums and by loading them with other libraries."""
     for checkpoint in output_dir.glob("checkpoint-*"):
         if checkpoint.suffix == ".incomplete":
             continue

@@ -1,4 +1,4 @@
-"""Detectors: against torchvision's own, labels and padding, initialisation, checkpoints, Trainer."""
+"""Detectors: comparison with torchvision's own, labels and padding, initialisation, checkpoints, Trainer."""
 
 import copy
 import subprocess
@@ -46,13 +46,13 @@ SIZES = [(75, 100), (64, 128)]
 
 
 def make_config(num_labels=5, **settings):
-    """Nano with strides of 4, 8, 16, 32, as the paper's variants have them."""
+    """Nano with strides of 4, 8, 16, 32 like the paper's variants."""
     settings = {"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], **settings}
     return ClusTRConfig.from_variant("nano", num_labels=num_labels, **settings)
 
 
 def make_model(model_class, **settings):
-    """Fresh heads predict the same everywhere: larger weights tell places and classes apart."""
+    """New heads predict the same everywhere; larger weights make predictions differ by location and class."""
     model = model_class(make_config(**settings)).eval()
     with torch.no_grad():
         for name, weight in model.detector.named_parameters():
@@ -64,7 +64,7 @@ def make_model(model_class, **settings):
 
 
 def make_labels(sizes=SIZES, padded_size=(75, 128), num_labels=5):
-    """Three objects in each image: a small one, a large one and one at the edge; masks are ellipses in the boxes."""
+    """Three objects per image: a small one, a large one and one at the border; masks are ellipses in the boxes."""
     boxes = torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.5, 0.5, 0.8, 0.9], [0.9, 0.2, 0.2, 0.3]])
     labels = []
     for index, size in enumerate(sizes):
@@ -95,7 +95,7 @@ def test_parameters_are_the_papers(model_class, millions):
 
 
 class Pyramid(nn.Module):
-    """What torchvision's detectors take for a backbone, of our backbone and torchvision's pyramid."""
+    """Our backbone with torchvision's pyramid in the form of a backbone for torchvision's detectors."""
 
     def __init__(self, stages, extra_blocks):
         super().__init__()
@@ -110,7 +110,7 @@ class Pyramid(nn.Module):
 
 
 def torchvision_twin(model, sizes=((32,), (64,), (128,), (256,), (512,))):
-    """torchvision's own model, made by its own constructor, with the weights of ours; images are taken as they are."""
+    """torchvision's own model, built by its constructor, with our weights and without preprocessing."""
     as_they_are = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3, "max_size": 10**6, "_skip_resize": True}
     ratios = ((0.5, 1.0, 2.0),) * len(sizes)
     if isinstance(model, ClusTRForObjectDetection):
@@ -148,7 +148,7 @@ def torchvision_targets(labels, sizes, first_class):
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_losses_are_torchvisions(model_class):
-    """A padded batch of two sizes, neither a multiple of 32; the same random numbers choose what is sampled."""
+    """A padded batch of two sizes that are not multiples of 32; samplers use the same random numbers."""
     model = make_model(model_class).double().train()
     twin = torchvision_twin(model).train()
     batch = make_batch()
@@ -164,7 +164,7 @@ def test_losses_are_torchvisions(model_class):
         assert loss > 0
         torch.testing.assert_close(output.loss_dict[name], loss, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(output.loss, sum(expected.values()), rtol=1e-9, atol=1e-12)
-    # In evaluation, where torchvision's models have no losses, those of the images by themselves are averaged.
+    # In evaluation, where torchvision's models return no losses, the losses of single images are averaged.
     targets = torchvision_targets(labels, SIZES, int(model_class is ClusTRForInstanceSegmentation))
     alone = []
     for image, target in zip(images, targets):
@@ -178,7 +178,7 @@ def test_losses_are_torchvisions(model_class):
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_detections_are_torchvisions(model_class):
-    """Each image of a padded batch has the detections that torchvision's model has of it alone."""
+    """Each image of a padded batch has the detections that torchvision's model returns for it alone."""
     model = make_model(model_class).double()
     twin = torchvision_twin(model).eval()
     twin.transform.postprocess = lambda detections, *_: detections  # masks stay on their grids
@@ -204,7 +204,7 @@ def test_detections_are_torchvisions(model_class):
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_new_heads_are_initialised_as_torchvisions(model_class, tmp_path):
-    """Also where `from_pretrained` builds them on the meta device: the focal loss begins at its prior."""
+    """Also on the meta device of `from_pretrained`: the focal loss starts at its prior."""
     settings = {"num_labels": 5, "box_head_hidden_size": 1024, "mask_head_hidden_size": 256}  # torchvision's
     ClusTRForImageClassification(make_config(num_labels=1000)).save_pretrained(tmp_path)
     fresh = model_class(make_config(**settings))
@@ -231,7 +231,7 @@ def test_new_heads_are_initialised_as_torchvisions(model_class, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_anchors_are_exact_in_any_precision(dtype):
-    """At 1312 pixels bfloat16 knows every eighth number only."""
+    """At 1312 pixels, bfloat16 represents only every eighth integer."""
     model = make_model(ClusTRForInstanceSegmentation)
     generator, images = model.detector.rpn.anchor_generator, ImageList(torch.zeros(1, 3, 32, 1312), [(32, 1312)])
     maps = [torch.zeros(1, 1, max(1, 8 >> level), 328 >> level) for level in range(5)]
@@ -242,7 +242,7 @@ def test_anchors_are_exact_in_any_precision(dtype):
 
 
 def test_proposals_are_pooled_by_the_strides_of_the_model():
-    """Where the maps rise with x, what is pooled from a box is its place, whatever the image and the strides."""
+    """If maps increase with x, the pooled values give the position of a box, for any image and strides."""
     config = make_config(strides=[3, 2, 2, 2])
     pool = ClusTRForInstanceSegmentation(config).detector.roi_heads.box_roi_pool
     boxes = torch.tensor([[30.0, 0.0, 60.0, 24.0], [0.0, 0.0, 96.0, 24.0]])
@@ -270,7 +270,7 @@ def test_images_without_objects_teach_the_background(model_class, mode):
         loss = model(batch["pixel_values"], batch["pixel_mask"], labels).loss
         assert loss.isfinite() and loss > 0
         loss.backward()
-    assert all(weight.grad.isfinite().all() for weight in model.parameters())  # all take part: DDP waits for them
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())  # DDP requires all gradients
 
 
 @pytest.mark.parametrize("model_class", DETECTORS)
@@ -307,7 +307,7 @@ def test_an_image_has_the_same_output_in_a_padded_batch_as_alone(model_class):
 
 
 def test_the_loss_in_evaluation_is_always_the_same_and_draws_no_random_numbers():
-    """More proposals than are sampled, of which training draws others every time."""
+    """More proposals than are sampled; training samples different ones each time."""
     model, batch = make_model(ClusTRForInstanceSegmentation, roi_batch_size=16), make_batch()
     with torch.no_grad():
         state = torch.get_rng_state()
@@ -352,7 +352,7 @@ def test_sizes_of_labels_stand_in_for_the_mask(model_class, mode, convert):
             torch.manual_seed(4)
             outputs.append(model(**arguments))
         torch.manual_seed(4)
-        unknown = model(batch["pixel_values"], labels=batch["labels"])  # taken to fill `pixel_values`
+        unknown = model(batch["pixel_values"], labels=batch["labels"])  # assumed to fill `pixel_values`
     for output in outputs[1:]:
         assert output.keys() == outputs[0].keys()
         assert torch.equal(output.loss, outputs[0].loss)
@@ -372,7 +372,7 @@ def test_sizes_of_labels_that_do_not_fit_are_named(size):
 
 
 def test_sizes_of_labels_and_mask_agree():
-    """Labels of transformers' own processors have the padded size, and boxes as shares of it."""
+    """Labels of transformers' own processors have the padded size and boxes relative to it."""
     model, batch = make_model(ClusTRForObjectDetection), make_batch()
     labels = with_sizes(batch["labels"], [SIZES[0], (64, 127)])
     with pytest.raises(
@@ -383,7 +383,7 @@ def test_sizes_of_labels_and_mask_agree():
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_padding_without_a_mask_is_told(model_class, monkeypatch):
-    """Boxes are then shares of the padded image, which nobody may take for the image by mistake."""
+    """Boxes are then relative to the padded image, which should not go unnoticed."""
     told = []
     monkeypatch.setattr(modeling_clustr_dense.logger, "warning_once", told.append)
     model, batch = make_model(model_class, detections_per_image=10), make_batch()
@@ -398,10 +398,10 @@ def test_padding_without_a_mask_is_told(model_class, monkeypatch):
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_forward_passes_set_nothing_on_modules(model_class, monkeypatch):
-    """Other threads may use them: neither modes nor anchors nor limits, not even for a while."""
+    """Other threads may use the model: modes, anchors and limits do not change, not even temporarily."""
     model, batch = make_model(model_class, detections_per_image=7), make_batch()
     model.config.detections_per_image = 9
-    model(batch["pixel_values"], batch["pixel_mask"])  # transformers prepares what it records once
+    model(batch["pixel_values"], batch["pixel_mask"])  # transformers prepares its recording hooks once
     modules, changed, set_attribute = set(map(id, model.modules())), [], nn.Module.__setattr__
 
     def record(module, name, value):
@@ -420,7 +420,7 @@ def test_forward_passes_set_nothing_on_modules(model_class, monkeypatch):
 
 
 def test_threads_predict_and_draw_while_others_evaluate():
-    """Predictions, and the random numbers of the process, are what they are without another thread's losses."""
+    """Losses in another thread change neither predictions nor the random numbers of the process."""
     model = make_model(ClusTRForInstanceSegmentation, roi_batch_size=16, detections_per_image=10)
     batch = make_batch([(48, 64), (64, 64)])
     stop, failed = threading.Event(), []
@@ -455,7 +455,7 @@ def test_threads_predict_and_draw_while_others_evaluate():
 
 
 def test_limits_of_the_configuration_act_when_they_are_changed():
-    """As a model that is made with them."""
+    """The same as a model that is built with these limits."""
     model, batch = make_model(ClusTRForInstanceSegmentation, detections_per_image=30), make_batch([(64, 64)])
     processor = ClusTRDetectionImageProcessor()
 
@@ -480,7 +480,7 @@ def test_limits_of_the_configuration_act_when_they_are_changed():
         assert not torch.equal(found, scores)
         if name == "detections_per_image":
             assert len(found) == value
-        assert changed.detector.roi_heads.detections_per_img == 30  # nothing is set on the module
+        assert changed.detector.roi_heads.detections_per_img == 30  # the module itself is not changed
     changed = copy.deepcopy(model)
     changed.config.roi_batch_size = 16
     made = ClusTRForInstanceSegmentation(changed.config).eval()
@@ -500,7 +500,7 @@ def tensors_of(value):
 
 @pytest.mark.parametrize("model_class", DETECTORS)
 def test_another_default_device_changes_nothing(model_class):
-    """Processor, model and post-processing say where they make tensors."""
+    """Processor, model and post-processing create tensors on explicit devices."""
     model = make_model(model_class, detections_per_image=10)
 
     def run():
@@ -611,7 +611,7 @@ def test_outputs_come_in_the_order_of_detr(model_class):
         assert torch.equal(model(batch["pixel_values"], return_dict=False)[0], without.logits)
     if model_class is ClusTRForInstanceSegmentation:
         assert without.pred_masks.shape == (1, without.logits.shape[1], 28, 28)
-        assert model.train()(**batch).logits is None  # no detections are made in training
+        assert model.train()(**batch).logits is None  # training returns no detections
         assert model(batch["pixel_values"]).logits is not None
 
 
@@ -661,7 +661,7 @@ BOX_END = torch.tensor([0, 0, 1, 1])  # after the last pixel of a mask
 
 
 def shapes_batch(number, processor, size=(96, 96)):
-    """Discs (0) and squares (1) as the processor gives them, and COCO's references at the original size."""
+    """Discs (0) and squares (1) as returned by the processor, and COCO references at the original size."""
     images, maps = shapes_on_ground(number, size=size)
     annotations, references = [], []
     for index, label_map in enumerate(maps):
@@ -681,7 +681,7 @@ def shapes_batch(number, processor, size=(96, 96)):
 
 
 class Shapes(Dataset):
-    """Rows as transformers' official example makes them, one image at a time, padded to a common size."""
+    """Rows as in transformers' official example: one image at a time, padded to a common size."""
 
     def __init__(self, number, processor):
         self.batches = [shapes_batch(1, processor, size=(80 + 8 * index, 96)) for index in range(number)]
@@ -700,7 +700,7 @@ def collate_as_the_official_example(rows):
 
 
 def test_trainer_takes_the_official_object_detection_recipe(tmp_path):
-    """run_object_detection.py of transformers: its arguments, its collation, and how it reads what Trainer gathers."""
+    """transformers' run_object_detection.py: its arguments, its collation, and how it reads what Trainer gathers."""
     settings = {"max_height": 100, "max_width": 100}
     processor = ClusTRDetectionImageProcessor(size=settings, pad_size={"height": 100, "width": 100})
     data, sizes = Shapes(6, processor), []
@@ -755,16 +755,16 @@ def test_trainer_takes_the_official_object_detection_recipe(tmp_path):
     batches = [collate_as_the_official_example([data[i], data[i + 1]]) for i in (0, 2, 4)]
     with torch.no_grad():
         expected = sum(model.train()(**batch).loss.item() for batch in batches) / 3
-    assert history["loss"] == pytest.approx(expected, rel=1e-3)  # nothing scales the loss twice
+    assert history["loss"] == pytest.approx(expected, rel=1e-3)  # the loss is not scaled twice
 
 
 def without_masks(rows):
-    """As transformers' example leaves them out."""
+    """Dropped as in transformers' example."""
     return {name: value for name, value in collate_as_the_official_example(rows).items() if name != "pixel_mask"}
 
 
 def test_trainer_sees_the_same_without_masks(tmp_path):
-    """Images of different sizes padded to squares: losses and boxes, and how the example reads them."""
+    """Images of different sizes padded to squares: losses and boxes, read as in the example."""
     padding = {"size": {"max_height": 100, "max_width": 100}, "pad_size": {"height": 100, "width": 100}}
     processor = ClusTRDetectionImageProcessor(**padding)
     data, results = Shapes(4, processor), []
@@ -800,7 +800,7 @@ def test_four_images_are_learned_by_heart(model_class):
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     steps = {ClusTRForObjectDetection: 240, ClusTRForInstanceSegmentation: 120}[model_class]
     for step in range(steps):
-        for group in optimizer.param_groups:  # a short warm-up, then down to 0
+        for group in optimizer.param_groups:  # a short warm-up, then linear decay to 0
             group["lr"] = 2e-3 * min(1, (step + 1) / 20, 2 * (1 - step / steps))
         model(**batch).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -834,7 +834,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 @pytest.mark.slow
 def test_training_at_800_times_1333_pixels_takes_less_than_12_gigabytes():
-    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux); of the larger detector."""
+    """Peak memory of the process, with torch and AdamW's moments (kilobytes on Linux), for the larger detector."""
     command = [sys.executable, "-c", MEASURE_TRAINING, ClusTRForInstanceSegmentation.__name__]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 1 < float(result.stdout) < 12

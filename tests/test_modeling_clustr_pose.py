@@ -1,4 +1,4 @@
-"""The pose estimator: parameters, loss against loops, flip test, sizes, checkpoints, Trainer."""
+"""The pose estimator: parameters, loss compared with loops, flip test, sizes, checkpoints, Trainer."""
 
 import json
 
@@ -21,7 +21,7 @@ from clustr_hf.remote_code.modeling_clustr_pose import flip_back, joints_mse
 
 
 def make_model(convention=COCO, **settings):
-    """Nano with the paper's strides; fresh heads predict nearly nothing, larger weights tell places apart."""
+    """Nano with the paper's strides; new heads predict almost 0, larger weights make predictions differ by location."""
     settings = {"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], **convention.config_fields(), **settings}
     model = ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", **settings)).eval()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_parameters_of_the_paper():
 
 
 def test_head_is_simple_baselines():
-    """Three deconvolutions, written out: every pixel spreads its kernel over 4 x 4 pixels of a grid twice as fine."""
+    """Three deconvolutions, written out: each pixel spreads its kernel over 4 x 4 pixels of a grid twice as fine."""
     model = make_model(deconv_hidden_sizes=[6, 5, 4]).double()
     features = torch.randn(2, 160, 3, 2, dtype=torch.float64)
     expected = features
@@ -135,7 +135,7 @@ def test_flip_back_exchanges_sides_and_mirrors():
 
 
 def test_the_flip_test_of_a_symmetric_person_is_an_identity():
-    """Targets of keypoints that are symmetric to the middle of the crop, by the processor, and what is decoded."""
+    """Targets from the processor for keypoints symmetric to the centre of the crop, and the decoded keypoints."""
     processor, box = ClusTRPoseImageProcessor(), [40, 20, 60, 160]
     generator = np.random.default_rng(0)
     keypoints, middle = np.zeros((133, 3)), box[0] + box[2] / 2
@@ -159,7 +159,7 @@ def test_a_model_takes_mirrored_crops_with_flip_pairs():
     with torch.no_grad():
         straight, back = model(crops).heatmaps, model(crops.flip(-1), flip_pairs=model.config.flip_pairs).heatmaps
     assert torch.equal(back, flip_back(straight, COCO.flip_pairs))
-    averaged = (straight + back) / 2  # of a symmetric crop it is symmetric itself
+    averaged = (straight + back) / 2  # symmetric for a symmetric crop
     torch.testing.assert_close(flip_back(averaged, COCO.flip_pairs), averaged)
 
 
@@ -232,7 +232,7 @@ def test_checkpoints_and_what_they_are_made_of(tmp_path):
     assert torch.equal(reloaded(crops).heatmaps, model(crops).heatmaps)
     assert reloaded.config.flip_pairs == [list(pair) for pair in COCO.flip_pairs]
     assert "keypoint-detection" in json.loads((tmp_path / "pose" / "config.json").read_text())["custom_pipelines"]
-    # Its backbone in a classifier, whose folder is none for poses; and back.
+    # Its backbone in a classifier, whose folder has no pose code, and back.
     classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "pose", num_labels=4)
     classifier.save_pretrained(tmp_path / "classifier")
     config = json.loads((tmp_path / "classifier" / "config.json").read_text())
@@ -244,7 +244,7 @@ def test_checkpoints_and_what_they_are_made_of(tmp_path):
 
 
 class Crops(Dataset):
-    """Noise with targets, of which the keypoints of every other person are annotated."""
+    """Noise with targets; keypoints of every other person are annotated."""
 
     def __len__(self):
         return 8

@@ -1,4 +1,4 @@
-"""Semantic segmentation: heads against other implementations, loss, masks, checkpoints, Trainer."""
+"""Semantic segmentation: heads compared with other implementations, loss, masks, checkpoints, Trainer."""
 
 import copy
 import re
@@ -35,13 +35,13 @@ HEADS = ("semantic_fpn", "upernet")
 
 
 def make_config(head="semantic_fpn", num_labels=5, **settings):
-    """Nano with strides of 4, 8, 16, 32, as the paper's variants have them."""
+    """Nano with strides of 4, 8, 16, 32 like the paper's variants."""
     settings = {"patch_sizes": [7, 3, 3, 3], "strides": [4, 2, 2, 2], **settings}
     return ClusTRConfig.from_variant("nano", num_labels=num_labels, segmentation_head=head, **settings)
 
 
 def make_model(head="semantic_fpn", **settings):
-    """A model whose batch norms have seen data, in evaluation mode."""
+    """A model in evaluation mode whose batch norms have seen data."""
     model = ClusTRForSemanticSegmentation(make_config(head, **settings)).train()
     with torch.no_grad():
         for _ in range(3):
@@ -65,7 +65,7 @@ def test_logits_have_stride_4_for_any_size(head, size, expected):
 
 
 def semantic_fpn_by_hand(weights, maps):
-    """Kirillov et al. 2019, figure 3, from the weights alone."""
+    """Kirillov et al. 2019, figure 3, computed from the weights."""
 
     def convolve(name, features, padding):
         return conv2d(features, weights[f"{name}.weight"], weights.get(f"{name}.bias"), padding=padding)
@@ -99,7 +99,7 @@ CAMVID = Path(__file__).parents[1] / "checkpoints" / "clustr-nano-camvid"
 
 
 def test_weights_with_former_names_load_in_every_way(tmp_path):
-    """The Semantic FPN head of the checkpoint calls its scale heads `ladders`."""
+    """The checkpoint stores the scale heads of its Semantic FPN head as `ladders`."""
     former = load_file(CAMVID / "model.safetensors")
     assert "head.ladders.0.0.0.weight" in former
     current = {name.replace("head.ladders.", "head.scale_heads."): weight for name, weight in former.items()}
@@ -107,7 +107,7 @@ def test_weights_with_former_names_load_in_every_way(tmp_path):
     assert not any(report.values())
     by_state_dict = ClusTRForSemanticSegmentation(loaded.config)
     by_state_dict.load_state_dict(former)
-    assert "head.ladders.0.0.0.weight" in former  # as it was
+    assert "head.ladders.0.0.0.weight" in former  # unchanged
     by_safetensors = ClusTRForSemanticSegmentation(loaded.config)
     load_model(by_safetensors, CAMVID / "model.safetensors")
     averaged, wrapped = AveragedModel(by_state_dict), AveragedModel(ClusTRForSemanticSegmentation(loaded.config))
@@ -132,7 +132,7 @@ def test_weights_with_former_names_load_in_every_way(tmp_path):
 
 
 def test_upernet_is_that_of_transformers():
-    """Same weights in transformers' model with our backbone: same logits and, with the auxiliary head's, same loss."""
+    """The same weights in transformers' model with our backbone: same logits and same loss with the auxiliary head."""
     model = make_model("upernet").double()
     upernet_config = UperNetConfig(
         backbone_config=make_config(out_features=["stage1", "stage2", "stage3", "stage4"]),
@@ -261,7 +261,7 @@ def test_masks_that_do_not_fit_are_named():
     model, pixel_values = make_model(), torch.randn(2, 3, 64, 64)
     mask = torch.ones(2, 64, 64, dtype=torch.int64)
     whole = model(pixel_values, pixel_mask=mask, labels=torch.zeros(2, 32, 32, dtype=torch.int64))
-    assert whole.logits_sizes.tolist() == [[16, 16]] * 2  # nothing is padded
+    assert whole.logits_sizes.tolist() == [[16, 16]] * 2  # without padding
     mask[1, :, 40:] = 0
     with pytest.raises(ValueError, match=r"`pixel_mask` must have shape \(2, 64, 64\)"):
         model(pixel_values, pixel_mask=mask[:, :32])
@@ -344,7 +344,7 @@ def test_a_classifier_gives_its_backbone_to_a_segmentation_model(head, tmp_path)
 
 @pytest.mark.parametrize("head", HEADS)
 def test_classifiers_begin_small_and_norms_neutral(head, tmp_path):
-    """Also where `from_pretrained` builds a new head on the meta device: all classes are predicted alike."""
+    """Also with a new head on the meta device of `from_pretrained`: all classes are predicted equally."""
     ClusTRForImageClassification(make_config()).save_pretrained(tmp_path)
     settings = {"num_labels": 50, "segmentation_head": head}
     for model in (
@@ -373,7 +373,7 @@ def test_small_images_are_padded_and_their_logits_are_not(head, size):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [(64, 90), (45, 64), (33, 97), (17, 64)])
 def test_images_are_mirrored_up_to_whole_strides(head, size):
-    """The oracle is NumPy's mirror; logits, those of the loss's second term too, are those of the image alone."""
+    """Compared with NumPy's reflection; logits, also the auxiliary ones, cover the image without padding."""
     model, image = make_model(head), torch.randn(1, 3, *size)
     labels = torch.randint(0, 5, (1, *size))
     margins = [(0, 0), (0, 0), *((0, -extent % 32) for extent in size)]
@@ -445,7 +445,7 @@ def test_trainer_accumulates_gradients_without_scaling_the_loss_twice(tmp_path):
 
 
 def test_trainer_evaluates_padded_batches(tmp_path):
-    """Logits, and how much of them is no padding, are gathered over batches of images of different sizes."""
+    """Logits and their sizes without padding are gathered over batches of images of different sizes."""
     processor = ClusTRImageProcessor(do_center_crop=False, do_resize=False, pad_size={"height": 80, "width": 96})
     sizes = [(64, 90), (50, 96), (80, 64), (80, 96)]
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
@@ -479,7 +479,7 @@ def test_four_images_are_learned_by_heart(head):
     found = processor.post_process_semantic_segmentation(output, [(96, 96)] * 4)
     right = sum((result == label_map).sum().item() for result, label_map in zip(found, maps))
     assert right / (4 * 96 * 96) > 0.95
-    assert sum((label_map == 0).sum().item() for label_map in maps) / (4 * 96 * 96) < 0.9  # ground alone is no answer
+    assert sum((label_map == 0).sum().item() for label_map in maps) / (4 * 96 * 96) < 0.9  # not background only
 
 
 MEASURE_TRAINING = """
@@ -499,7 +499,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
 @pytest.mark.slow
 def test_training_at_512_pixels_takes_less_than_8_gigabytes():
-    """All that the process ever held, with torch and AdamW's moments (kilobytes on Linux); with the larger head."""
+    """Peak memory of the process, with torch and AdamW's moments (kilobytes on Linux), for the larger head."""
     command = [sys.executable, "-c", MEASURE_TRAINING, "upernet"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 1 < float(result.stdout) < 8

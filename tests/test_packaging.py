@@ -72,6 +72,7 @@ def test_a_wheel_fits_every_python(wheel):
     assert {
         f"clustr_hf/checkpoints/{bundled.name}/{path.name}" for path in bundled.iterdir() if path.is_file()
     } <= names
+    assert {"clustr_hf/py.typed", "clustr_hf/clustering_clustr.pyi"} <= names  # for type checkers
     assert {"clustr_hf/publish/card_template.md", "clustr_hf/training/loop.py"} <= names
 
 
@@ -135,8 +136,8 @@ print(run(sys.argv[2], top_k=1)[0]["label"])
 FIRST_USE = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
-import torch, clustr_hf
-assert clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
+import torch, clustr_hf, clustr_hf.training
+assert clustr_hf.training.train and clustr_hf.__file__.startswith(sys.argv[1]), clustr_hf.__file__
 print("imported")
 for _ in range(3):
     clustr_hf.find_clusters(torch.rand(1, 40, 8), [4])
@@ -156,7 +157,9 @@ def test_without_a_compiler_the_install_works_and_the_first_use_says_so(tmp_path
     wheel = build_wheel(tmp_path, **missing)
     assert not any("_clustering_kernel." in name for name in zipfile.ZipFile(wheel).namelist())
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    printed = run_process([sys.executable, "-c", FIRST_USE, tmp_path], tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    (tmp_path / "empty").mkdir()
+    code = [sys.executable, "-c", FIRST_USE, tmp_path]
+    printed = run_process(code, tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"))
     lines = printed[printed.index("imported") :].splitlines()[1:]
     assert len(lines) == 1, lines
     assert re.match(r"INFO clustr_hf\.\S+ .*kernel is missing: it was not built .*clustering runs as PyTorch", lines[0])

@@ -1,4 +1,4 @@
-"""The keypoint-detection pipeline: what it takes, what it gives, what it refuses."""
+"""The keypoint-detection pipeline: inputs, outputs and errors."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_many_persons_go_through_the_model_in_parts(estimate, image, monkeypatch
 
 
 def answers_of(images):
-    """Labels, and numbers (persons, 4 + 1 + 3 K) of each image: boxes, scores, points."""
+    """Labels, and numbers (people, 4 + 1 + 3 K) of each image: boxes, scores, points."""
     labels = [[[point["label"] for point in person["keypoints"]] for person in persons] for persons in images]
     numbers = [
         torch.tensor(
@@ -94,7 +94,7 @@ def answers_of(images):
 @pytest.mark.parametrize("batch_size", [2, 3, 4, 16])
 @pytest.mark.parametrize("flip_test", [True, False])
 def test_batches_of_images_are_answered_as_one_by_one(estimate, image, batch_size, flip_test):
-    """With as many persons as there are in each, none in some, and sizes that differ."""
+    """Images with different sizes and numbers of people, including none."""
     turned = image.transpose(Image.Transpose.ROTATE_90)
     images, boxes = [image, turned, image, turned, image], [BOXES[:1], [], BOXES, BOXES[1:], []]
     inputs = [{"image": picture, "boxes": of_image} for picture, of_image in zip(images, boxes)]
@@ -155,7 +155,7 @@ def test_images_with_malformed_metadata_are_read(estimate, image, tmp_path, imag
 
 
 def test_trust_goes_to_the_detector_that_is_given_by_name(model, processor, monkeypatch):
-    """Only where there is some: the package's own class has none, unless it is told."""
+    """Only remote code: the package's own class does not trust it unless told to."""
     asked = []
     monkeypatch.setattr(pipeline_clustr_pose, "pipeline", lambda *task, **settings: asked.append((task, settings)))
     for given in ({}, {"trust_remote_code": True}, {"trust_remote_code": False}):
@@ -211,7 +211,7 @@ def test_a_threshold_drops_keypoints_but_no_persons(estimate, image):
 
 
 def test_the_package_has_the_pipeline_without_remote_code(processor, image, tmp_path):
-    """transformers takes a checkpoint's pipeline from its repository, unless it is told which one to take."""
+    """transformers takes the pipeline from the checkpoint's repository unless another one is passed."""
     model = make_model()
     estimates = [pipeline("keypoint-detection", model=model, image_processor=processor)]
     model.save_pretrained(tmp_path)
@@ -232,7 +232,7 @@ def test_half_precision(model, processor, image):
         (points_of(first) - points_of(second)).abs()
         for first, second in zip(exact, estimate(image, boxes=BOXES, flip_test=False), strict=True)
     ]
-    # Heat maps of random weights have many maxima of nearly equal heat: most points are the same ones.
+    # Heatmaps of random weights have many nearly equal maxima: most points are the same.
     differences = torch.cat(differences)
     assert differences[:, 2].max() < 0.2
     assert (differences[:, :2].amax(dim=1) < 2.5).float().mean() > 0.8

@@ -1,4 +1,4 @@
-"""A saved folder loads and runs by `trust_remote_code=True` where the package cannot be imported."""
+"""A saved folder loads and runs with `trust_remote_code=True` where the package cannot be imported."""
 
 import json
 import shutil
@@ -39,6 +39,14 @@ CODE_FILES = {
     "clustering_tensor_clustr.py",
     "clustering_triton_clustr.py",
     "clustering_triton_kernels_clustr.py",
+    "clustering_triton_launches_clustr.py",
+    "clustering_triton_merge_clustr.py",
+    "clustering_triton_merge_kernels_clustr.py",
+    "clustering_triton_nearest_kernels_clustr.py",
+    "clustering_triton_order_kernels_clustr.py",
+    "clustering_triton_peaks_kernels_clustr.py",
+    "clustering_triton_support_clustr.py",
+    "clustering_triton_tiles_clustr.py",
     "clustering_clustr.py",
     "clustering_windows_clustr.py",
     "feed_forward_clustr.py",
@@ -57,7 +65,7 @@ def pixel_values():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, pixel_values):
-    """A classifier as `save_pretrained` writes it, an image, and pixels to compare outputs on."""
+    """A classifier saved by `save_pretrained`, an image, and pixels to compare outputs on."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
     config = ClusTRConfig.from_variant("nano", id2label={0: "cat", 1: "dog", 2: "owl"}, label2id={})
@@ -74,7 +82,7 @@ def folder(tmp_path_factory, pixel_values):
 
 @pytest.fixture(scope="module", params=["semantic_fpn", "upernet"])
 def segmentation_folder(request, folder, tmp_path_factory):
-    """A segmentation model as `save_pretrained` writes it, and an image whose height is no multiple of its stride."""
+    """A segmentation model saved by `save_pretrained`, and an image whose height is not a multiple of the stride."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp(request.param)
     names = {0: "wall", 1: "floor", 2: "tree"}
@@ -170,7 +178,7 @@ print("none imported")
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_importing_never_imports_triton(folder, run_without_package, is_installed):
-    """Without a GPU, neither does clustering; where Triton is missing all works as well."""
+    """Without a GPU, clustering does not import Triton; without Triton, everything works."""
     start = NO_TRITON if is_installed else "import sys; sys.modules['triton'] = None"
     assert run_without_package(start + LOAD_ALL + CLUSTERS_BY_TENSORS, folder).endswith("none imported\n")
 
@@ -201,7 +209,7 @@ def test_pipelines_run_without_the_package(folder, run_without_package):
 
 
 def test_segmentation_folder_is_complete(segmentation_folder):
-    """Its map names no class for instances, which the pipeline would prefer."""
+    """Its map has no class for instances, which the pipeline would prefer."""
     config = json.loads((segmentation_folder / "config.json").read_text())
     segmenter = "modeling_clustr_segmentation.ClusTRForSemanticSegmentation"
     assert config["auto_map"] == {**AUTO_MAP, "AutoModelForSemanticSegmentation": segmenter}
@@ -246,7 +254,7 @@ DETECTORS = {
 
 @pytest.fixture(scope="module", params=DETECTORS)
 def detection_folder(request, folder, tmp_path_factory):
-    """A detector as `save_pretrained` writes it, with weights that tell places and classes apart."""
+    """A detector saved by `save_pretrained`, with weights that make predictions differ by location and class."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp(request.param)
     names = {0: "cell", 1: "plate"}
@@ -281,7 +289,7 @@ def test_detection_folder_is_complete(detection_folder):
     for auto_class, model_class in DETECTORS.items():
         if model_class.__name__ == class_name:
             auto_map[auto_class] = f"{DETECTOR_CODE[class_name]}.{class_name}"
-    if class_name == "ClusTRForInstanceSegmentation":  # the image-segmentation pipeline's name for it
+    if class_name == "ClusTRForInstanceSegmentation":  # the name that the image-segmentation pipeline requests
         auto_map["AutoModelForImageSegmentation"] = f"{DETECTOR_CODE[class_name]}.{class_name}"
     assert config["auto_map"] == auto_map
     detector_code = f"{DETECTOR_CODE[class_name]}.py"
@@ -343,7 +351,7 @@ BOXES = [[20.0, 10.0, 40.0, 60.0], [60.5, -20.0, 30.0, 80.0]]
 
 @pytest.fixture(scope="module")
 def pose_folder(folder, tmp_path_factory):
-    """A pose estimator as `save_pretrained` writes it, with weights that tell places apart."""
+    """A pose estimator saved by `save_pretrained`, with weights that make predictions differ by location."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("pose")
     model = ClusTRForPoseEstimation(ClusTRConfig.from_variant("nano", **COCO_WHOLEBODY.config_fields()))
@@ -469,7 +477,7 @@ for model in models:
 
 
 def test_two_repositories_work_in_one_process(folder, tmp_path, run_without_package):
-    """Each brings its own copy of the code, and registers the compiler's clustering operation again."""
+    """Each folder has its own copy of the code and registers the compiler's clustering operation again."""
     shutil.copytree(folder, tmp_path / "other")
     run_without_package(TWO_AT_ONCE, folder, tmp_path / "other")
 

@@ -1,4 +1,4 @@
-"""The detection scripts: what they learn and write, how they evaluate, what they say of bad data."""
+"""The detection scripts: training, output files, evaluation, errors of malformed data."""
 
 import json
 import shutil
@@ -32,17 +32,30 @@ from clustr_hf.training.augmentation import uniform
 from clustr_hf.training.data.class_names import KnownNames
 from clustr_hf.training.data.coco_files import flatten_polygons, read_coco
 from clustr_hf.training.data.samples import TrainingSamples
-from clustr_hf.training.sources import ModelArguments
-from clustr_hf.training.tasks.detection.data import OBJECT_KEYS, DataArguments, ParseObjects, class_names, load_data
-from clustr_hf.training.tasks.detection.evaluation import EvaluationArguments, Predictor, Scores
+from clustr_hf.training.data.splits import load_data
+from clustr_hf.training.tasks.detection.data import (
+    OBJECT_KEYS,
+    DetectionDataArguments,
+    ParseObjects,
+    class_names,
+    detection_format,
+)
+from clustr_hf.training.tasks.detection.evaluation import DetectionEvaluationArguments, predict, score
 from clustr_hf.training.tasks.detection.transforms import (
-    AugmentationArguments,
-    EvaluationTransform,
+    DetectionAugmentationArguments,
+    DetectionTransform,
     ReadSample,
     Sample,
-    TrainingTransform,
-    collate,
+    collate_objects,
+    prepare_for_evaluation,
 )
+
+
+def load(args, folder, known=None):
+    """The splits and the class names; `folder` is the cache of downloads."""
+    data_format = detection_format(args)
+    data = load_data(args, {"cache_dir": str(folder)}, 0, data_format, known)
+    return data, data_format.labels.chosen
 
 
 SCRIPTS = {
@@ -93,7 +106,7 @@ def read_json(path):
 
 @pytest.fixture(scope="module", params=SCRIPTS)
 def trained(request, coco_folders, tmp_path_factory):
-    """Task and folder of a training that has learned the shapes, run as a user would."""
+    """Task and output folder of a training on the shapes, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / request.param
     steps = {"object_detection": 200, "instance_segmentation": 120}[request.param]
     settings = {**arguments_for(output_dir), **files_of(coco_folders), "--max_train_steps": steps}
@@ -108,7 +121,7 @@ def test_learns_shapes_and_writes_a_repository(trained):
     results = read_json(folder / "all_results.json")
     assert results["eval_samples"] == 6
     table = read_json(folder / "per_class_results.json")
-    assert list(table) == ["disc", "square"]  # by the ids of the categories, whatever their order in the file
+    assert list(table) == ["disc", "square"]  # sorted by category id, whatever the order in the file
     for kind in KINDS[task]:
         assert results[f"eval_{kind}_ap50"] > 0.4
         assert np.mean([row[f"{kind}_ap"] for row in table.values()]) == pytest.approx(results[f"eval_{kind}_ap"])
@@ -172,7 +185,7 @@ def _fill(box, height, width):
 
 
 def renumber_categories(folder, target, numbers, kept=("train", "validation")):
-    """COCO files like those of a folder, whose categories have other ids in some of the splits."""
+    """Copies of a folder's COCO files with other category ids in some of the splits."""
     shutil.copytree(folder, target, symlinks=True)
     for split in kept:
         content = read_json(folder / f"{split}.json")
@@ -186,7 +199,7 @@ def renumber_categories(folder, target, numbers, kept=("train", "validation")):
 
 @pytest.mark.parametrize("kept", [("train", "validation"), ("validation",)])
 def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, coco_folders, tmp_path, train, kept):
-    """Discs come first by the ids 3 and 7, squares by 9 and 2."""
+    """Discs are first with the ids 3 and 7, squares with 9 and 2."""
     task, folder = trained
     data = files_of(renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2}, kept))
     start = ["--eval_only", "--model_name_or_path", folder]
@@ -197,7 +210,7 @@ def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, 
 
 
 def test_fine_tuning_keeps_the_checkpoints_order(trained, coco_folders, tmp_path, train):
-    """And validates on a file that lacks a category."""
+    """Validation is on a file that lacks a category."""
     task, folder = trained
     data = renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2})
     content = read_json(data / "validation.json")
@@ -218,10 +231,9 @@ def test_columns_of_objects_may_count_in_another_order(coco_folders, tmp_path, a
     for split, names in (("train", ["disc", "square"]), ("validation", ["square", "disc"])):
         path = tmp_path / f"{split}.parquet"
         files[f"{split}_file"] = str(write_rows(path, coco_folders, "train", names, as_list=as_list))
-    args = DataArguments(**files, image_column_name="picture", objects_column_name="things")
-    model_args = ModelArguments(cache_dir=str(tmp_path / "cache"))
+    args = DetectionDataArguments(**files, image_column_name="picture", objects_column_name="things")
     for known in (None, KnownNames(["square", "disc"], "it")):
-        data, labels = load_data(args, model_args, 0, known=known)
+        data, labels = load(args, tmp_path / "cache", known)
         assert labels == (["disc", "square"] if known is None else known.names)
         parse = ParseObjects(args, labels)
         parsed = [[parse(row) for row in data[split]] for split in ("train", "validation")]
@@ -241,15 +253,15 @@ def test_objects_without_a_class_are_refused_before_they_are_matched(coco_folder
     rows[1]["category"][0] = label
     things = pa.chunked_array([pa.array(rows, type=table.schema.field("things").type)])
     pq.write_table(table.set_column(1, table.schema.field("things"), things), path)
-    args = DataArguments(
+    args = DetectionDataArguments(
         train_file=train_file, validation_file=path, image_column_name="picture", objects_column_name="things"
     )
     with pytest.raises(ValueError, match=rf"an object of validation sample 1 must be in \[0, 2\), got {label}"):
-        load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), 0)
+        load(args, tmp_path / "cache")
 
 
 def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
-    """One polygon of pairs, a list of such, and COCO's own form are the same."""
+    """One polygon of pairs, a list of them, and COCO's own format are equivalent."""
     corners = [[10, 10], [40, 10], [40, 30.5], [10, 30.5]]
     flat = [number for pair in corners for number in pair]
     forms = [[flat], corners, [corners], [flat, [1, 2, 3, 4]], [corners, [[5, 6]]]]
@@ -260,17 +272,17 @@ def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
         content["annotations"][0]["segmentation"] = form
         (tmp_path / f"{index}.json").write_text(json.dumps(content))
         rows, labels = read_coco(str(coco_folders / "train"), str(tmp_path / f"{index}.json"), OBJECT_KEYS)
-        parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+        parse = ParseObjects(DetectionDataArguments(train_dir="x", train_annotation_file="y"), labels)
         rows = rows.cast_column("image", datasets.Image(decode=False))
         masks.append(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(0).masks[0])
     assert all(torch.equal(mask, masks[0]) for mask in masks) and 580 < masks[0].sum() < 640
     rle = encode_mask(masks[0])
-    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to those who decode them
+    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to the decoder of masks
         assert flatten_polygons(other, "it") == other
 
 
 def test_a_column_may_have_polygons_as_pairs():
-    args = DataArguments(train_file="x")
+    args = DetectionDataArguments(train_file="x")
     row = {"objects": {"bbox": [[0, 0, 9, 9]], "category": [1], "segmentation": [[[[0, 0], [9, 0], [9, 9]]]]}}
     parse = ParseObjects(args, ["a", "b"])
     assert parse(row)[0]["segmentation"] == [[0, 0, 9, 0, 9, 9]]
@@ -281,7 +293,7 @@ def test_a_column_may_have_polygons_as_pairs():
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):
-    """Random proposals, scales, crops and colours are those of a run that was not stopped."""
+    """Random proposals, scales, crops and colours equal those of an uninterrupted run."""
     steps = ["--max_train_steps", 4, "--photometric_distortion", "--checkpointing_steps", 2, "--crop_size", 64]
     steps += ["--min_scale", 0.8, "--max_scale", 1.3]
     whole = train("instance_segmentation", *steps, output_dir=tmp_path / "whole")
@@ -338,14 +350,14 @@ def write_rows(path, data, split="train", names=None, box_format="xywh", as_list
 def test_a_column_of_objects_says_the_same_as_the_coco_file(coco_folders, tmp_path, names, box_format, as_list):
     path = str(write_rows(tmp_path / "rows.parquet", coco_folders, "train", names, box_format, as_list))
     files = {"train": str(coco_folders / "train"), "train_annotation_file": str(coco_folders / "train.json")}
-    by_column = DataArguments(
+    by_column = DetectionDataArguments(
         train_file=path,
         validation_file=path,
         image_column_name="picture",
         objects_column_name="things",
         box_format=box_format,
     )
-    by_file = DataArguments(
+    by_file = DetectionDataArguments(
         train_dir=files["train"],
         train_annotation_file=files["train_annotation_file"],
         validation_dir=files["train"],
@@ -353,7 +365,7 @@ def test_a_column_of_objects_says_the_same_as_the_coco_file(coco_folders, tmp_pa
     )
     samples = []
     for args in (by_file, by_column):
-        data, labels = load_data(args, ModelArguments(cache_dir=str(tmp_path / "cache")), seed=0)
+        data, labels = load(args, tmp_path / "cache")
         read = ReadSample(
             data["validation"], ParseObjects(args, labels), ClusTRDetectionImageProcessor(), 2, False, "x"
         )
@@ -378,14 +390,14 @@ def test_the_script_trains_on_a_column_of_objects(coco_folders, tmp_path, train)
 
 
 def read_rows(folder, file):
-    """Rows with images as files, and the names of the classes."""
+    """Rows with image files, and the class names."""
     rows, labels = read_coco(str(folder), str(file), OBJECT_KEYS)
     return rows.cast_column("image", datasets.Image(decode=False)), labels
 
 
 def make_sample(coco_folders, index=0):
     rows, _ = read_rows(coco_folders / "train", coco_folders / "train.json")
-    args = DataArguments(train_dir="x", train_annotation_file="y")
+    args = DetectionDataArguments(train_dir="x", train_annotation_file="y")
     return ReadSample(rows, ParseObjects(args, ["disc", "square"]), ClusTRDetectionImageProcessor(), 2, True, "train")(
         index
     )
@@ -393,14 +405,14 @@ def make_sample(coco_folders, index=0):
 
 @pytest.mark.parametrize("crop_size", [None, 60])
 def test_training_images_and_their_labels_stay_together(coco_folders, crop_size):
-    """After scale, crop and flips boxes are still those of the masks, and these still lie on the bright shapes."""
+    """After scale, crop and flips, boxes still enclose the masks, and the masks cover the bright shapes."""
     sample = make_sample(coco_folders)
     assert sample.iscrowd.tolist() == [0, 0, 1]
     processor = ClusTRDetectionImageProcessor(
         size={"shortest_edge": 120, "longest_edge": 200}, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     augmentation = {"min_scale": 0.7, "max_scale": 1.5, "crop_size": crop_size, "vertical_flip_probability": 0.5}
-    transform = TrainingTransform(processor, AugmentationArguments(**augmentation))
+    transform = DetectionTransform(processor, DetectionAugmentationArguments(**augmentation))
     sizes, numbers = set(), set()
     for seed in range(30):
         torch.manual_seed(seed)
@@ -425,12 +437,12 @@ def test_training_images_and_their_labels_stay_together(coco_folders, crop_size)
 
 
 def test_objects_that_a_crop_hardly_has_are_left_out():
-    """Of four squares in the corners of an image, a crop of half its sides keeps those of which it has a fifth."""
+    """Of four squares in the corners of an image, a crop keeps those of which it shows a fifth."""
     boxes = torch.tensor([[x, y, x + 30.0, y + 30.0] for x in (0, 70) for y in (0, 70)])
     zeros = torch.zeros(4, dtype=torch.int64)
     sample = Sample(Image.new("RGB", (100, 100)), boxes, torch.arange(4), torch.full((4,), 900.0), zeros)
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 100, "longest_edge": 100})
-    transform = TrainingTransform(processor, AugmentationArguments(crop_size=50, flip_probability=0))
+    transform = DetectionTransform(processor, DetectionAugmentationArguments(crop_size=50, flip_probability=0))
     numbers = set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -451,19 +463,19 @@ def test_objects_that_a_crop_hardly_has_are_left_out():
 def test_processors_that_training_cannot_follow_are_named():
     for settings in ({"size": {"height": 96, "width": 96}}, {"do_normalize": False}):
         with pytest.raises(ValueError, match="the image processor must resize the shorter edge, rescale and normalise"):
-            TrainingTransform(ClusTRDetectionImageProcessor(**settings), AugmentationArguments())
+            DetectionTransform(ClusTRDetectionImageProcessor(**settings), DetectionAugmentationArguments())
 
 
 @pytest.mark.parametrize("size", [(96, 96), (300, 322), (90, 215)])
 def test_whole_images_without_augmentation_are_those_of_the_processor(size):
-    """The recipe of Table A4 trains on what the processor makes of an image."""
+    """Without augmentation, training images equal those of the processor."""
     mask = torch.zeros(1, *size, dtype=torch.bool)
     mask[0, 20:70, 30:85] = True
     pixels = torch.rand(12, 16, 3, generator=torch.Generator().manual_seed(0)).mul(255).byte().numpy()
     image, boxes = Image.fromarray(pixels).resize(size[::-1]), torch.tensor([[30.0, 20.0, 85.0, 70.0]])
     sample = Sample(image, boxes, torch.tensor([1]), torch.tensor([2750.0]), torch.tensor([0]), mask)
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 128, "longest_edge": 213})
-    result = TrainingTransform(processor, AugmentationArguments(flip_probability=0))(sample)
+    result = DetectionTransform(processor, DetectionAugmentationArguments(flip_probability=0))(sample)
     annotation = {"bbox": [30, 20, 55, 50], "category_id": 1, "segmentation": encode_mask(mask[0])}
     expected = processor(
         image,
@@ -478,50 +490,49 @@ def test_whole_images_without_augmentation_are_those_of_the_processor(size):
 
 def test_batches_are_padded(coco_folders):
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
-    evaluation = [EvaluationTransform(processor)(make_sample(coco_folders, index)) for index in (0, 1)]
+    evaluation = [prepare_for_evaluation(make_sample(coco_folders, index), processor) for index in (0, 1)]
     evaluation[1]["pixel_values"] = evaluation[1]["pixel_values"][:, :80, :60]
-    batch = collate(evaluation)
+    batch = collate_objects(evaluation)
     assert batch["pixel_values"].shape == (2, 3, 96, 96) and batch["pixel_mask"].sum(dim=(1, 2)).tolist() == [
         9216,
         4800,
     ]
     assert (batch["pixel_values"][1, :, :80, :60] == evaluation[1]["pixel_values"]).all()
     assert (batch["pixel_values"][1, :, 80:] == 0).all()
-    transform = TrainingTransform(processor, AugmentationArguments(crop_size=70))
+    transform = DetectionTransform(processor, DetectionAugmentationArguments(crop_size=70))
     samples = [transform(make_sample(coco_folders, index)) for index in (0, 1)]
     samples[0]["pixel_values"] = samples[0]["pixel_values"][:, :50]
     samples[0]["labels"]["masks"] = samples[0]["labels"]["masks"][:, :50]
-    batch = collate(samples)
+    batch = collate_objects(samples)
     assert all(label["masks"].shape[1:] == (70, 70) for label in batch["labels"])
     assert torch.equal(batch["labels"][0]["masks"][:, :50], samples[0]["labels"]["masks"])
     assert not batch["labels"][0]["masks"][:, 50:].any()
 
 
 def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
-    """Records as the predictor makes them; crowds are neither demanded nor held against anyone."""
+    """Records as `predict` returns them; crowds are ignored."""
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 70, "longest_edge": 140})
-    references = [EvaluationTransform(processor)(make_sample(coco_folders, i))["reference"] for i in range(13)]
+    references = [prepare_for_evaluation(make_sample(coco_folders, i), processor)["reference"] for i in range(13)]
     records = [({**reference, "scores": np.ones(len(reference["labels"]))}, reference) for reference in references]
-    scores = Scores(["disc", "square"], ("box", "mask"), EvaluationArguments())
-    metrics = scores(records)
+    metrics, table = score(records, ["disc", "square"], ("box", "mask"), DetectionEvaluationArguments())
     assert metrics["eval_box_ap"] == metrics["eval_mask_ap"] == 1
     assert "eval_box_ap_large" not in metrics  # none of the shapes is large
-    assert scores.table["disc"]["objects"] > 10
+    assert table["disc"]["objects"] > 10
     crowd = {"boxes": np.zeros((1, 4)), "labels": np.zeros(1, dtype=int), "area": np.ones(1), "iscrowd": np.ones(1)}
     for reference in (records[-2][1] if len(records[-2][1]["labels"]) == 0 else records[-1][1], crowd):
         with pytest.raises(ValueError, match="the validation images must have objects, got none"):
-            scores([(records[0][0], reference)])
+            score([(records[0][0], reference)], ["disc", "square"], ("box",), DetectionEvaluationArguments())
 
 
 def test_the_predictor_sees_images_without_their_padding(coco_folders):
     model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", num_labels=2)).eval()
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 140})
-    samples = [EvaluationTransform(processor)(make_sample(coco_folders, index)) for index in (0, 1)]
+    samples = [prepare_for_evaluation(make_sample(coco_folders, index), processor) for index in (0, 1)]
     samples[1]["pixel_values"] = samples[1]["pixel_values"][:, :, :50]
-    predict = Predictor(processor, EvaluationArguments(max_detections=7))
-    together = predict(model, collate(samples))
+    settings = {"processor": processor, "args": DetectionEvaluationArguments(max_detections=7)}
+    together = predict(model, collate_objects(samples), **settings)
     for sample, (found, reference) in zip(samples, together):
-        [(alone, _)] = predict(model, collate([sample]))
+        [(alone, _)] = predict(model, collate_objects([sample]), **settings)
         assert (
             found["scores"] == alone["scores"] and found["boxes"] == alone["boxes"] and found["masks"] == alone["masks"]
         )
@@ -530,7 +541,7 @@ def test_the_predictor_sees_images_without_their_padding(coco_folders):
 
 
 def test_all_detections_of_the_model_count(coco_folders):
-    """Also beyond COCO's hundred; with a limit, the best ones. The model's own threshold holds, too."""
+    """Also beyond COCO's hundred; with a limit, the best ones. The threshold of the model applies."""
     overrides = {"num_labels": 2, "detections_per_image": 130, "detection_nms_threshold": 1.0}
     model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", **overrides)).eval()
     model.config.detection_score_threshold = 0.01
@@ -538,16 +549,17 @@ def test_all_detections_of_the_model_count(coco_folders):
         model.detector.roi_heads.box_predictor.cls_score.weight.zero_()
         model.detector.roi_heads.box_predictor.cls_score.bias.copy_(torch.tensor([4.0, 0.1, 0.0]))  # scores of 0.02
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 64, "longest_edge": 140})
-    batch = collate([EvaluationTransform(processor)(make_sample(coco_folders))])
+    batch = collate_objects([prepare_for_evaluation(make_sample(coco_folders), processor)])
     for limit, number in ((None, 130), (120, 120), (7, 7)):
-        [(found, _)] = Predictor(processor, EvaluationArguments(max_detections=limit))(model, batch)
+        [(found, _)] = predict(model, batch, processor, DetectionEvaluationArguments(max_detections=limit))
         assert len(found["scores"]) == len(found["masks"]) == number
         assert 0.01 < min(found["scores"]) <= max(found["scores"]) < 0.05
     boxes = np.array([[20.0 * place, 0, 20 * place + 10, 10] for place in range(130)])
     objects = {"boxes": boxes, "labels": np.zeros(130, dtype=int), "iscrowd": np.zeros(130, dtype=int)}
     record = ({**objects, "scores": np.linspace(0.9, 0.1, 130)}, {**objects, "area": np.full(130, 100.0)})
-    assert Scores(["disc"], ("box",), EvaluationArguments())([record])["eval_box_ar"] == 1
-    assert Scores(["disc"], ("box",), EvaluationArguments(max_detections=65))([record])["eval_box_ar"] == 0.5
+    for limit, recall in ((None, 1), (65, 0.5)):
+        metrics, _ = score([record], ["disc"], ("box",), DetectionEvaluationArguments(max_detections=limit))
+        assert metrics["eval_box_ar"] == recall
 
 
 def test_more_detections_than_the_model_returns_are_refused():
@@ -555,10 +567,10 @@ def test_more_detections_than_the_model_returns_are_refused():
     with pytest.raises(
         ValueError, match="--max_detections must be at most the model's detections_per_image, 50, got 60"
     ):
-        EvaluationArguments(max_detections=60).check_model(config, with_masks=True)
-    EvaluationArguments(max_detections=60).check_model(config, with_masks=False)  # which RetinaNet knows nothing of
+        DetectionEvaluationArguments(max_detections=60).check_model(config, with_masks=True)
+    DetectionEvaluationArguments(max_detections=60).check_model(config, with_masks=False)  # RetinaNet has no such limit
     for limit in (None, 50):
-        EvaluationArguments(max_detections=limit).check_model(config, with_masks=True)
+        DetectionEvaluationArguments(max_detections=limit).check_model(config, with_masks=True)
 
 
 @pytest.mark.parametrize(
@@ -574,20 +586,20 @@ def test_more_detections_than_the_model_returns_are_refused():
     ],
 )
 def test_malformed_segmentations_are_named_and_skipped(coco_folders, tmp_path, segmentation, message):
-    """They count as samples that cannot be read, as those whose image is broken do."""
+    """They are unreadable samples, like those with a broken image."""
     content = read_json(coco_folders / "train.json")
     content["annotations"][0]["segmentation"] = segmentation
     first = content["annotations"][0]["image_id"]
     content["images"] = sorted(content["images"], key=lambda image: image["id"] != first)
     (tmp_path / "train.json").write_text(json.dumps(content))
     rows, labels = read_rows(coco_folders / "train", tmp_path / "train.json")
-    parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    parse = ParseObjects(DetectionDataArguments(train_dir="x", train_annotation_file="y"), labels)
     read = ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")
     with pytest.raises(ValueError, match=rf"train sample 0: .*{message}"):
         read(0)
     loaded = TrainingSamples(read, lambda sample: sample, len(rows))[0, 1]
     assert loaded["index"] != 0 and len(loaded["skipped"]) == 1 and "train sample 0: " in loaded["skipped"][0]
-    # Where only boxes are needed, nothing is missing.
+    # Boxes alone do not need masks.
     assert len(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, False, "train")(0).boxes) > 0
 
 
@@ -598,7 +610,7 @@ def test_what_a_broken_row_is_missing_is_named(coco_folders):
         def __call__(self, row):
             return {}["category"]
 
-    parse = Parse(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    parse = Parse(DetectionDataArguments(train_dir="x", train_annotation_file="y"), labels)
     with pytest.raises(ValueError, match=r"train sample 1: KeyError\('category'\)"):
         ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(1)
 
@@ -659,7 +671,7 @@ def change_json(folder, split, change):
         (
             "train",
             lambda c: c["images"][0].update(file_name="no.png"),
-            "must name images that are there .* missing .*no.png",
+            "must name images that exist .* missing .*no.png",
         ),
         (
             "train",
@@ -702,7 +714,7 @@ def test_bad_annotations_are_named(coco_folders, tmp_path, train, split, change,
 )
 def test_data_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DataArguments(**arguments)
+        DetectionDataArguments(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -716,7 +728,7 @@ def test_data_arguments_that_do_not_fit_are_named(arguments, message):
 )
 def test_augmentation_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        AugmentationArguments(**arguments)
+        DetectionAugmentationArguments(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -729,28 +741,24 @@ def test_augmentation_arguments_that_do_not_fit_are_named(arguments, message):
 )
 def test_evaluation_arguments_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        EvaluationArguments(**arguments)
+        DetectionEvaluationArguments(**arguments)
 
 
 def test_columns_that_do_not_fit_are_named(coco_folders, tmp_path):
     path = str(write_rows(tmp_path / "rows.parquet", coco_folders))
     rows = Dataset.from_parquet(path, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="--objects_column_name 'things' must have the key 'label', got"):
-        class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="label"))
+        class_names(rows, DetectionDataArguments(train_file=path, objects_column_name="things", category_key="label"))
     with pytest.raises(ValueError, match="the classes in 'things' must be a ClassLabel or strings"):
-        class_names(rows, DataArguments(train_file=path, objects_column_name="things", category_key="area"))
+        class_names(rows, DetectionDataArguments(train_file=path, objects_column_name="things", category_key="area"))
     with pytest.raises(ValueError, match="--objects_column_name 'picture' must have the key 'bbox'"):
-        class_names(rows, DataArguments(train_file=path, objects_column_name="picture"))
+        class_names(rows, DetectionDataArguments(train_file=path, objects_column_name="picture"))
     other = str(write_rows(tmp_path / "other.parquet", coco_folders, "validation", ["disc", "square", "star"]))
     columns = {"image_column_name": "picture", "objects_column_name": "things"}
     with pytest.raises(ValueError, match=r"must have the classes of the training data, \['disc', 'square'\], got"):
-        load_data(
-            DataArguments(train_file=path, validation_file=other, **columns), ModelArguments(cache_dir=str(tmp_path)), 0
-        )
+        load(DetectionDataArguments(train_file=path, validation_file=other, **columns), tmp_path)
     with pytest.raises(ValueError, match="--objects_column_name 'objects' is not in the data set"):
-        load_data(
-            DataArguments(train_file=path, image_column_name="picture"), ModelArguments(cache_dir=str(tmp_path)), 0
-        )
+        load(DetectionDataArguments(train_file=path, image_column_name="picture"), tmp_path)
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
@@ -772,15 +780,15 @@ def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
 
 
 def test_shared_truth_as_prediction_is_perfect(shared):
-    """COCO's own polygons, encodings and crowds, images resized and padded: boxes as outputs, masks in the metric."""
+    """COCO's polygons, encodings and crowds with resized and padded images: boxes as outputs, masks in the metric."""
     folder = shared / "data" / "coco-mini"
     rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), OBJECT_KEYS)
     rows = rows.cast_column("image", datasets.Image(decode=False))
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 200, "longest_edge": 333})
-    parse = ParseObjects(DataArguments(train_dir="x", train_annotation_file="y"), labels)
+    parse = ParseObjects(DetectionDataArguments(train_dir="x", train_annotation_file="y"), labels)
     read = ReadSample(rows, parse, processor, 80, True, "validation")
     samples = [read(index) for index in range(20)]
-    references = [EvaluationTransform(processor)(sample)["reference"] for sample in samples]
+    references = [prepare_for_evaluation(sample, processor)["reference"] for sample in samples]
     annotations = [{"image_id": index, "annotations": parse(rows[index])} for index in range(20)]
     batch = processor([sample.image for sample in samples], annotations=annotations, return_tensors="pt")
     number = max(len(label["boxes"]) for label in batch["labels"])
@@ -790,7 +798,7 @@ def test_shared_truth_as_prediction_is_perfect(shared):
         boxes[index, : len(label["boxes"])] = label["boxes"]
     output = type("Output", (), {"logits": logits, "pred_boxes": boxes})
     sizes = [reference["size"] for reference in references]
-    # Nothing is suppressed: true boxes of one class may overlap.
+    # No suppression: true boxes of one class may overlap.
     found = processor.post_process_object_detection(output, target_sizes=sizes, nms_threshold=1.0)
     assert coco_average_precision(found, references, 80)["ap"] == pytest.approx(1.0)
     perfect = [{**reference, "scores": np.ones(len(reference["labels"]))} for reference in references]
@@ -799,7 +807,7 @@ def test_shared_truth_as_prediction_is_perfect(shared):
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_every_image_once(trained, coco_folders, tmp_path):
-    """With a learning rate of almost 0, the scores are those that one process has given the model, or close in bf16."""
+    """With a learning rate of almost 0, the scores equal those of one process, or nearly so in bf16."""
     task, folder = trained
     kind, precision = {"object_detection": ("ddp_cpu", "no"), "instance_segmentation": ("fsdp2_cpu", "bf16")}[task]
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"

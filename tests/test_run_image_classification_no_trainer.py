@@ -1,4 +1,4 @@
-"""The classification script in this process: fine-tuning, what it writes, what it says of bad data."""
+"""The classification script in this process: fine-tuning, output files, errors of malformed data."""
 
 import json
 import re
@@ -26,11 +26,12 @@ from clustr_hf.training import dry_run
 from clustr_hf.training.arguments import LoopArguments
 from clustr_hf.training.distributed import check_fsdp_arguments
 from clustr_hf.training.optimizers import make_optimizer
+from clustr_hf.training.tasks.image_classification import task
 
 
 @pytest.fixture
 def train(image_folders, tmp_path, run_script):
-    """Run the script with its defaults for tiny data; returns the output folder."""
+    """Run the script with settings for tiny data; returns the output folder."""
 
     def run(*arguments, data=image_folders, output_dir=tmp_path / "out"):
         if data is not None:
@@ -48,7 +49,7 @@ def read_json(path):
 
 
 def make_checkpoint(folder, **settings):
-    """A nano model with ten classes, as somebody else would have published it."""
+    """A nano model with ten classes, as published by somebody else."""
     torch.manual_seed(1)
     ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10, **settings)).save_pretrained(folder)
     size = {"height": 32, "width": 32}
@@ -78,7 +79,7 @@ def test_writes_a_repository_with_results_curves_and_card(train):
     assert "    --max_train_steps 2 \\\n" in card
     assert "2 steps, 0." in card and " on a CPU (" in card and "](training_curve.png)" in card
     assert "| learning_rate | `0.001` |" in card and "| output_dir |" not in card
-    assert "images0" not in card and "--validation_dir validation" in card  # no paths of whoever trained
+    assert "images0" not in card and "--validation_dir validation" in card  # no local paths
     with Image.open(folder / "training_curve.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
     assert list((folder / "clustr_hf").glob("events.out.tfevents.*"))
@@ -102,7 +103,7 @@ def test_fine_tunes_a_checkpoint_with_another_number_of_classes(train, tmp_path)
     after = load_file(folder / "model.safetensors")
     assert after["classifier.weight"].shape == (3, before["classifier.weight"].shape[1])
     moved = max((after[name] - before[name]).abs().max() for name in before if "classifier" not in name)
-    assert 0 < moved < 1e-2  # went on from the checkpoint
+    assert 0 < moved < 1e-2  # it started from the checkpoint
     assert read_json(folder / "config.json")["id2label"] == {"0": "one", "1": "two", "2": "zero"}
 
 
@@ -138,7 +139,7 @@ def test_moving_average_is_what_is_saved(train):
     saved, name = load_file(folder / "model.safetensors"), "clustr.stages.0.blocks.0.mlp.fc1.weight"
     weights = [load_file(folder / f"checkpoint-{step}" / "model.safetensors")[name] for step in range(1, 5)]
     decays = [ModelEmaV3(nn.Linear(1, 1), decay=0.6, use_warmup=True).get_decay(step) for step in range(1, 5)]
-    average = weights[0]  # the first decay is 0: before it there is nothing to average
+    average = weights[0]  # the first decay is 0: the average starts with these weights
     for decay, weight in zip(decays[1:], weights[1:]):
         average = decay * average + (1 - decay) * weight
     assert decays[0] == 0 < decays[1] < decays[2] <= 0.6
@@ -159,7 +160,7 @@ def test_biases_and_norms_are_not_decayed():
 
 
 def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
-    """One step without decay: singular values of a matrix's change are equal; all else moves in AdamW's direction."""
+    """One step without decay: a matrix's change has equal singular values; the rest moves in AdamW's direction."""
     torch.manual_seed(0)
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -184,7 +185,7 @@ def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
             assert values.quantile(0.1) > 0.9 and values.max() < 1.3, name
         else:
             assert torch.cosine_similarity(change.flatten(), changes["adamw"][name].flatten(), dim=0) > 0.99, name
-    config = model.config  # of every block: queries, keys and values of each scale, output, two of the feed-forward
+    config = model.config  # per block: queries, keys and values of each scale, output, two in the feed-forward
     in_blocks = [depth * (4 + len(scales)) for depth, scales in zip(config.depths, config.reduction_ratios)]
     assert len(matrices) == len(config.depths) - 1 + sum(in_blocks)
 
@@ -208,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
 
         return compute_loss
 
-    monkeypatch.setattr(script, "make_loss", make_loss)
+    monkeypatch.setattr(task, "make_loss", make_loss)
     message = r"the loss of step 4 is nan; the last good checkpoint is .*checkpoint-2"
     with pytest.raises(FloatingPointError, match=message):
         train("--max_train_steps", 9, "--checkpointing_steps", 2, "--logging_steps", interval)
@@ -217,12 +218,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
 
 def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch):
     def make_loss(*_):
-        def compute_loss(model, batch):  # finite, with a gradient that is not
+        def compute_loss(model, batch):  # finite, with a gradient that is not finite
             return model(**batch).logits.sum() * 0 + (model.classifier.bias * 0).sum().sqrt()
 
         return compute_loss
 
-    monkeypatch.setattr(script, "make_loss", make_loss)
+    monkeypatch.setattr(task, "make_loss", make_loss)
     with pytest.raises(FloatingPointError, match="weights are not finite after step 1; there is no checkpoint yet"):
         train("--max_train_steps", 3, "--checkpointing_steps", 1, "--eval_steps", "never")
     assert not list((tmp_path / "out").glob("checkpoint-*"))
@@ -271,7 +272,7 @@ def test_empty_class_folder_is_named(train, own_images, tmp_path):
 
 
 def write_parquet(path, labels, names=("zero", "one")):
-    """A data set of grey images whose labels need not be those of a class."""
+    """A data set of grey images whose labels need not be valid."""
     images = [Image.fromarray(np.full((32, 32, 3), shade, dtype=np.uint8)) for shade in range(len(labels))]
     values = Dataset.from_dict(
         {"image": images, "label": labels}, features=Features({"image": ImageFeature(), "label": Value("int64")})
@@ -361,7 +362,7 @@ def test_checkpoints_that_cannot_be_loaded_are_named(train, tmp_path):
     with pytest.raises(ValueError, match="checkpoint-1 is of another model, optimizer or launch: "):
         train(*latest, "--config_overrides", '{"depths": [2, 1, 1, 2]}')
     state = read_json(folder / "checkpoint-1" / "training_state.json")
-    del state["checksums"]  # as it was before there were any
+    del state["checksums"]  # a checkpoint from before checksums existed
     (folder / "checkpoint-1" / "training_state.json").write_text(json.dumps(state))
     (folder / "checkpoint-1" / "checksums.json").unlink()
     for name in ("optimizer.bin", "model.safetensors"):
@@ -397,7 +398,7 @@ def test_dry_run_says_what_would_be_done_and_trains_nothing(train, capsys):
 
 
 def test_dry_run_measures_a_step_on_the_accelerator(train, capsys, monkeypatch):
-    """Here on the CPU, whose memory is that of the process."""
+    """On the CPU, the memory of the process stands in for that of the device."""
     monkeypatch.setattr(dry_run, "is_accelerator", lambda device: True)
     images = []
     try_step = dry_run.try_step

@@ -1,4 +1,4 @@
-"""The pose estimation script: what it learns and writes, how it augments and evaluates, what it says of bad data."""
+"""The pose estimation script: training, output files, augmentation, evaluation, errors of malformed data."""
 
 import json
 import shutil
@@ -24,27 +24,23 @@ from clustr_hf import (
 from clustr_hf.keypoints import COCO, COCO_WHOLEBODY
 from clustr_hf.metrics import keypoint_average_precision
 from clustr_hf.remote_code.image_processing_clustr_pose import decode_heatmaps
-from clustr_hf.training.tasks.pose_estimation.data import (
-    DataArguments,
-    Place,
-    annotated_places,
-    detected_places,
-    load_data,
-    parse_persons,
-)
-from clustr_hf.training.tasks.pose_estimation.evaluation import EvaluationArguments, Predictor, Scores, group_by_image
+from clustr_hf.training.data.loaders import collate
+from clustr_hf.training.data.splits import load_data
+from clustr_hf.training.tasks.pose_estimation.annotations import parse_persons
+from clustr_hf.training.tasks.pose_estimation.data import PoseDataArguments, pose_format
+from clustr_hf.training.tasks.pose_estimation.evaluation import PoseScores, group_by_image, predict
+from clustr_hf.training.tasks.pose_estimation.person_boxes import PersonBox, annotated_boxes, detected_boxes
 from clustr_hf.training.tasks.pose_estimation.transforms import (
-    AugmentationArguments,
-    EvaluationTransform,
+    PoseAugmentationArguments,
+    PoseTransform,
     ReadPerson,
     Sample,
-    TrainingTransform,
-    collate,
+    prepare_for_evaluation,
 )
 
 
 SCRIPT = run_pose_estimation_no_trainer
-PLAIN = AugmentationArguments(
+PLAIN = PoseAugmentationArguments(
     flip_probability=0, shift_probability=0, half_body_probability=0, rotation_probability=0, scale_factor=0
 )
 
@@ -80,7 +76,7 @@ def train(person_folders, tmp_path, run_script):
 
 @pytest.fixture(scope="module")
 def trained(person_folders, tmp_path_factory):
-    """Folder of a training that has learned the drawn persons, run as a user would."""
+    """Output folder of a training on the drawn persons, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / "dots"
     settings = {**arguments_for(person_folders, output_dir), "--max_train_steps": 80, "--eval_steps": 40}
     settings |= {"--num_pictures": 2, "--warmup_steps": 10, "--rotation_factor": 10, "--scale_factor": 0.1}
@@ -139,12 +135,12 @@ def test_what_a_user_finds_is_what_the_script_has_evaluated(trained, person_fold
 
 
 def moves(name):
-    """Whether it is a statistic of batch norm, which a step changes whatever the learning rate."""
+    """Whether a weight is a statistic of batch norm, which a step changes at any learning rate."""
     return "running" in name or "num_batches" in name
 
 
 def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, trained, tmp_path):
-    """The same function of crops to names: heat maps and names in another order."""
+    """The same function with heatmaps and names in another order."""
     model = ClusTRForPoseEstimation.from_pretrained(trained)
     order = torch.arange(16, -1, -1)
     with torch.no_grad():
@@ -169,7 +165,7 @@ def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, t
 
 
 def change_files(folder, target, change):
-    """The persons' files, in both of which `change` has changed what they say."""
+    """The persons' files, both modified by `change`."""
     shutil.copytree(folder, target)
     for split in ("train", "validation"):
         content = read_json(folder / f"{split}.json")
@@ -179,7 +175,7 @@ def change_files(folder, target, change):
 
 
 def turn_around(content):
-    """Keypoints in another order, which the category names; persons are not the first category."""
+    """The category names keypoints in another order; persons are not the first category."""
     content["categories"] = [{"id": 1, "name": "dog"}, {"id": 4, "name": "Person", "keypoints": list(COCO.names[::-1])}]
     for row in content["annotations"]:
         row["category_id"] = 4
@@ -198,7 +194,7 @@ def test_persons_and_their_keypoints_are_found_by_name(person_folders, tmp_path)
     (tmp_path / "boxes.json").write_text(
         json.dumps([*boxes, {key: boxes[0][key] for key in boxes[0] if key[0] != "c"}])
     )
-    assert len(detected_places(load(changed)["validation"], str(tmp_path / "boxes.json"))) == 3
+    assert len(detected_boxes(load(changed)["validation"], str(tmp_path / "boxes.json"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -245,7 +241,7 @@ def test_a_classifier_is_fine_tuned(train, tmp_path):
 
 
 def test_evaluates_on_the_boxes_of_a_detector(train, trained, person_folders, tmp_path):
-    """Boxes found twice count once; a person that is not found is missed; other categories and images are left out."""
+    """Duplicate boxes count once; other categories and images are ignored."""
     content = read_json(person_folders / "validation.json")
     found = [
         {"image_id": row["image_id"], "bbox": row["bbox"], "score": score, "category_id": 1}
@@ -271,7 +267,7 @@ def make_sample(points, box=(10.0, 10.0, 60.0, 80.0), size=(120, 100), conventio
     for index, (x, y) in points.items():
         canvas.ellipse((x - 3, y - 3, x + 3, y + 3), fill="white")
         keypoints[index] = torch.tensor([x, y, 2.0])
-    return Sample(image, Place(0, 0, box), keypoints)
+    return Sample(image, PersonBox(0, 0, box), keypoints)
 
 
 @pytest.mark.slow
@@ -300,9 +296,9 @@ AUGMENTATIONS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_heat_is_where_the_keypoint_is_in_the_crop(name):
-    """Whatever is done to the crop; and a mirror makes the left elbow the right one."""
+    """With each augmentation of the crop; a flip turns the left elbow into the right one."""
     processor = ClusTRPoseImageProcessor(size={"height": 128, "width": 96})
-    transform = TrainingTransform(processor, COCO, AugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
+    transform = PoseTransform(processor, COCO, PoseAugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
     left, right = COCO.names.index("left_elbow"), COCO.names.index("right_elbow")
     expected = right if "flip_probability" in AUGMENTATIONS[name] else left
     found = 0
@@ -327,10 +323,10 @@ def test_heat_is_where_the_keypoint_is_in_the_crop(name):
 def test_random_regions_are_as_the_arguments_say():
     processor, sample = ClusTRPoseImageProcessor(), make_sample(dict.fromkeys(range(5), (40.0, 50.0)))
     whole = (torch.tensor([40.0, 50.0]), torch.tensor([75.0, 100.0]))
-    regions = [TrainingTransform(processor, COCO, PLAIN)._random_region(sample) for _ in range(3)]
+    regions = [PoseTransform(processor, COCO, PLAIN)._random_region(sample) for _ in range(3)]
     for center, extent, rotation in regions:
         assert torch.equal(center, whole[0]) and torch.equal(extent, whole[1]) and rotation == 0
-    transform = TrainingTransform(processor, COCO, AugmentationArguments(flip_probability=0))
+    transform = PoseTransform(processor, COCO, PoseAugmentationArguments(flip_probability=0))
     centers, extents, rotations = map(torch.stack, zip(*(transform._random_region(sample) for _ in range(4000))))
     shift = (centers - whole[0]) / extents * (extents / whole[1])
     assert (shift != 0).any(dim=1).float().mean().item() == pytest.approx(0.3, abs=0.03)
@@ -344,12 +340,12 @@ def test_random_regions_are_as_the_arguments_say():
 
 
 def plain_but(**changes):
-    arguments = AugmentationArguments(**{**vars(PLAIN), **changes})
-    return TrainingTransform(ClusTRPoseImageProcessor(), COCO, arguments)
+    arguments = PoseAugmentationArguments(**{**vars(PLAIN), **changes})
+    return PoseTransform(ClusTRPoseImageProcessor(), COCO, arguments)
 
 
 def test_half_bodies():
-    """The upper or the lower keypoints, of persons with more than eight; around them half as much again."""
+    """Crops of the upper or the lower keypoints of persons with more than eight, 1.5 times as large as their box."""
     upper = {index: (20.0 + index, 20.0 + 2 * index) for index in range(11)}
     lower = {index: (30.0 + index, 70.0 + index) for index in range(11, 17)}
     whole = [40.0, 50.0]
@@ -362,39 +358,39 @@ def test_half_bodies():
     few = make_sample({index: (20.0 + index, 20.0) for index in range(8)})
     assert transform._random_region(few)[0].tolist() == whole
     together = make_sample(dict.fromkeys(range(9), (20.0, 20.0)))
-    assert transform._random_region(together)[0].tolist() == whole  # half of it has no extent
+    assert transform._random_region(together)[0].tolist() == whole  # a half without extent
     transform = plain_but(half_body_probability=1, half_body_keypoints=2)
-    two_above = make_sample({0: (1, 1), 1: (2, 2), 15: (3, 3), 16: (4, 5)})  # two below are too few
+    two_above = make_sample({0: (1, 1), 1: (2, 2), 15: (3, 3), 16: (4, 5)})  # two lower keypoints are too few
     assert {tuple(transform._random_region(two_above)[0].tolist()) for _ in range(20)} == {(1.5, 1.5)}
     one_above = make_sample({0: (1, 1), 15: (3, 3), 16: (4, 5)})
     assert transform._random_region(one_above)[0].tolist() == whole
 
 
 def load(folder, **changes):
-    args = DataArguments(**{**{name[2:]: str(value) for name, value in files_of(folder).items()}, **changes})
-    return load_data(args, seed=0)
+    args = PoseDataArguments(**{**{name[2:]: str(value) for name, value in files_of(folder).items()}, **changes})
+    return load_data(args, {}, 0, pose_format(args))
 
 
 def test_who_is_trained_and_evaluated_on(person_folders):
     rows = load(person_folders)["validation"]
-    places = annotated_places(rows, COCO)
+    places = annotated_boxes(rows, COCO)
     assert [(place.row, place.person) for place in places] == [(row, person) for row in range(4) for person in (0, 1)]
     processor = ClusTRPoseImageProcessor()
     read = ReadPerson(rows, places, processor, COCO, "validation")
     sample = read(3)
     expected = parse_persons(rows[1], COCO)
     torch.testing.assert_close(sample.keypoints, torch.from_numpy(expected.keypoints[1]).float())
-    evaluated, trained_on = EvaluationTransform(processor)(sample), TrainingTransform(processor, COCO, PLAIN)(sample)
+    evaluated, trained_on = prepare_for_evaluation(sample, processor), PoseTransform(processor, COCO, PLAIN)(sample)
     torch.testing.assert_close(evaluated["pixel_values"], trained_on["pixel_values"], atol=1e-4, rtol=0)
     target = processor(
-        sample.image, boxes=[[sample.place.box]], keypoints=[sample.keypoints[None]], return_tensors="pt"
+        sample.image, boxes=[[sample.person_box.box]], keypoints=[sample.keypoints[None]], return_tensors="pt"
     )
     torch.testing.assert_close(target["labels"][0], trained_on["labels"], atol=1e-4, rtol=0)
     assert torch.equal(target["label_weights"][0], trained_on["label_weights"])
 
 
 class TrueHeat(torch.nn.Module):
-    """Gives the target heat maps that it was told."""
+    """Returns given target heatmaps."""
 
     def __init__(self, heatmaps):
         super().__init__()
@@ -417,24 +413,25 @@ def test_the_truth_through_the_whole_chain_is_worth_all_there_is(shared, folder,
     files = {}
     for split in ("train", "validation"):
         files |= {f"{split}_dir": str(folder / images), f"{split}_annotation_file": str(folder / file)}
-    args = DataArguments(**files, keypoints=name)
-    rows, processor = load_data(args, seed=0)["validation"], ClusTRPoseImageProcessor()
-    places = annotated_places(rows, args.convention)
+    args = PoseDataArguments(**files, keypoints=name)
+    rows, processor = load_data(args, {}, 0, pose_format(args))["validation"], ClusTRPoseImageProcessor()
+    places = annotated_boxes(rows, args.convention)
     read = ReadPerson(rows, places, processor, args.convention, "validation")
-    predict, scores = Predictor(processor, args.convention, EvaluationArguments()), Scores(rows, args.convention)
+    flip_pairs, scores = args.convention.flip_pairs, PoseScores(rows, args.convention)
     records = []
     for index, place in enumerate(places):
         person = read(index)
         keypoints = [person.keypoints[None]]
         target = processor(person.image, boxes=[[place.box]], keypoints=keypoints, return_tensors="pt")
-        records += predict(TrueHeat(target["labels"]), collate([EvaluationTransform(processor)(person)]))
-    found = scores(records)
+        batch = collate([prepare_for_evaluation(person, processor)])
+        records += predict(TrueHeat(target["labels"]), batch, processor, flip_pairs)
+    found, table = scores(records)
     annotations = read_json(folder / file)["annotations"]
     assert len(records) == sum(row["num_keypoints"] > 0 and not row["iscrowd"] for row in annotations) > 10
     assert found["eval_body_ap50"] == 1.0 and found["eval_body_ap"] > 0.98
     if name == "coco_wholebody":
-        assert [row["ap"] for row in scores.table.values()] == [1.0] * 7
-        persons = {name: row["persons"] for name, row in scores.table.items()}
+        assert [row["ap"] for row in table.values()] == [1.0] * 7
+        persons = {name: row["persons"] for name, row in table.items()}
         assert persons == {"body": 12, "foot": 10, "face": 4, "lefthand": 5, "righthand": 5, "hand": 7, "wholebody": 12}
 
 
@@ -444,7 +441,7 @@ def test_predictions_by_image_without_those_found_twice():
     nearly, other = (points + np.array(offset) for offset in ([0.5, 0, 0], [40, 30, 0]))
     places = [(2, 0.5, points), (2, 0.9, nearly), (0, 1.0, other)]
     records = [
-        (Place(row, None, (0.0, 0.0, 100.0, 100.0), score), {"keypoints": keypoints, "score": 0.6, "area": 10000.0})
+        (PersonBox(row, None, (0.0, 0.0, 100.0, 100.0), score), {"keypoints": keypoints, "score": 0.6, "area": 10000.0})
         for row, score, keypoints in places
     ]
     first, second, third = group_by_image(records, 3, COCO.sigmas)
@@ -455,7 +452,7 @@ def test_predictions_by_image_without_those_found_twice():
 
 @pytest.mark.slow
 def test_learns_the_persons_of_the_sample_by_heart(shared, tmp_path, run_script):
-    """COCO-WholeBody's sample through the recipe, with a shorter schedule: the whole chain on real persons."""
+    """The recipe on COCO-WholeBody's sample with a shorter schedule: the whole chain on real persons."""
     folder = shared / "data" / "coco-wholebody-sample"
     settings = {"--recipe": REPOSITORY / "examples" / "recipes" / "clustr_nano_wholebody_sample.json"}
     for split in ("train", "validation"):
@@ -485,11 +482,11 @@ def test_trains_and_evaluates_on_cocos_keypoints(shared, tmp_path, run_script):
 
 def test_broken_images_are_skipped_counted_and_not_drawn(person_folders, tmp_path, run_script):
     data = shutil.copytree(person_folders, tmp_path / "data")
-    for path in (data / "train" / "11.png", data / "validation" / "50.png"):  # the first one that would be drawn
+    for path in (data / "train" / "11.png", data / "validation" / "50.png"):  # the first one in the pictures
         path.write_bytes(b"broken")
     run_script(SCRIPT, arguments_for(data, tmp_path / "out"), "--num_train_epochs", 1)
     results = read_json(tmp_path / "out" / "all_results.json")
-    assert results["skipped_samples"] == 2 and results["eval_samples"] == 6  # images, of two persons each
+    assert results["skipped_samples"] == 2 and results["eval_samples"] == 6  # two persons per image
     assert (tmp_path / "out" / "predictions.png").is_file()
 
 
@@ -502,7 +499,7 @@ def test_dry_run_of_the_papers_recipe(train, capsys):
 
 
 def spoil(folder, target, change):
-    """Files like those of a folder, of which `change` has spoiled the validation annotations."""
+    """Copies of a folder's files, with validation annotations that `change` has damaged."""
     content = read_json(folder / "validation.json")
     change(content)
     (target / "validation.json").write_text(json.dumps(content))
@@ -519,7 +516,7 @@ def spoil(folder, target, change):
         (lambda c: c["annotations"][0]["keypoints"].pop(), r"image 50: an annotation must have 17 keypoints .* got 50"),
         (lambda c: c["annotations"][1].pop("bbox"), r"image 50: an annotation must have \['bbox'\]"),
         (lambda c: c["annotations"].clear(), "the validation images must have persons to look at, got none"),
-        (lambda c: c["images"][0].update(file_name="no.png"), "must name images that are there .* missing"),
+        (lambda c: c["images"][0].update(file_name="no.png"), "must name images that exist .* missing"),
     ],
 )
 def test_wrong_annotations_are_named(person_folders, tmp_path, run_script, change, message):
@@ -550,7 +547,7 @@ def test_a_wrong_file_of_boxes_is_named(train, tmp_path, content, message):
         (["--rotation_factor", -1], "--rotation_factor must be 0 or more, got -1.0"),
         (["--num_pictures", -1], "--num_pictures must be 0 or more, got -1"),
         (["--picture_threshold", 1.5], r"--picture_threshold must be in \[0, 1\], got 1.5"),
-        (["--config_overrides", '{"strides": [1, 1, 2, 2]}'], "heat maps must be smaller than crops by a whole number"),
+        (["--config_overrides", '{"strides": [1, 1, 2, 2]}'], "the ratio of crops to heatmaps must be an integer"),
     ],
 )
 def test_wrong_arguments_are_named(train, arguments, message):

@@ -1,4 +1,4 @@
-"""The segmentation script: what it learns and writes, how it evaluates, what it says of bad data."""
+"""The segmentation script: training, output files, evaluation, errors of malformed data."""
 
 import json
 import shutil
@@ -22,22 +22,28 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRForSemanticSegmentation, ClusTRImageProcessor
 from clustr_hf.metrics import MeanIoU
 from clustr_hf.training.baselines import (
-    PeerArguments,
+    BaselineArguments,
     PvtV2ForSemanticSegmentation,
     SwinForSemanticSegmentation,
-    load_peer,
+    load_baseline,
 )
-from clustr_hf.training.tasks.semantic_segmentation.data import class_weights, read_folder, segmentation_processor
-from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments, predict_logits, window_starts
+from clustr_hf.training.tasks.semantic_segmentation.data import read_folder
+from clustr_hf.training.tasks.semantic_segmentation.evaluation import (
+    SegmentationEvaluationArguments,
+    predict_logits,
+    window_starts,
+)
+from clustr_hf.training.tasks.semantic_segmentation.model import segmentation_processor
+from clustr_hf.training.tasks.semantic_segmentation.recipe import class_weights
 from clustr_hf.training.tasks.semantic_segmentation.transforms import (
-    AugmentationArguments,
-    TrainingTransform,
+    SegmentationAugmentationArguments,
+    SegmentationTransform,
     scaled_size,
 )
 
 
 def arguments_for(data, output_dir):
-    """The script's arguments for the shapes, by name; half of the batch at a time would be one image for UPerNet."""
+    """The script's arguments for the shapes, by name."""
     settings = {"--output_dir": output_dir, "--train_dir": data / "train", "--validation_dir": data / "validation"}
     settings |= {"--id2label_file": data / "id2label.json", "--image_size": 96, "--crop_size": 64}
     return settings | {"--train_batch_size": 4, "--logging_steps": 1, "--learning_rate": 3e-3, "--eval_steps": "never"}
@@ -61,7 +67,7 @@ def read_json(path):
 
 @pytest.fixture(scope="module")
 def trained(segmentation_folders, tmp_path_factory):
-    """The folder of a short training that has learned the shapes, run as a user would."""
+    """Output folder of a short training on the shapes, run as a user would."""
     output_dir = tmp_path_factory.mktemp("trained") / "shapes"
     settings = arguments_for(segmentation_folders, output_dir) | {"--max_train_steps": 90, "--eval_steps": 45}
     settings |= {"--class_weight_exponent": 0.5, "--eval_stride": 48, "--eval_window": 96, "--num_pictures": 3}
@@ -112,7 +118,7 @@ def test_evaluates_a_checkpoint_without_training(train, trained):
 
 
 def count_otherwise(data, names, *folders):
-    """Let label maps count in another order: their values, and the file that names them."""
+    """Change the order of the classes in label maps and in the file that names them."""
     own = ["ground", "disc", "square"]
     values = np.array([names.index(name) for name in own], dtype=np.uint8)
     for path in (path for folder in folders for path in (data / folder / "annotations").iterdir()):
@@ -135,7 +141,7 @@ def test_a_checkpoint_scores_the_same_whatever_order_the_maps_count_in(train, tr
         assert config[name] == before[name]
     table, expected = (read_json(place / "per_class_results.json") for place in (folder, trained))
     for name, row in expected.items():
-        assert table[name] == pytest.approx(row, abs=0.02)  # batch norm has seen another batch
+        assert table[name] == pytest.approx(row, abs=0.02)  # the statistics of batch norm have changed
 
 
 def test_maps_of_some_of_a_checkpoints_classes_are_evaluated(train, trained, own_data):
@@ -165,7 +171,7 @@ def test_other_classes_than_a_checkpoints_are_refused_by_name(train, trained, ow
 
 
 def test_evaluates_the_last_checkpoint_of_a_run_and_leaves_the_run_alone(train):
-    """With its moving average; what a run beside it is writing stays."""
+    """With its moving average; files that another run is writing stay."""
     settings = ["--max_train_steps", 2, "--ema_decay", 0.9, "--checkpointing_steps", 2, "--num_pictures", 0]
     folder = train(*settings)
     of_training, names = read_json(folder / "all_results.json"), {path.name for path in folder.iterdir()}
@@ -201,7 +207,7 @@ def test_resumes_to_the_same_weights(train, tmp_path):
     resumed = train(*steps, *checkpoint, output_dir=tmp_path / "resumed")
     first, second = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    # Already over: nothing is trained or evaluated, and the card still has its table.
+    # The training is complete: nothing is trained or evaluated, and the card still has its table.
     again = train(*steps, "--resume_from_checkpoint", "latest", output_dir=tmp_path / "whole")
     assert "| disc |" in (again / "README.md").read_text()
 
@@ -222,7 +228,7 @@ def test_a_classifier_is_fine_tuned_with_either_head(train, tmp_path, head):
     assert read_json(folder / "preprocessor_config.json")["do_center_crop"] is False
 
 
-def test_a_peer_trains_under_the_same_head(train):
+def test_a_baseline_trains_under_the_same_head(train):
     overrides = {
         "strides": [4, 2, 2, 2],
         "patch_sizes": [7, 3, 3, 3],
@@ -239,8 +245,8 @@ def test_a_peer_trains_under_the_same_head(train):
     assert any(name.startswith("pvt_v2.encoder") for name in weights)
 
 
-def test_peers_go_on_from_their_classifiers(train, image_folders, tmp_path, run_script):
-    """The backbone's weights come along; another peer's do not go with it."""
+def test_baselines_start_from_their_classifiers(train, image_folders, tmp_path, run_script):
+    """The backbone's weights are loaded; those of another baseline are refused."""
     overrides = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
     classifier, options = tmp_path / "classifier", ["--peer", "swin", "--attn_implementation", "eager"]
     settings = {"--output_dir": classifier, "--train_dir": image_folders / "train", "--max_train_steps": 1}
@@ -255,15 +261,15 @@ def test_peers_go_on_from_their_classifiers(train, image_folders, tmp_path, run_
     assert shared and all(torch.allclose(before[name], after[name], atol=1e-5) for name in shared)
     model = SwinForSemanticSegmentation.from_pretrained(folder).eval()
     assert model.config.embed_dim == 8 and model(torch.randn(1, 3, 50, 34)).logits.shape == (1, 3, 25, 17)
-    with pytest.raises(ValueError, match="must be a checkpoint of --peer pvt_v2"):
+    with pytest.raises(ValueError, match="must be a checkpoint of --baseline pvt_v2"):
         train("--peer", "pvt_v2", "--model_name_or_path", classifier, output_dir=tmp_path / "other")
 
 
 def test_maps_of_swin_are_those_of_its_backbone():
-    """transformers' own backbone of the same weights."""
+    """They equal those of transformers' backbone with the same weights."""
     fields = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2], "strides": [4, 2, 2, 2]}
-    arguments = PeerArguments(peer="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
-    model = load_peer(arguments, "segmenter", ["a", "b"], None)[0].eval()
+    arguments = BaselineArguments(baseline="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
+    model = load_baseline(arguments, "segmenter", ["a", "b"], None)[0].eval()
     stages = [f"stage{index}" for index in range(1, 5)]
     fields = {name: value for name, value in model.config.to_dict().items() if name != "out_indices"}
     backbone = SwinBackbone(SwinConfig.from_dict({**fields, "out_features": stages})).eval()
@@ -278,7 +284,7 @@ def test_maps_of_swin_are_those_of_its_backbone():
 
 
 def test_a_swin_that_cannot_be_is_refused(train):
-    with pytest.raises(ValueError, match=r"--peer swin needs hidden_sizes that double .* got \[32, 64, 128, 160\]"):
+    with pytest.raises(ValueError, match=r"--baseline swin needs hidden_sizes that double .* got \[32, 64, 128, 160\]"):
         train("--peer", "swin", "--max_train_steps", 1)
 
 
@@ -290,7 +296,7 @@ def write_parquet(path, folder, shift):
 
 
 def test_parquet_files_and_labels_counted_from_one(train, tmp_path, segmentation_folders):
-    """As ADE20K has them: the same images, 1 added to all labels, give the same model."""
+    """As in ADE20K: with 1 added to all labels, the same images give the same model."""
     expected = load_file(train("--max_train_steps", 2, output_dir=tmp_path / "expected") / "model.safetensors")
     for split in ("train", "validation"):
         write_parquet(tmp_path / f"{split}.parquet", segmentation_folders / split, shift=1)
@@ -316,7 +322,7 @@ def test_dry_run_says_what_the_papers_recipe_would_do(train, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
 def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path, kind):
-    """Three images of one size and two of another: batches of the processes differ in what they hold. FSDP in bf16."""
+    """With images of two sizes, the batches of the processes differ in shape. FSDP in bf16."""
     settings = arguments_for(segmentation_folders, tmp_path / "two") | {"--max_train_steps": 2}
     settings |= {"--per_device_eval_batch_size": 2, "--mixed_precision": "bf16" if kind == "fsdp2_cpu" else "no"}
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
@@ -380,7 +386,7 @@ def spoil_endings(data):
         (spoil_kind, r"label map of train sample 3 must hold one label a pixel, got shape \(96, 96, 3\)"),
         (spoil_pairs, r"12 images, 11 label maps, without a partner: \['03'\]"),
         (spoil_json, "id2label.json must be a JSON object from indices to names of classes"),
-        (spoil_number, "must name at most 255 classes, since 255 does not count"),
+        (spoil_number, "must name at most 255 classes, since 255 marks ignored pixels"),
         (spoil_endings, "must have one file of each name, got 03.bmp, 03.png"),
         (spoil_doubled_names, r"must give each class a name of its own, got \['ground', 'disc', 'disc'\]"),
         (spoil_names, r"must name the classes 0, 1, 2 \.\.\., got \[0, 2\]"),
@@ -396,7 +402,7 @@ def test_bad_data_is_named(train, own_data, tmp_path, spoil, message):
 def test_corrupt_images_are_skipped_and_counted(train, own_data):
     (own_data / "train" / "images" / "02.png").write_bytes(b"not an image")
     (own_data / "train" / "annotations" / "05.png").write_bytes(b"")
-    (own_data / "validation" / "images" / "12.png").write_bytes(b"not an image")  # the first one that is drawn
+    (own_data / "validation" / "images" / "12.png").write_bytes(b"not an image")  # the first one in the pictures
     folder = train("--num_train_epochs", 1, "--class_weight_exponent", 1, data=own_data)
     results = read_json(folder / "all_results.json")
     assert results["skipped_samples"] == 3 and results["eval_samples"] == 4
@@ -432,7 +438,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
 @pytest.mark.parametrize(
     "arguments, without, message",
     [
-        (["--peer", "vit"], (), r"--peer must be one of \['pvt_v2', 'swin'\], got 'vit'"),
+        (["--peer", "vit"], (), r"--baseline must be one of \['pvt_v2', 'swin'\], got 'vit'"),
         (["--segmentation_head", "mask2former"], (), "`segmentation_head` must be one of"),
         (["--eval_window", 64, "--eval_stride", 65], (), "--eval_stride must be from 1 to --eval_window, got 65"),
         (["--min_scale", 3], (), r"--min_scale and --max_scale must be 0 < min <= max, got \(3.0, 2.0\)"),
@@ -442,7 +448,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
         (["--config_overrides", '{"hiden_sizes": 1}'], (), r"names \['hiden_sizes'\], which are no fields"),
         (["--config_overrides", "[1]"], (), r"--config_overrides must be a JSON object, got \[1\]"),
         ([], ("--id2label_file",), "--id2label_file is needed"),
-        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --peer"),
+        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --baseline"),
         (
             ["--segmentation_head", "upernet", "--per_device_train_batch_size", 1],
             (),
@@ -466,7 +472,7 @@ class ByPosition(torch.nn.Module):
 @pytest.mark.parametrize("size, window, stride", [((40, 60), 16, 10), ((33, 17), 16, 16), ((12, 50), 20, 7)])
 def test_windows_cover_an_image_and_are_averaged(size, window, stride):
     pixel_values = torch.randn(2, 1, *size)
-    args = EvaluationArguments(eval_window=window, eval_stride=stride)
+    args = SegmentationEvaluationArguments(eval_window=window, eval_stride=stride)
     logits = predict_logits(ByPosition(), pixel_values, args)
     torch.testing.assert_close(logits, torch.cat([pixel_values, -pixel_values], dim=1))
 
@@ -475,8 +481,8 @@ def test_one_window_is_the_whole_image():
     torch.manual_seed(0)
     model = ClusTRForSemanticSegmentation(ClusTRConfig.from_variant("nano", num_labels=3)).eval()
     pixel_values = torch.randn(1, 3, 48, 64)
-    whole = predict_logits(model, pixel_values, EvaluationArguments())
-    window = predict_logits(model, pixel_values, EvaluationArguments(eval_window=64))
+    whole = predict_logits(model, pixel_values, SegmentationEvaluationArguments())
+    window = predict_logits(model, pixel_values, SegmentationEvaluationArguments(eval_window=64))
     resized = interpolate(whole, size=(48, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(window, resized)
 
@@ -506,17 +512,17 @@ def test_class_weights_are_the_median_frequency_over_the_frequency():
     ],
 )
 def test_images_are_scaled_as_by_the_papers_framework(size, scale, expected):
-    """(2048, 512) times the scale bound the longer and the shorter side."""
+    """The limits of the longer and the shorter side are (2048, 512) times the scale."""
     assert scaled_size(size, {"shortest_edge": 512, "longest_edge": 2048}, scale) == expected
 
 
 def make_transform(**settings):
     processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
-    return processor, TrainingTransform(processor, AugmentationArguments(crop_size=48, **settings))
+    return processor, SegmentationTransform(processor, SegmentationAugmentationArguments(crop_size=48, **settings))
 
 
 def checkered(size, square=16):
-    """An image whose colour says its class, and the map of classes, 0 to 2."""
+    """An image whose colours encode the classes 0 to 2, and the label map."""
     rows, columns = torch.meshgrid(*(torch.arange(extent) for extent in size), indexing="ij")
     labels = (rows // square + 2 * (columns // square)) % 3
     return Image.fromarray((labels * 100).to(torch.uint8).numpy()).convert("RGB"), labels
@@ -557,19 +563,19 @@ def test_distorted_colours_keep_their_channels():
     transform = make_transform(photometric_distortion=True)[1]
     red = tv_tensors.Image(torch.tensor([220, 60, 40], dtype=torch.uint8)[:, None, None].expand(3, 8, 8).clone())
     distorted = [transform.distort(red).float().mean(dim=(1, 2)) for _ in range(60)]
-    assert all(color.argmax() == 0 for color in distorted)  # +-36 degrees of hue and the like leave red the strongest
+    assert all(color.argmax() == 0 for color in distorted)  # red stays the strongest channel
     assert len({tuple(color.tolist()) for color in distorted}) > 30
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 2.0])
 def test_labels_are_scaled_to_where_their_pixels_go(scale):
-    """The edge between two halves lies in the middle of image and labels alike."""
+    """The edge between two halves is in the middle of the image and of the labels."""
     processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
-    arguments = AugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
+    arguments = SegmentationAugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
     labels = torch.zeros(64, 64, dtype=torch.int64)
     labels[:, 32:] = 1
     image = Image.fromarray((labels * 200).to(torch.uint8).numpy()).convert("RGB")
-    sample = TrainingTransform(processor, arguments)((image, labels))
+    sample = SegmentationTransform(processor, arguments)((image, labels))
     side = round(64 * scale)
     expected = torch.zeros(side, side, dtype=torch.int64)
     expected[:, side // 2 :] = 1
@@ -579,7 +585,7 @@ def test_labels_are_scaled_to_where_their_pixels_go(scale):
 
 
 def test_crops_that_one_class_fills_are_drawn_anew():
-    """Class 1 is a narrow strip: without the rule most crops miss it."""
+    """Class 1 is a narrow strip, which most crops would miss without the rule."""
     labels = torch.zeros(64, 300, dtype=torch.int64)
     labels[:, 250:270] = 1
     image = Image.new("RGB", (300, 64))

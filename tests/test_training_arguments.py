@@ -5,9 +5,7 @@ import math
 import re
 
 import pytest
-import run_semantic_segmentation_no_trainer
 from conftest import REPOSITORY
-from run_image_classification_no_trainer import ClassificationRecipe
 from timm.data.auto_augment import RandAugment
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
@@ -18,51 +16,24 @@ from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcess
 from clustr_hf.keypoints import CONVENTIONS
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.command_line import command_line, shorten_path
+from clustr_hf.training.data.arguments import DataArguments
 from clustr_hf.training.optimizers import make_optimizer
 from clustr_hf.training.schedule import TrainingPlan
-from clustr_hf.training.sources import ModelArguments as DetectorArguments
-from clustr_hf.training.sources import RecipeArguments
-from clustr_hf.training.tasks.detection import data as detection_data
-from clustr_hf.training.tasks.detection import evaluation as detection_evaluation
-from clustr_hf.training.tasks.detection import transforms as detection_samples
-from clustr_hf.training.tasks.image_classification.data import DataArguments, ModelArguments
+from clustr_hf.training.tasks.detection.model import LONG_SIDE
+from clustr_hf.training.tasks.detection.task import OBJECT_DETECTION
+from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
 from clustr_hf.training.tasks.image_classification.transforms import training_transform
-from clustr_hf.training.tasks.pose_estimation import data as pose_estimation_data
-from clustr_hf.training.tasks.pose_estimation import evaluation as pose_estimation_evaluation
-from clustr_hf.training.tasks.pose_estimation import transforms as pose_estimation_samples
-from clustr_hf.training.tasks.semantic_segmentation import data as semantic_segmentation_data
-from clustr_hf.training.tasks.semantic_segmentation.data import LONGEST_RATIO, SegmenterArguments
-from clustr_hf.training.tasks.semantic_segmentation.evaluation import EvaluationArguments
-from clustr_hf.training.tasks.semantic_segmentation.transforms import AugmentationArguments
+from clustr_hf.training.tasks.pose_estimation.task import POSE_ESTIMATION
+from clustr_hf.training.tasks.semantic_segmentation.model import LONGEST_RATIO
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
 RECIPES = REPOSITORY / "examples" / "recipes"
-ARGUMENT_CLASSES = (DataArguments, ModelArguments, ClassificationRecipe, LoopArguments)
-SEGMENTATION_CLASSES = (
-    semantic_segmentation_data.DataArguments,
-    SegmenterArguments,
-    AugmentationArguments,
-    run_semantic_segmentation_no_trainer.SegmentationRecipe,
-    EvaluationArguments,
-    LoopArguments,
-)
-DETECTION_CLASSES = (
-    detection_data.DataArguments,
-    DetectorArguments,
-    detection_samples.AugmentationArguments,
-    RecipeArguments,
-    detection_evaluation.EvaluationArguments,
-    LoopArguments,
-)
-POSE_CLASSES = (
-    pose_estimation_data.DataArguments,
-    DetectorArguments,
-    pose_estimation_samples.AugmentationArguments,
-    RecipeArguments,
-    pose_estimation_evaluation.EvaluationArguments,
-    LoopArguments,
-)
-# By words in a recipe's name, the first that is there; the others are for classification.
+ARGUMENT_CLASSES = (*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments)
+SEGMENTATION_CLASSES = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
+DETECTION_CLASSES = (*OBJECT_DETECTION.arguments.values(), LoopArguments)
+POSE_CLASSES = (*POSE_ESTIMATION.arguments.values(), LoopArguments)
+# Argument classes by a word in the name of a recipe; the other recipes are for classification.
 CLASSES_BY_DATA = {
     **dict.fromkeys(("wholebody", "keypoints"), POSE_CLASSES),
     **dict.fromkeys(("ade20k", "camvid"), SEGMENTATION_CLASSES),
@@ -72,7 +43,7 @@ CLASSES_BY_DATA = {
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Writes a recipe, given as an object or as text."""
+    """A function that writes a recipe, given as an object or as text, and returns its path."""
 
     def write(content):
         path = tmp_path / "recipe.json"
@@ -88,7 +59,7 @@ def parse(*arguments):
 
 
 @pytest.mark.parametrize("as_one_word", [False, True])
-def test_the_command_line_wins_over_the_recipe_and_that_over_the_defaults(recipe, as_one_word):
+def test_the_command_line_overrides_the_recipe_which_overrides_the_defaults(recipe, as_one_word):
     path = recipe({"description": "any", "learning_rate": 0.5, "seed": 3, "dry_run": True, "eval_steps": "7"})
     args = parse("--seed", "4", *([f"--recipe={path}"] if as_one_word else ["--recipe", path]))
     expected = LoopArguments("out", recipe=path, learning_rate=0.5, seed=4, dry_run=True, eval_steps="7")
@@ -197,7 +168,7 @@ def test_values_at_the_border_are_taken(name, value):
 
 
 def parse_recipe(file):
-    """Arguments by name, and those of the loop, for a recipe of the repository."""
+    """All arguments by name, and the `LoopArguments`, of a recipe of this repository."""
     words = file.removesuffix(".json").split("_")
     classes = next((kinds for word, kinds in CLASSES_BY_DATA.items() if word in words), ARGUMENT_CLASSES)
     data = ["--train_dir=x", "--validation_dir=x", "--train_annotation_file=x", "--validation_annotation_file=x"]
@@ -229,7 +200,7 @@ def test_every_recipe_is_of_the_variant_in_its_name(file):
 def test_imagenet_recipes_are_table_a2_as_the_paper_prints_it(shared, position, variant):
     text = (shared / "paper.txt").read_text()
     table = text.split("Table A2: ImageNet-1K training settings")[1].split("A4.2")[0]
-    # The extraction breaks the labels up, not the order of the rows: the last cell of each, below two rows of heads.
+    # Text extraction splits labels but keeps the order of the rows; the last cells count, below two header rows.
     values = [line.strip().split("\t")[-1] for line in table.splitlines() if "\t" in line][2:]
     size, rand_augment, crop, flip, erasing, smoothing, cutmix, mixup, drop, clip, name, momentum, *schedule = values
     rate, decay_type, weight_decay, batch_size, epochs, warmup = schedule
@@ -317,7 +288,7 @@ SEGMENTATION_HEADS = ("semantic_fpn", "upernet")
 def test_ade20k_recipes_are_table_a3_as_the_paper_prints_it(shared, column, head):
     text = (shared / "paper.txt").read_text()
     table = text.split("Table A3: ADE20K training settings")[1].split("A4.3")[0]
-    # The extraction tears labels and cells apart; the numbers are in order, below three rows of heads.
+    # Text extraction separates labels from cells but keeps the order of the numbers, below three header rows.
     rows = [row.replace(", 000", "000").replace("ImageNet-1K", "") for row in table.splitlines() if "\t" in row][4:]
     numbers = [list(map(float, re.findall(r"\d+(?:\.\d+)?", row))) for row in rows]
     size, scaling, cropping, flipping, dropout, _, rate, power, decay, batch_size, steps, warmup = numbers
@@ -357,13 +328,13 @@ def test_ade20k_recipes_have_their_schedules(head, steps, warmup, rate, last_rat
 def test_coco_recipes_are_table_a4_as_the_paper_prints_it(shared, column, head):
     text = (shared / "paper.txt").read_text()
     table = text.split("Table A4: COCO object detection training settings")[1].split("Figure A1")[0]
-    # The extraction tears labels and cells apart; the numbers are in order, below four rows of heads.
+    # Text extraction separates labels from cells but keeps the order of the numbers, below four header rows.
     rows = [row.replace("(1\t333", "(1333").replace("10\u00d7", "") for row in table.splitlines() if "\t" in row][4:]
     numbers = [list(map(float, re.findall(r"\d+(?:\.\d+)?", row))) for row in rows]
     scale, flipping, dropout, _, rate, milestones, decay, batch_size, epochs, warmup = numbers
     settings, args = parse_recipe(f"clustr_small_coco_{head}.json")
 
-    assert [detection_data.LONG_SIDE, settings["image_size"]] == scale
+    assert [LONG_SIDE, settings["image_size"]] == scale
     assert settings["min_scale"] == settings["max_scale"] == 1 and settings["crop_size"] is None
     assert [settings["flip_probability"]] == flipping and settings["vertical_flip_probability"] == 0
     assert [settings["drop_path_rate"]] == dropout
@@ -434,7 +405,7 @@ def test_whole_body_recipe_is_section_4_4_as_the_paper_prints_it(shared):
 
 
 def test_whole_body_recipe_has_the_settings_of_tcformer():
-    """Zeng et al. (2022a), which the section follows: 256 x 192, steps at 170 and 200, the augmentation."""
+    """The section follows Zeng et al. (2022a): images of 256 x 192, milestones 170 and 200, augmentation."""
     settings, args = parse_recipe("clustr_small_coco_wholebody.json")
     augmentation = dict(
         flip_probability=0.5,

@@ -17,8 +17,8 @@ from clustr_hf.publish.card import CardContents, load_card, plain_value, write_m
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.card import describe_data
 from clustr_hf.training.command_line import settings_of
-from clustr_hf.training.sources import ModelArguments
-from clustr_hf.training.tasks.image_classification.data import DataArguments
+from clustr_hf.training.data.arguments import DataArguments
+from clustr_hf.training.models import ModelArguments
 
 
 def settings_on(card):

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Atomic writes of files and folders, and the detection of damaged checkpoints."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def test_folder_that_fails_leaves_nothing_and_keeps_the_older_one(tmp_path, acce
     "save", ["torch.save({'a': data}, temporary / 'a.bin')", "save_file({'a': data}, temporary / 'a')"]
 )
 def test_full_disk_is_a_clear_error(tmp_path, save):
-    """A limit on the size of files makes real writes of torch and safetensors fail as they do on a full disk."""
+    """A file size limit makes writes of torch and safetensors fail as on a full disk."""
     code = f"""
         import torch
         from accelerate import Accelerator
@@ -180,7 +180,7 @@ def test_saved_accelerate_state_needs_no_unpickling(tmp_path, accelerator):
 
 
 def save_checkpoint(output_dir, step, accelerator):
-    """Files as a run saves them, those of FSDP among them."""
+    """Write the files of a checkpoint, including those of FSDP."""
     folder = output_dir / f"checkpoint-{step}"
 
     def write(folder):
@@ -197,7 +197,7 @@ def save_checkpoint(output_dir, step, accelerator):
 
 
 def flip(name, place=0.5):
-    """One bit, `place` of the way through the file."""
+    """Flip one bit at a relative position of the file."""
 
     def spoil(folder):
         content = bytearray((folder / name).read_bytes())
@@ -224,7 +224,7 @@ def remove(name):
 
 
 def swap(folder):
-    """The weights of another step, whole by themselves and as long."""
+    """Replace the weights by valid weights of another step, of the same size."""
     save_file({"weight": torch.zeros(8, 8)}, folder / "model.safetensors")
 
 

@@ -12,29 +12,26 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features
 from datasets import Image as ImageColumn
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
-from run_image_classification import add_transforms
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.data.samples import (
-    EvaluationSamples,
+from clustr_hf.training.data.decoding import UnreadableSample, decode_image, decode_rgb
+from clustr_hf.training.data.loaders import (
     LoaderOptions,
-    StreamedBatches,
     TrainingBatches,
-    TrainingData,
-    TrainingSamples,
-    UnreadableSample,
-    decode_image,
-    decode_rgb,
+    collate,
     evaluation_loader,
-    spread_evenly,
     training_loader,
 )
-from clustr_hf.training.tasks.image_classification.data import DataArguments, resized_processor
-from clustr_hf.training.tasks.image_classification.transforms import ReadRow, collate, training_transform
+from clustr_hf.training.data.samples import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
+from clustr_hf.training.data.streams import StreamedBatches
+from clustr_hf.training.tasks.image_classification.data import ClassificationDataArguments
+from clustr_hf.training.tasks.image_classification.model import resized_processor
+from clustr_hf.training.tasks.image_classification.trainer import add_transforms
+from clustr_hf.training.tasks.image_classification.transforms import ReadRow, training_transform
 
 
 def reader(broken=()):
-    """Reads number i, or a row with it, as i."""
+    """Reads index i, or a row with it, as i."""
 
     def read(index_or_row):
         index = index_or_row["row"] if isinstance(index_or_row, dict) else index_or_row
@@ -50,7 +47,7 @@ def same(sample):
 
 
 def with_noise(sample):
-    """The sample, and a number of each generator that augmentation may use."""
+    """The sample, and a random number from each generator that augmentation may use."""
     return sample, torch.rand(1).item(), np.random.rand(), random.random(), random.gauss(0, 1)
 
 
@@ -132,7 +129,7 @@ def test_repeated_augmentation_draws_a_third_of_the_samples_thrice_with_differen
 
 def test_randomness_of_a_transform_comes_from_its_key_and_leaves_no_trace():
     samples = TrainingSamples(same, with_noise, 8)
-    random.gauss(0, 1)  # which keeps a second number for later
+    random.gauss(0, 1)  # keeps a second number for the next call
     before = generator_states()
     first = samples[0, 7]["sample"]
     assert generator_states() == before
@@ -224,7 +221,7 @@ def rows(num_shards=4):
 
 
 def streamed(num_batches, stream=None, position=(0, 0), num_workers=0, process_index=0, broken=(), **settings):
-    """What the loader of one process gives: samples (row, four random numbers); batch of 3, unless said otherwise."""
+    """Samples (row, four random numbers) from the loader of one process; batches of 3 by default."""
     settings = {"batch_size": 3, "seed": 0, "repeats": 1, **settings}
     data = TrainingData(
         stream=stream or rows(),
@@ -233,7 +230,7 @@ def streamed(num_batches, stream=None, position=(0, 0), num_workers=0, process_i
         repeats=settings["repeats"],
         shuffle_buffer=8,
     )
-    # The loader divides by the number of processes, which the stream has already been split for.
+    # The loader divides the batch by the number of processes; the stream is already split.
     options = LoaderOptions(num_workers=num_workers, process_index=process_index)
     loader = training_loader(data, list, settings["batch_size"], settings["batch_size"], settings["seed"], options)
     loader.batches.set_position(*position)
@@ -387,7 +384,7 @@ def test_the_trainer_script_reads_malformed_metadata():
     split = Dataset.from_dict({"image": rows, "label": [0, 0]}, features=features)
     data = DatasetDict(train=split, validation=split)
     processor = ClusTRImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    add_transforms(data, processor, DataArguments(train_dir="x"))
+    add_transforms(data, processor, ClassificationDataArguments(train_dir="x"))
     expected = processor(Image.fromarray(PIXELS), return_tensors="pt").pixel_values[0]
     assert data["train"][0]["pixel_values"].shape == (3, 32, 32)
     torch.testing.assert_close(data["validation"][1]["pixel_values"], expected)

@@ -1,4 +1,4 @@
-"""The training loop, run by the classification script as a user would: resuming, several processes, what goes wrong."""
+"""The training loop in runs of the classification script: resuming, several processes, gradient accumulation."""
 
 import json
 import os
@@ -22,14 +22,14 @@ from clustr_hf.training.checksums import checked_files
 
 
 SCRIPT = REPOSITORY / "examples" / "run_image_classification_no_trainer.py"
-# All that is random, and all that a checkpoint must hold.
+# Everything random, and everything that a checkpoint must hold.
 EVERYTHING = [
     *("--rand_augment", "rand-m9-mstd0.5-inc1", "--random_erasing", 0.25, "--mixup", 0.8, "--cutmix", 1.0),
     *("--label_smoothing", 0.1, "--drop_path_rate", 0.1, "--ema_decay", 0.9, "--max_grad_norm", 1.0),
     *("--repeated_augmentation", 2, "--per_device_train_batch_size", 4, "--warmup_steps", 5),
 ]
 EIGHT_STEPS = [*("--rand_augment", "rand-m9-mstd0.5-inc1", "--random_erasing", 0.25), "--max_train_steps", 8]
-# Weights of one process and of several after eight steps: the order of sums differs, and AdamW magnifies it.
+# Between one process and several after eight steps: the order of sums differs, which AdamW amplifies.
 TOLERANCE = 1e-4
 
 
@@ -42,7 +42,7 @@ def train_command(data, output_dir, *arguments):
 
 
 def environment(folder):
-    """One thread, so that sums have one order; and data sets kept where the test is."""
+    """One thread, which fixes the order of sums, and a data set cache in the folder of the test."""
     return {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
@@ -82,7 +82,7 @@ def test_a_run_by_muon_resumes_exactly(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def one_process(run, tmp_path_factory):
-    """Eight steps on one process, and their weights; neither drop path nor mixup, which processes draw themselves."""
+    """The folder and the weights of eight steps on one process, without drop path and mixup, which depend on it."""
     output_dir = tmp_path_factory.mktemp("processes") / "one"
     return output_dir, run(output_dir, *EIGHT_STEPS)
 
@@ -95,7 +95,7 @@ def assert_close(weights, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
 def test_two_processes_give_the_weights_of_one(image_folders, one_process, tmp_path, kind):
-    """Stopped by a signal to one of them, and resumed from their parts of the state."""
+    """One process receives a signal; the run resumes from the states of both processes."""
     reference, expected = one_process
     out = tmp_path / "two"
     command = train_command(image_folders, out, *EIGHT_STEPS, "--max_grad_norm", 100.0)
@@ -149,8 +149,8 @@ def test_accumulation_and_workers_do_not_change_the_result(run, one_process, tmp
     assert best["eval_accuracy"] == [entry for entry in final if "eval_accuracy" in entry][-1]["eval_accuracy"]
 
 
-def test_evaluation_agrees_with_the_saved_model_in_other_hands(image_folders, one_process):
-    """Accuracy recomputed from the output folder with the processor and the model alone."""
+def test_evaluation_agrees_with_the_saved_model(image_folders, one_process):
+    """Recompute the accuracy with the model and the processor of the output folder alone."""
     reference, _ = one_process
     model = ClusTRForImageClassification.from_pretrained(reference).eval()
     processor = ClusTRImageProcessor.from_pretrained(reference)

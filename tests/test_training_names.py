@@ -1,4 +1,4 @@
-"""`--exclude_train_names`: training images that are left out by their file names, for every source of data."""
+"""`--exclude_train_names` leaves training images out by their file names, whatever the source of the data."""
 
 import io
 import json
@@ -7,11 +7,16 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from clustr_hf.training.sources import ModelArguments, exclude_names, file_names
-from clustr_hf.training.tasks.detection import data as detection_data
-from clustr_hf.training.tasks.image_classification import data as image_classification_data
-from clustr_hf.training.tasks.pose_estimation import data as pose_estimation_data
-from clustr_hf.training.tasks.semantic_segmentation import data as semantic_segmentation_data
+from clustr_hf.training.data.splits import exclude_names, file_names, load_data
+from clustr_hf.training.models import ModelArguments
+from clustr_hf.training.tasks.detection.data import DetectionDataArguments, detection_format
+from clustr_hf.training.tasks.image_classification.data import (
+    ClassificationDataArguments,
+    load_labelled_images,
+    load_stream,
+)
+from clustr_hf.training.tasks.pose_estimation.data import PoseDataArguments, pose_format
+from clustr_hf.training.tasks.semantic_segmentation.data import SegmentationDataArguments, segmentation_format
 
 
 def png(shade: int) -> bytes:
@@ -21,7 +26,7 @@ def png(shade: int) -> bytes:
 
 
 def rows_of(names, with_path=True):
-    """Rows of images and labels, as parquet files have them; the label is the row's number."""
+    """Rows of images and labels, as in parquet files; the label is the index of the row."""
     images = [{"bytes": png(index), "path": name if with_path else None} for index, name in enumerate(names)]
     features = Features({"image": Image(), "label": ClassLabel(names=list(map(str, range(len(names)))))})
     return Dataset.from_dict({"image": images, "label": list(range(len(names)))}, features=features)
@@ -31,8 +36,8 @@ NAMES = ["0016E5_1.png", "0001TP_2.png", "0016E5_3.png", "0006R0_0016E5_4.png"]
 
 
 def load_classes(pattern, **settings):
-    args = image_classification_data.DataArguments(exclude_train_names=pattern, **settings)
-    return image_classification_data.load_data(args, ModelArguments(), seed=0)
+    args = ClassificationDataArguments(exclude_train_names=pattern, **settings)
+    return load_labelled_images(args, ModelArguments(), seed=0)
 
 
 @pytest.mark.parametrize("source", ["parquet", "dataset"])
@@ -44,9 +49,9 @@ def test_rows_with_paths_are_left_out_by_the_whole_name(source, tmp_path):
         settings = {f"{split}_file": str(tmp_path / f"{split}.parquet") for split in ("train", "validation")}
     data = load_classes("^0016E5_", **settings)
     assert data["train"]["label"][:] == [1, 3]
-    assert data["validation"]["label"][:] == [0, 1, 2, 3]  # only the training is restricted
-    assert load_classes("0016E5_", **settings)["train"]["label"][:] == [1]  # found anywhere in a name
-    assert load_classes("^0016E5_", max_train_samples=2, **settings)["train"].num_rows == 2  # counted afterwards
+    assert data["validation"]["label"][:] == [0, 1, 2, 3]  # only the training split is restricted
+    assert load_classes("0016E5_", **settings)["train"]["label"][:] == [1]  # matches anywhere in a name
+    assert load_classes("^0016E5_", max_train_samples=2, **settings)["train"].num_rows == 2  # applied last
 
 
 def test_the_validation_that_is_split_off_does_not_depend_on_it(tmp_path):
@@ -61,7 +66,7 @@ def test_the_validation_that_is_split_off_does_not_depend_on_it(tmp_path):
 def test_folders_of_classes(tmp_path):
     for split in ("train", "validation"):
         for index, name in enumerate(NAMES):
-            path = tmp_path / split / f"0016E5_{index % 2}" / name  # folders do not count, only names
+            path = tmp_path / split / f"0016E5_{index % 2}" / name  # only file names are matched, not folders
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(png(index))
     folders = {f"{split}_dir": str(tmp_path / split) for split in ("train", "validation")}
@@ -71,25 +76,22 @@ def test_folders_of_classes(tmp_path):
 
 
 def test_folders_of_label_maps(segmentation_folders):
-    args = semantic_segmentation_data.DataArguments(
+    args = SegmentationDataArguments(
         train_dir=str(segmentation_folders / "train"), exclude_train_names=r"^0\d\.png$", train_val_split=0.1
     )
-    data = semantic_segmentation_data.load_data(args, ModelArguments(), seed=0)
+    data = load_data(args, {}, 0, segmentation_format(args))
     names = file_names(data["train"], "image")
     assert set(names) <= {"10.png", "11.png"} and names == file_names(data["train"], "annotation")
 
 
 def test_coco_files(coco_folders, person_folders):
-    for module, folder in ((detection_data, coco_folders), (pose_estimation_data, person_folders)):
+    for is_pose, folder in ((False, coco_folders), (True, person_folders)):
         listed = [image["file_name"] for image in json.loads((folder / "train.json").read_text())["images"]]
         settings = {f"{split}_dir": str(folder / split) for split in ("train", "validation")}
         settings |= {f"{split}_annotation_file": str(folder / f"{split}.json") for split in ("train", "validation")}
-        if module is pose_estimation_data:
-            args = module.DataArguments(keypoints="coco", exclude_train_names="^1.[.]", **settings)
-            data = module.load_data(args, seed=0)
-        else:
-            args = module.DataArguments(exclude_train_names="^1.[.]", **settings)
-            data, _ = module.load_data(args, ModelArguments(), seed=0)
+        settings["exclude_train_names"] = "^1.[.]"
+        args = PoseDataArguments(keypoints="coco", **settings) if is_pose else DetectionDataArguments(**settings)
+        data = load_data(args, {}, 0, pose_format(args) if is_pose else detection_format(args))
         kept = [name for name in listed if not name.startswith("1")]
         assert 0 < len(kept) < len(listed)
         assert file_names(data["train"], "image") == kept
@@ -121,11 +123,9 @@ def test_images_without_names_are_refused(names):
 def test_streams_are_refused(tmp_path):
     rows_of(NAMES).to_parquet(tmp_path / "train.parquet")
     file = str(tmp_path / "train.parquet")
-    args = image_classification_data.DataArguments(
-        train_file=file, validation_file=file, exclude_train_names="^0016E5_"
-    )
+    args = ClassificationDataArguments(train_file=file, validation_file=file, exclude_train_names="^0016E5_")
     with pytest.raises(ValueError, match="--exclude_train_names does not go with --streaming"):
-        image_classification_data.load_stream(args, ModelArguments())
+        load_stream(args, ModelArguments())
 
 
 def test_names_in_archives_and_of_windows():

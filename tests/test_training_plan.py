@@ -1,4 +1,4 @@
-"""Batches, schedule and memory of a training run, against other libraries and counts by hand."""
+"""Batches, schedule and memory of a run, compared with other libraries and manual counts."""
 
 import math
 from contextlib import nullcontext
@@ -64,7 +64,7 @@ def optimizer(learning_rate):
 
 
 def torch_rates(scheduler, num_steps):
-    """What torch's scheduler says before each step."""
+    """The learning rates of a torch scheduler before each step."""
     rates = []
     for _ in range(num_steps):
         rates.append(scheduler.get_last_lr()[0])
@@ -173,7 +173,7 @@ def test_memory_of_a_small_model_is_as_counted_by_hand(frozen, trained, saved_pe
 
 
 def test_a_tried_step_is_taken_whole_and_twice(monkeypatch):
-    """On a CPU that passes for an accelerator of 8 GB whose memory torch counts."""
+    """The CPU stands in for an accelerator with 8 GB whose memory torch counts."""
 
     def peak_memory(action, device):
         action()

@@ -1,4 +1,4 @@
-"""Signals in a training: it stops between two steps, saves, and ends as if it had not been stopped when it resumes."""
+"""Signals stop a run between two steps; the resumed run ends as an uninterrupted one."""
 
 import json
 import os
@@ -15,9 +15,10 @@ from test_training_loop import assert_same_run
 from tiny_models import tiny_classifier
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.data.samples import LoaderOptions, make_loader
+from clustr_hf.training.data.loaders import LoaderOptions, make_loader
 from clustr_hf.training.distributed import decided_by_main_process
 from clustr_hf.training.signals import StopRequests, run_interruptibly
+from clustr_hf.training.tasks.image_classification import task
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -36,7 +37,7 @@ def arguments_for(data, output_dir):
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal():
-    """A shell starts what it runs in the background with SIGINT ignored."""
+    """Restore the default handlers: a shell starts background jobs with SIGINT ignored."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     restore_signals()
     yield
@@ -46,8 +47,8 @@ def as_in_a_terminal():
 
 @pytest.fixture
 def train(image_folders, tmp_path, run_script, monkeypatch):
-    """Run the script; `at={5: SIGTERM}` sends the signal in the fifth call of the loss, `evaluating` in that batch."""
-    compute, predict = script.make_loss, script.predict
+    """Run the script; `at={5: SIGTERM}` sends a signal in the fifth call of the loss, `evaluating` of `predict`."""
+    compute, predict = task.make_loss, task.predict
 
     def counted(function, moments):
         calls = []
@@ -61,8 +62,8 @@ def train(image_folders, tmp_path, run_script, monkeypatch):
         return call
 
     def run(*arguments, output_dir=tmp_path / "out", at=(), evaluating=()):
-        monkeypatch.setattr(script, "make_loss", lambda *settings: counted(compute(*settings), at))
-        monkeypatch.setattr(script, "predict", counted(predict, evaluating))
+        monkeypatch.setattr(task, "make_loss", lambda *settings: counted(compute(*settings), at))
+        monkeypatch.setattr(task, "predict", counted(predict, evaluating))
         settings = arguments_for(image_folders, output_dir)
         run_script(script, settings, "--cache_dir", tmp_path / "cache", *arguments)
         return output_dir
@@ -75,7 +76,7 @@ def steps_of(folder):
 
 
 def test_a_run_that_is_stopped_resumes_exactly(train, tmp_path, caplog):
-    """In a step; in an evaluation, which is repeated; in the last step, whose evaluation follows."""
+    """Signals arrive in a step, in an evaluation, which is repeated, and in the last step before its evaluation."""
     arguments = ["--max_train_steps", 6, "--eval_steps", 4, "--checkpointing_steps", 4, "--ema_decay", 0.9]
     handlers = [signal.getsignal(number) for number in SIGNALS]
     whole, stopped = train(*arguments, output_dir=tmp_path / "whole"), tmp_path / "stopped"
@@ -107,7 +108,7 @@ def test_never_saving_means_never(train, tmp_path, caplog):
 
 
 def test_all_processes_of_a_job_receive_a_signal(forked_scripts, image_folders, tmp_path):
-    """The workers that read images, too; and Ctrl-C in an evaluation leaves no traceback."""
+    """Data-loading workers receive the signal, too. Ctrl-C in an evaluation leaves no traceback."""
     out = tmp_path / "out"
     settings = [part for pair in arguments_for(image_folders, out).items() for part in pair]
     arguments = [*settings, "--max_train_steps", 500, "--dataloader_num_workers", 2, "--eval_steps", "never"]
@@ -131,7 +132,7 @@ def test_all_processes_of_a_job_receive_a_signal(forked_scripts, image_folders, 
 
 
 def stop_one_of_two(rank, folder):
-    """Only the second process receives a signal, before its third step."""
+    """Send a signal to the second process only, before its third step."""
     for is_delayed in (False, True):
         with StopRequests(CPU, is_delayed=is_delayed) as requests:
             for step in range(1, 9):
@@ -144,7 +145,7 @@ def stop_one_of_two(rank, folder):
 
 
 def decide(rank, folder):
-    """The second process sees other files than the first one, and fails as that does."""
+    """The second process gets the decision and the error of the first one, although its own differ."""
     (folder / f"decided-{rank}").write_text(str(decided_by_main_process(lambda: rank)))
     try:
         decided_by_main_process(lambda: int("no number") if rank == 0 else 5)

@@ -1,7 +1,7 @@
 """
-Models whose modules others have wrapped, hooked, replaced or moved, as the ecosystem does: they compute what the
-untouched model computes, and what was added acts. The oracle is the untouched model, or the same addition to a network
-written out with plain calls.
+Models whose modules were wrapped, hooked, replaced or moved by other libraries: their outputs equal those of the
+original model, and the additions take effect. The oracle is the original model, or the same addition to a network
+written with plain calls.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def make_input(kind: str) -> torch.Tensor:
 
 @functools.cache
 def untouched(kind: str):
-    """A model (not to be changed: copy it), an input and its output."""
+    """A model (copy it before changing it), an input and its output."""
     model = make_model(kind)[0]
     return model, make_input(kind), predict(model, make_input(kind))
 
@@ -53,7 +53,7 @@ def assert_same(output, expected, tolerance=1e-4):
 
 @pytest.fixture(params=TASKS)
 def task(request):
-    """A fresh copy of the task's model, its input and the output of the untouched model."""
+    """A new copy of the task's model, its input and the output of the untouched model."""
     model, pixel_values, expected = untouched(request.param)
     return copy.deepcopy(model), pixel_values, expected
 
@@ -147,7 +147,7 @@ def test_backward_hooks_fire():
 
 
 def test_a_hook_sees_whole_features_of_large_images(monkeypatch):
-    """Without hooks the network goes over such an image in strips."""
+    """Without hooks, the network processes such an image in strips."""
     monkeypatch.setattr(feed_forward_clustr, "FEED_FORWARD_ELEMENTS", 1000)
     model, shapes = tiny_classifier(), []
     mlp = model.clustr.stages[0].blocks[0].mlp
@@ -157,7 +157,7 @@ def test_a_hook_sees_whole_features_of_large_images(monkeypatch):
     assert shapes == [(1, 256, 32), (1, 32, 16, 16), (1, 256, 16)]
 
 
-# Weights that are computed from others, and adapters. The oracle is Eq. 9's feed-forward network in plain calls.
+# Weights that are computed from others, and adapters. The oracle is the feed-forward network of Eq. 9 in plain calls.
 
 
 def call_every_module(mlp, tokens, size):
@@ -243,7 +243,7 @@ ADAPTERS = {
 
 
 def adapted_modules(model, name: str) -> list[str]:
-    """All linear layers and convolutions, as far as the adapter accepts them: LoRA's rank must divide the groups."""
+    """All linear layers and convolutions that the adapter supports: LoRA's rank must divide the groups."""
     names = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     if name == "LoRA":
         names = [n for n in names if "depthwise" not in n]
@@ -253,7 +253,7 @@ def adapted_modules(model, name: str) -> list[str]:
 @pytest.mark.parametrize("name", ["LoHa", "LoKr", "LoRA"])
 @pytest.mark.parametrize("kind", TASKS)
 def test_adapters_on_every_layer_act_learn_and_merge(name, kind):
-    """In float64, since the adapters' random weights magnify rounding."""
+    """In float64, because the adapters' random weights amplify rounding errors."""
     model, pixel_values, expected = untouched(kind)
     adapted = get_peft_model(copy.deepcopy(model), ADAPTERS[name](target_modules=adapted_modules(model, name)))
     adapted, pixel_values = adapted.eval().double(), pixel_values.double()
@@ -306,7 +306,7 @@ def quantize_with_torchao(model):
 
 @pytest.mark.parametrize("quantize", [quantize_with_torch, quantize_with_torchao])
 def test_dynamic_int8_is_close_to_float(quantize):
-    """Linear layers in int8, with the range of what each call sees: of the whole image, not of strips of it."""
+    """Linear layers in int8 with the range of the input of each call, which is the whole image and not a strip."""
     model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint()).eval()
     images = torch.stack([to_tensor(make_image((96, 96)).rotate(90 * turn)) for turn in range(4)])
     expected = predict(model, images)["logits"]
@@ -317,11 +317,11 @@ def test_dynamic_int8_is_close_to_float(quantize):
     assert (logits - expected).norm() < 0.1 * expected.norm()
 
 
-# A process in which the package sees a module wrapped for several devices.
+# A process in which a module wrapped for several devices is visible to the package.
 
 
 def test_a_convolution_sharded_on_its_own(tmp_path):
-    """FSDP with each depthwise convolution in a unit of its own: its weight is whole only while it is called."""
+    """FSDP with each depthwise convolution in its own unit, whose weight is complete only during its call."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 

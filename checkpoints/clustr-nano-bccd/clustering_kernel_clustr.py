@@ -1,12 +1,13 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The compiled clustering kernel, if there is one.
+The compiled clustering kernel for tokens of at most 32 bits on CPUs.
 
-It is built when the package is installed on a machine with a C++ compiler, and used for float32 tokens on CPUs. Where
-there is none, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor functions
-of clustering_clustr.py do the same work; a kernel that is missing is logged once, at info level. This file is uploaded
-to the Hub too: remote code finds the kernel of an installed package by its path, without importing the package, whose
-classes it brings itself.
+The kernel (csrc/clustering_kernel.cpp) is built when the package is installed on a machine with a C++ compiler. Without
+the kernel, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor operations
+of clustering_tensor_clustr.py are used instead; a missing kernel is logged once, at info level. Remote code contains
+this file too, and finds the kernel of an installed package by its path, without importing the package.
+
+Shapes: B images, N tokens, C channels, k neighbours, S scales.
 """
 
 import ctypes
@@ -21,22 +22,22 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# As setup.py names it: a plain C library, the same file for every version of Python.
+# The name that setup.py gives to it: a plain C library, the same file for every version of Python.
 LIBRARY_FILE = "_clustering_kernel.dll" if os.name == "nt" else "_clustering_kernel.so"
-# Part of the exported names: remote code of another release must not call a kernel that means something else.
+# Suffix of the exported functions, so that remote code never calls the kernel of an incompatible release.
 INTERFACE = "v1"
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
-# The kernel numbers tokens, and its padding, by 32 bits.
+# The kernel indexes tokens, padding included, by 32-bit integers.
 MAX_TOKENS = 2**30
 
 
 def is_available() -> bool:
-    """`bool`: Whether the compiled kernel was built and is not switched off."""
+    """`bool`: Whether the compiled kernel was built and the environment does not switch it off."""
     return os.environ.get("CLUSTR_KERNEL") != "off" and _library() is not None
 
 
 def supported_instruction_sets() -> tuple[str, ...]:
-    """`tuple[str, ...]`: Those of `INSTRUCTION_SETS` that this processor and build have, the fastest first."""
+    """`tuple[str, ...]`: The `INSTRUCTION_SETS` that this processor and build support, fastest first."""
     if not is_available():
         return ()
     supports = _function("supports")
@@ -45,8 +46,8 @@ def supported_instruction_sets() -> tuple[str, ...]:
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """
-    Whether [`cluster`] takes these arguments: plain tensors of at most 32 bits in a CPU's memory ([`is_plain`]), and a
-    moderate k.
+    Whether [`cluster`] accepts these arguments: plain tensors ([`is_plain`]) of at most 32 bits on a CPU, and k of at
+    most 8.
     """
     return (
         tokens.is_cpu
@@ -60,9 +61,11 @@ def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
 
 def is_plain(tokens: torch.Tensor) -> bool:
     """
-    Whether a kernel can read the tensor: no subclass, not while tracing (the clusters of the example would become
-    constants), and its memory holds its values. The wrapped tensors of torch.func's transforms have no memory,
-    nor have the zeros that automatic differentiation makes; negative views hold their values with the other sign.
+    Whether a kernel can read the values of a tensor from its memory.
+
+    False for subclasses, while tracing (which would store the clusters of the example as constants), for the wrapped
+    tensors of torch.func's transforms and the zeros of automatic differentiation, which have no memory, and for
+    negative views, whose memory holds the values with the opposite sign.
     """
     if type(tokens) is not torch.Tensor or torch.jit.is_tracing() or tokens.is_neg():
         return False
@@ -80,21 +83,22 @@ def cluster(
     instruction_set: str = "best",
 ) -> torch.Tensor:
     """
-    The compiled form of [`~clustering_clustr.find_clusters`], on at most as many threads as torch uses: on one if there
-    is less to do than about a millisecond's work.
+    The compiled form of [`~clustering_clustr.find_clusters`].
+
+    It runs on at most as many threads as torch, and on a single one for less than about a millisecond of work.
 
     Args:
-        tokens (`torch.Tensor` of shape `(B, N, C)`): On the CPU, see [`can_cluster`]; clustered in float32.
-        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked; numbers
+        tokens (`torch.Tensor` of shape `(B, N, C)`): On a CPU, see [`can_cluster`]; clustered in float32.
+        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already validated; numbers
             are less than 2**63.
-        instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or the best of them.
+        instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or `"best"`.
 
     Returns:
         `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
 
     Raises:
-        ValueError: if the processor or the build does not have the instruction set.
-        MemoryError: if the kernel could not have the memory that it needs.
+        ValueError: if the processor or the build does not support the instruction set.
+        MemoryError: if the kernel runs out of memory.
     """
     tokens = tokens.to(torch.float32).contiguous()
     batch_size, num_tokens, channels = tokens.shape

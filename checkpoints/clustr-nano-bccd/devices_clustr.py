@@ -8,9 +8,17 @@ import torch
 
 def default_device(device: torch.device) -> AbstractContextManager:
     """
-    A context in which tensors without an explicit device are created on the given device, regardless of
-    `torch.set_default_device`. It slows down every operator call, so it does nothing if the default is the CPU, whose
-    scalars combine with tensors on any device.
+    A context in which new tensors are on the given device unless another one is named, overriding
+    `torch.set_default_device`.
+
+    Such a context slows down every operator. So it is omitted when the default device is already right, or is the CPU,
+    whose scalars can be combined with tensors on any device.
+
+    Args:
+        device (`torch.device`): The device of the tensors that a function works on.
+
+    Returns:
+        A context manager.
     """
     if torch.compiler.is_compiling():
         return nullcontext()

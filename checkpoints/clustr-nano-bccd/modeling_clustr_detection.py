@@ -143,7 +143,7 @@ class ClusTRDetector(ClusTRDensePredictor):
             padded_size = pixel_values.shape[-2:]
             targets = [self._make_target(*pair, padded_size, index) for index, pair in enumerate(zip(labels, sizes))]
         if not self.training and len(set(sizes)) > 1:
-            self._refuse_recorded(kwargs)
+            self._reject_recorded(kwargs)
             parts = []
             for index, (height, width) in enumerate(sizes):
                 image = pixel_values[index : index + 1, :, :height, :width]

@@ -88,7 +88,7 @@ def find_clusters_in_windows(
     return [label.flatten(1) for label in labels]
 
 
-def check_window(num_tokens: int, size: tuple[int, int] | None, window: int):
+def check_window(num_tokens: int, size: tuple[int, int] | None, window: int) -> None:
     """Raise a `ValueError` unless the window is valid and `size` is that of a grid of `num_tokens` tokens."""
     if window < 1:
         raise ValueError(f"`window` must be at least 1, got {window}.")

@@ -310,7 +310,7 @@ def open_image(item: Any, processor: Any, limits: RequestLimits) -> Image.Image:
     if not isinstance(item, (bytes, bytearray)):
         raise RequestError(f"`inputs` must be an image, or a base64-encoded image file, got {_name(item)}.")
     if not item:
-        raise RequestError("`inputs` must be an image file, got an empty file.")
+        raise RequestError("`inputs` must be an image file, but the file is empty.")
     limits.add_file(len(item))
     name = processor.find_format(bytes(item[:16]))
     if name not in IMAGE_FORMATS:

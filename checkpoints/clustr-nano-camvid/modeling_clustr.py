@@ -1,17 +1,19 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-ClusTR: the backbone and the image classifier (section 3 of the paper).
+ClusTR: the backbone and the image classifier (section 3 of the paper). Classes follow the order of the architecture.
 
-The classes stand in the order of the architecture. B images, N = h w tokens of C channels, H attention heads, M cluster
-tokens. Between stages the tokens are maps (B, C, h, w); their memory is channels-last, so that (B, N, C) is a view.
+Shapes: B images, N = h w tokens, C channels, H attention heads, M cluster tokens. Between stages tokens are maps
+(B, C, h, w) in channels-last memory, so that (B, N, C) is a view of the same memory.
 """
 
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +35,7 @@ from .feed_forward_clustr import fuse_if_possible
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
 
 
-# The pipeline logs an error for classes that it does not find here.
+# Pipelines log an error for classes that are missing here.
 MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.setdefault(ClusTRConfig.model_type, "ClusTRForImageClassification")
 
 
@@ -44,19 +46,19 @@ class ClusTRModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
-            Normalised tokens of the last stage as a map; h and w are the image's size over the total stride (32 for
-            the paper's variants), rounded up (down for even patch sizes). With `config.flatten_last_hidden_state` the
-            same tokens as a sequence, row by row, `(B, h * w, C)`.
+            Normalised tokens of the last stage as a map. h and w are the image size divided by the total stride (32 for
+            the paper's variants), rounded up (down for even patch sizes). With `config.flatten_last_hidden_state`, the
+            same tokens as a sequence in row-major order, `(B, h * w, C)`.
         pooler_output (`torch.Tensor` of shape `(B, C)`):
-            Mean of the last stage's tokens: what the classifier sees.
+            Mean of the last stage's tokens, the input of the classifier.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
-            The stem (patch embeddings of stage 1), then the output of each stage, each `(B, C, h, w)`.
+            The stem (patch embeddings of stage 1), then the output of each stage, `(B, C, h, w)` each.
         attentions (`tuple[torch.Tensor]`, *optional*, with `output_attentions=True` and eager attention):
             One entry per block, `(B, H, N, M_1 + ... + M_L)`: the attention weights of the stage's L scales side by
-            side. Each scale has a softmax of its own, so a row sums to L.
+            side. Each scale has its own softmax, so a row sums to L.
         cluster_indices (`tuple[tuple[torch.LongTensor]]`, *optional*, with `output_clusters=True`):
-            One entry per block of the stages that cluster, in order; each has, for every scale of its stage, the
-            cluster of each token, `(B, N)`, tokens in row-major order, values in `[0, M)`.
+            One entry per block of the stages that cluster. An entry holds, for every scale of its stage, the cluster of
+            each token, `(B, N)`, with tokens in row-major order and values in `[0, M)`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -73,7 +75,7 @@ class ClusTRImageClassifierOutput(ImageClassifierOutput):
 
     Args:
         loss (`torch.Tensor`, a scalar, *optional*, with `labels`):
-            Cross-entropy; binary cross-entropy with several labels an image; mean squared error for regression.
+            Cross-entropy; binary cross-entropy for several labels per image; mean squared error for regression.
         logits (`torch.Tensor` of shape `(B, num_labels)`):
             Scores before the softmax.
         hidden_states, attentions, cluster_indices (*optional*):
@@ -84,7 +86,7 @@ class ClusTRImageClassifierOutput(ImageClassifierOutput):
 
 
 class ClusTRPatchEmbeddings(nn.Module):
-    """Overlapping patch embedding: convolution and layer norm, (B, C_in, H, W) -> (B, C, h, w)."""
+    """Overlapping patch embedding: a convolution and a layer norm, (B, C_in, H, W) -> (B, C, h, w)."""
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
         super().__init__()
@@ -153,7 +155,7 @@ class ClusTRDropPath(nn.Module):
 
 
 class ClusTRBlock(GradientCheckpointingLayer):
-    """Transformer block, Eq. 9: attention and feed-forward network, each on normalised tokens and with a residual."""
+    """Transformer block (Eq. 9): attention and feed-forward network, each on normalised tokens and with a residual."""
 
     def __init__(self, config: ClusTRConfig, stage_index: int, drop_probability: float):
         super().__init__()
@@ -172,8 +174,14 @@ class ClusTRBlock(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
         """
-        (B, N, C), the (height, width) of the token grid and clusters to use, if they are not to be found -> (B, N, C)
-        and the clusters that the attention used.
+        Args:
+            tokens (`torch.Tensor` of shape `(B, N, C)`): Tokens.
+            size (`tuple[int, int]`): (height, width) of their grid.
+            cluster_index (`tuple[torch.LongTensor]`, *optional*):
+                The cluster of each token for every scale, `(B, N)` each. By default clusters are found in the block.
+
+        Returns:
+            The tokens `(B, N, C)` and the clusters that the attention used, or `None` if the stage does not cluster.
         """
         attended, _, cluster_index = self.attention(self.layer_norm_before(tokens), size, cluster_index, **kwargs)
         tokens = tokens + self.drop_path(attended)
@@ -183,8 +191,8 @@ class ClusTRBlock(GradientCheckpointingLayer):
 
 class ClusTRStage(nn.Module):
     """
-    Patch embedding, blocks, layer norm; (B, C_in, H, W) -> (B, C, h, w), the patch embeddings (B, C, h, w), and the
-    clusters of each block.
+    Patch embedding, blocks, layer norm: (B, C_in, H, W) -> (B, C, h, w), the patch embeddings (B, C, h, w), and the
+    clusters of each block that clusters.
     """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
@@ -213,7 +221,7 @@ class ClusTRStage(nn.Module):
 
 
 class ClusTRPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading, saving and the abilities that all ClusTR models share."""
+    """Initialisation, saving and capabilities common to all ClusTR models."""
 
     config: ClusTRConfig
     config_class = ClusTRConfig
@@ -221,17 +229,17 @@ class ClusTRPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # The losses average over the images they see: Trainer must do the gradient accumulation's division itself.
+    # Losses are means over a batch, so that Trainer has to divide them by the number of accumulated batches.
     accepts_loss_kwargs = False
     _no_split_modules = ["ClusTRPatchEmbeddings", "ClusTRBlock"]
     _input_embed_layer = "projection"
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Hidden states are not recorded by hooks, as attentions are: transformers installs hooks once more where a model is
-    # part of another one that records, and heads would take the doubled states for those of other stages.
+    # Only attentions are recorded by hooks. transformers installs the hooks again if a model is part of another one
+    # that records, which would return hidden states twice, and heads would mistake the copies for other stages.
     _can_record_outputs = {"attentions": OutputRecorder(ClusTRAttention, index=1)}
-    # What a saved checkpoint of any class can be loaded as by remote code; heads of other files add themselves.
+    # Classes that remote code can load a saved checkpoint as. Heads in other files add themselves.
     _auto_map = {
         "AutoConfig": "configuration_clustr.ClusTRConfig",
         "AutoModel": "modeling_clustr.ClusTRModel",
@@ -239,7 +247,7 @@ class ClusTRPreTrainedModel(PreTrainedModel):
         "AutoModelForImageClassification": "modeling_clustr.ClusTRForImageClassification",
     }
 
-    # The pipeline that a checkpoint carries: name of the task -> what `PreTrainedConfig.custom_pipelines` holds of it.
+    # Custom pipelines of a checkpoint, in the form of `PreTrainedConfig.custom_pipelines`.
     _custom_pipelines: dict[str, dict] = {}
 
     @torch.no_grad()
@@ -255,15 +263,15 @@ class ClusTRPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """
-        As `PreTrainedModel.save_pretrained`, and with all that `trust_remote_code=True` needs: the code files and an
-        `auto_map` of the classes that this checkpoint can be loaded as.
+        Same as `PreTrainedModel.save_pretrained`, but also saves what `trust_remote_code=True` requires: the code
+        files, and an `auto_map` of the classes that can load this checkpoint.
         """
         self.config.auto_map = dict(self._auto_map)
         if self._custom_pipelines:
             self.config.custom_pipelines = dict(self._custom_pipelines)
-        elif hasattr(self.config, "custom_pipelines"):  # of the checkpoint that this one was made of
+        elif hasattr(self.config, "custom_pipelines"):  # inherited from another checkpoint
             del self.config.custom_pipelines
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -292,22 +300,23 @@ class ClusTRModel(ClusTRPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size from the product of the strides up; H and W need not be multiples of it.
-                They must be finite. On CPUs this is checked; on accelerators the check would wait for the device, and
-                compiled, exported and traced models have none: there NaN spreads to the image's outputs.
+                Normalised images with H and W of at least the product of the strides, not necessarily multiples of it.
+                Values must be finite. This is checked on CPUs only: on accelerators the check would wait for the
+                device, and compiled, exported and traced models cannot contain it. There NaN spreads to the outputs of
+                its image.
             output_clusters (`bool`, defaults to `False`):
                 Whether to return `cluster_indices`.
             kwargs:
-                `output_hidden_states`, `output_attentions` and `return_dict`; what wrappers hand on without effect on
-                images (`num_items_in_batch`, `use_cache`, ...), and anything that is None; keywords that a custom
-                attention function names.
+                `output_hidden_states`, `output_attentions` and `return_dict`, and the keywords that a custom attention
+                function names. Keywords of wrappers that have no effect on images (`num_items_in_batch`, `use_cache`,
+                ...) and keywords with the value `None` are ignored.
 
         Returns:
             [`ClusTRModelOutput`].
 
         Raises:
-            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, for NaN and infinity in
-                them (on CPUs), and for inputs of other models, such as `attention_mask`, that are not None.
+            ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, for NaN or infinity in
+                `pixel_values` (on CPUs), and for inputs of other models, such as `attention_mask`, that are not `None`.
             TypeError: for unknown keywords.
         """
         self._check_pixel_values(pixel_values)
@@ -315,24 +324,24 @@ class ClusTRModel(ClusTRPreTrainedModel):
         fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
         check_finite(features)
-        wanted = kwargs.get("output_hidden_states")
-        wanted = self.config.output_hidden_states if wanted is None else wanted
+        requested = kwargs.get("output_hidden_states")
+        requested = self.config.output_hidden_states if requested is None else requested
         hidden_states, cluster_indices = [], []
         for stage in self.stages:
             features, embeddings, stage_clusters = stage(features, **attention_kwargs)
-            if wanted:
+            if requested:
                 hidden_states += [features] if hidden_states else [embeddings, features]
             cluster_indices.extend(stage_clusters)
         is_flat = self.config.flatten_last_hidden_state
         return ClusTRModelOutput(
             last_hidden_state=features.flatten(2).mT if is_flat else features,
             pooler_output=features.mean(dim=(2, 3)),
-            hidden_states=select_states(hidden_states, wanted) if wanted else None,
+            hidden_states=select_states(hidden_states, requested) if requested else None,
             cluster_indices=tuple(cluster_indices) if output_clusters else None,
         )
 
     def _check_pixel_values(self, pixel_values: torch.Tensor):
-        channels, least = self.config.num_channels, math.prod(self.config.strides)
+        channels, min_size = self.config.num_channels, math.prod(self.config.strides)
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
             got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
             raise ValueError(f"`pixel_values` must be a tensor of shape (B, {channels}, H, W), got {got}.")
@@ -341,9 +350,9 @@ class ClusTRModel(ClusTRPreTrainedModel):
                 f"`pixel_values` must have {channels} channels in dimension 1 (`config.num_channels`), "
                 f"got {pixel_values.shape[1]} in {tuple(pixel_values.shape)}."
             )
-        if min(pixel_values.shape[2:]) < least:
+        if min(pixel_values.shape[2:]) < min_size:
             raise ValueError(
-                f"`pixel_values` must be at least {least} pixels high and wide (the product of `config.strides`), "
+                f"`pixel_values` must be at least {min_size} pixels high and wide (the product of `config.strides`), "
                 f"got (height, width) = {tuple(pixel_values.shape[2:])}."
             )
         if not pixel_values.is_floating_point():
@@ -352,10 +361,10 @@ class ClusTRModel(ClusTRPreTrainedModel):
             )
 
 
-def check_finite(pixel_values: torch.Tensor):
+def check_finite(pixel_values: torch.Tensor) -> None:
     """
-    Raise a `ValueError` for NaN and infinity in images on a CPU, where that takes less than a hundredth of the model's
-    time. Elsewhere it would wait for the device, and a graph cannot branch on values.
+    Raise a `ValueError` for NaN or infinity in images on a CPU, where the check takes less than a hundredth of the
+    model's time. On accelerators it would wait for the device, and a compiled graph cannot branch on values.
     """
     if torch.compiler.is_compiling() or not (pixel_values.is_cpu and is_plain(pixel_values)):
         return
@@ -368,19 +377,21 @@ def check_finite(pixel_values: torch.Tensor):
         )
 
 
-def select_states(states: list[torch.Tensor], wanted: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:
-    """All states, or, as in transformers, those of one or several indices, with None in place of the others."""
-    if wanted is True:
+def select_states(states: list[torch.Tensor], requested: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:
+    """All states; for an index or several, as in transformers, the states at these indices and None for the others."""
+    if requested is True:
         return tuple(states)
-    indices = [wanted] if isinstance(wanted, int) else wanted
+    indices = [requested] if isinstance(requested, int) else requested
     kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
     return tuple(state if index in kept else None for index, state in enumerate(states))
 
 
-def fix_exported_size(pixel_values: torch.Tensor):
+def fix_exported_size(pixel_values: torch.Tensor) -> None:
     """
-    Height and width are constants of an exported graph, as the numbers of tokens and clusters are: torch.export names
-    a dimension that was to be dynamic, where it would otherwise give a graph that is wrong for other sizes.
+    Make height and width constants of an exported graph, because the numbers of tokens and clusters are constants too.
+
+    With a dynamic height or width, torch.export then raises an error that names the dimension, instead of exporting a
+    graph that is wrong for other sizes.
     """
     if is_torchdynamo_exporting():
         for extent in pixel_values.shape[2:]:
@@ -388,7 +399,7 @@ def fix_exported_size(pixel_values: torch.Tensor):
 
 
 class ClusTRBackbone(BackboneMixin, ClusTRModel):
-    """ClusTR as a backbone for dense prediction: maps of the stages named in `config.out_features`."""
+    """ClusTR as a backbone for dense prediction: returns the maps of the stages in `config.out_features`."""
 
     _auto_class = "AutoBackbone"
 
@@ -402,11 +413,11 @@ class ClusTRBackbone(BackboneMixin, ClusTRModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size from the product of the strides up.
+                Normalised images with H and W of at least the product of the strides.
 
         Returns:
-            `BackboneOutput`: `feature_maps`, for each of `out_features` a map `(B, C, h, w)`; strides of the paper's
-            variants are 4, 8, 16, 32. `hidden_states` and `attentions` as in [`ClusTRModelOutput`].
+            `BackboneOutput`: `feature_maps`, a map `(B, C, h, w)` for each of `out_features` (the strides of the
+            paper's variants are 4, 8, 16, 32). `hidden_states` and `attentions` are those of [`ClusTRModelOutput`].
 
         Raises:
             ValueError: for a wrong rank, number of channels, size or dtype of `pixel_values`, and for
@@ -414,7 +425,7 @@ class ClusTRBackbone(BackboneMixin, ClusTRModel):
         """
         if kwargs.pop("output_clusters", None):
             raise ValueError("`output_clusters` must be False: a backbone returns maps only; use `ClusTRModel`.")
-        # Not `super()`, which is BackboneMixin and has none; a dict even where the configuration asks for tuples.
+        # `super()` would be BackboneMixin, which has no `forward`. A dict even if the configuration asks for tuples.
         output = ClusTRModel.forward(self, pixel_values, return_dict=True, **kwargs)
         maps = dict(zip(self.stage_names, output.hidden_states))
         return BackboneOutput(
@@ -448,12 +459,13 @@ class ClusTRForImageClassification(ClusTRPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, H, W)`):
-                Normalised images of any size from the product of the strides up.
-            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels an image, *optional*):
-                Class indices in `[0, num_labels)`, targets in [0, 1] with several labels, or numbers to regress where
-                `num_labels` is 1; `config.problem_type` says which, and is derived from the labels if unset.
+                Normalised images with H and W of at least the product of the strides.
+            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for several labels per image, *optional*):
+                Class indices in `[0, num_labels)`, targets in [0, 1] for several labels per image, or regression
+                targets if `num_labels` is 1. `config.problem_type` selects one of these; if unset, it is derived from
+                the labels.
             kwargs:
-                `output_hidden_states`, `output_attentions`, `output_clusters` as in [`ClusTRModel`].
+                `output_hidden_states`, `output_attentions`, `output_clusters` and others, as in [`ClusTRModel`].
 
         Returns:
             [`ClusTRImageClassifierOutput`].

@@ -53,7 +53,7 @@ class ClusTRDensePredictor(ClusTRPreTrainedModel):
         stride = math.prod(self.config.strides)
         return tuple(-(-extent // stride) * stride for extent in size)
 
-    def _refuse_recorded(self, kwargs: dict):
+    def _reject_recorded(self, kwargs: dict):
         """Raise a `ValueError` if an output is requested whose size would differ from image to image."""
         for name in RECORDED:
             if kwargs.get(name, getattr(self.config, name, False)):

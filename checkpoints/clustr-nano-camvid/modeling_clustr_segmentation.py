@@ -277,7 +277,7 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None, sizes: list[tuple[int, int]], **kwargs
     ) -> ClusTRSemanticSegmenterOutput:
         """Process each image without its padding and zero-pad the logits instead."""
-        self._refuse_recorded(kwargs)
+        self._reject_recorded(kwargs)
         if labels is not None and labels.shape[1:] != pixel_values.shape[2:]:
             raise ValueError(f"`labels` must have the shape of `pixel_mask`, got {tuple(labels.shape)}.")
         parts = []

@@ -2,22 +2,21 @@
 """
 The clustering and the aggregation as tensor operations, for every device and dtype.
 
-Shapes: B images, N tokens, C channels, k neighbours, M clusters, R rows of a block.
+Shapes: B images, N tokens, C channels, k neighbours, M clusters, S scales, R rows of a block.
 
-Distances are Euclidean divided by sqrt(C), as in the authors' release. They are found in two steps: a matrix product of
-centred tokens ranks candidates, and the few that are chosen (k neighbours, one denser token) are measured again from
-coordinate differences, so that no value suffers from cancellation and equal tokens are exactly 0 apart. Distances are
-never all in memory: a block of them has at most [`block_elements`] elements (B N if that is more), and all else is
+Distances are Euclidean divided by sqrt(C), as in the authors' release. They are computed in two steps: a matrix product
+of centred tokens ranks the candidates; the few that are chosen (k neighbours, one denser token) are measured again from
+coordinate differences. So no value suffers from cancellation, and equal tokens are exactly 0 apart. Only a block of
+distances is in memory at a time, with at most [`block_elements`] elements (B N if that is more); everything else is
 linear in N.
 
 On accelerators all images of a batch are clustered together, and nothing waits for the device.
 
-Densities and decision values are compared as logarithms. They order tokens as Eq. 1 and rho * delta do, but neither
-underflow where tokens are far apart nor all round to 1 where they are close.
+Densities and decision values are compared as logarithms. These order tokens as Eq. 1 and rho * delta do, but neither
+underflow for tokens that are far apart nor all round to 1 for tokens that are close together.
 
-Ties go to the lower index: of two equally dense tokens the first is the denser one, of two equally near tokens the
-first is the nearer one, and so for decision values and for the labels of equally near centres. Two *different* tokens
-at the same distance tie up to the rounding of the matrix product.
+Ties go to the lower index, as clustering_clustr.py describes. Whether two *different* tokens at the same distance tie
+depends on the rounding of the matrix product.
 """
 
 import os
@@ -28,21 +27,21 @@ import torch
 from torch import nn
 
 
-# Elements of one block of distances on CPUs: 2 MiB in float32, so that it is still in the cache when it is searched.
+# Elements of a block of distances on CPUs: 2 MiB in float32, which stays in the cache until it is searched.
 CHUNK_ELEMENTS = 2**19
 
-# Memory of one block of distances on accelerators, in MiB, and the environment variable that changes it.
+# Memory of a block of distances on accelerators in MiB, and the environment variable that overrides it.
 BLOCK_MIB = 1024
 BLOCK_VARIABLE = "CLUSTR_BLOCK_MIB"
 
 
 def is_exporting() -> bool:
-    """`bool`: Whether `torch.export` is tracing (torch before 2.7 cannot tell)."""
+    """`bool`: Whether `torch.export` is tracing; always False for torch before 2.7, which cannot tell."""
     return getattr(torch.compiler, "is_exporting", bool)()
 
 
 def is_on_accelerator(tokens: torch.Tensor) -> bool:
-    """`bool`: Whether many operations at once are fast for these tokens, and waiting for a result is slow."""
+    """`bool`: Whether large operations are fast for these tokens, and waiting for a result is slow."""
     return not tokens.is_cpu
 
 
@@ -52,7 +51,7 @@ def cluster(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, a
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point; clustered in float64 or float32.
-        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already checked.
+        num_clusters, num_neighbors, assignment: As in [`~clustering_clustr.find_clusters`], already validated.
 
     Returns:
         `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
@@ -67,8 +66,8 @@ def cluster(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, a
 
 def block_elements(tokens: torch.Tensor) -> int:
     """
-    The most elements that a block of distances between these tokens has: `CHUNK_ELEMENTS` on CPUs, elsewhere what fits
-    `BLOCK_MIB` mebibytes, or as many as the environment variable `CLUSTR_BLOCK_MIB` says.
+    The largest number of elements in a block of distances between these tokens: `CHUNK_ELEMENTS` on CPUs, elsewhere
+    what fits into `BLOCK_MIB` mebibytes or the number in the environment variable `CLUSTR_BLOCK_MIB`.
 
     Raises:
         ValueError: if the environment variable is not a whole number of at least 1.
@@ -85,9 +84,9 @@ def block_elements(tokens: torch.Tensor) -> int:
 
 def _groups_of_images(tokens: torch.Tensor) -> Sequence[torch.Tensor]:
     """
-    On CPUs small images are clustered together, as many as fill a block; large ones one at a time.
+    Images that are clustered together: on CPUs as many as fill a block of distances, at least one.
 
-    On accelerators, and in an exported graph, whose number of images a loop would fix, all images are one group.
+    On accelerators all images form one group, and so they do in an exported graph, where a loop would fix their number.
     """
     if is_exporting() or is_on_accelerator(tokens):
         return [tokens]
@@ -95,23 +94,23 @@ def _groups_of_images(tokens: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def _cluster_group(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, assignment: str) -> torch.Tensor:
-    """Clusters of a few images, (B, N, C) -> (S, B, N)."""
+    """Clusters of a group of images, (B, N, C) -> (S, B, N)."""
     tokens = _center(tokens)
-    twin = _first_equal_token(tokens)
+    first_duplicate = _first_duplicate(tokens)
     nearest = nearest_tokens(tokens, num_neighbors)
-    log_density = log_local_density(tokens, nearest[0]).gather(1, twin)
+    log_density = log_local_density(tokens, nearest[0]).gather(1, first_duplicate)
     density_rank = _rank_descending(log_density)
-    wait_for_counts = not is_exporting() and not is_on_accelerator(tokens) and len(tokens) > 0
-    separation, parent = separation_and_parent(tokens, density_rank, nearest if wait_for_counts else None)
-    # Equal tokens are equally dense, so the first of them is denser than all that any of them is denser than.
-    parent = twin.gather(1, parent)
+    can_wait = not is_exporting() and not is_on_accelerator(tokens) and len(tokens) > 0
+    separation, parent = separation_and_parent(tokens, density_rank, nearest if can_wait else None)
+    # Equal tokens are equally dense, so the first of them is denser than every token that one of them is denser than.
+    parent = first_duplicate.gather(1, parent)
     log_decision_value = _log_decision_value(log_density, separation)
-    # Eq. 2 makes the densest token the first centre; said outright, no rounding or overflow can take its place away.
+    # Eq. 2 makes the densest token the first centre. Infinity enforces this in spite of rounding and overflow.
     log_decision_value = log_decision_value.clamp(max=torch.finfo(tokens.dtype).max)
     decision_rank = _rank_descending(log_decision_value.masked_fill(density_rank == 0, torch.inf))
 
     if assignment == "nearest_center":
-        scales = _join_nearest_center(tokens, decision_rank, twin, num_clusters)
+        scales = _join_nearest_center(tokens, decision_rank, first_duplicate, num_clusters)
     else:
         scales = [_follow_parents(decision_rank, parent, number) for number in num_clusters]
     return torch.stack(scales)
@@ -125,60 +124,60 @@ def _log_decision_value(log_density: torch.Tensor, separation: torch.Tensor) -> 
 
 def _for_library_functions(tokens: torch.Tensor) -> torch.dtype:
     """
-    The dtype for logarithms and roots: on CPUs float64. Those of float32 differ in their last bit from library to
-    library (MKL's from the compiled kernel's), which would decide between nearly equal values.
+    The dtype for logarithms and roots: float64 on CPUs. In float32 their last bit depends on the library (MKL's or that
+    of the compiled kernel), which would decide between nearly equal values.
     """
     return tokens.dtype if is_exporting() or is_on_accelerator(tokens) else torch.float64
 
 
 def _follow_parents(decision_rank: torch.Tensor, parent: torch.Tensor, num_clusters: int) -> torch.Tensor:
-    """Label of the first centre on each token's way to denser tokens; all tensors (B, N)."""
+    """Label of the first centre on the path from each token to denser tokens; all tensors (B, N)."""
     num_tokens = parent.shape[1]
     itself = torch.arange(num_tokens, device=parent.device).expand_as(parent)
     ancestor = torch.where(decision_rank < num_clusters, itself, parent)
-    for _ in range(int(num_tokens - 1).bit_length()):  # each step doubles the way; int: no tensor under jit.trace
+    for _ in range(int(num_tokens - 1).bit_length()):  # doubles the path; int: no tensor under jit.trace
         ancestor = ancestor.gather(1, ancestor)
-    # The clamp matters for NaN tokens only, whose parents may run in circles: still a valid index.
+    # The clamp matters for NaN tokens only, whose parents may form a cycle: it keeps their labels valid.
     return decision_rank.gather(1, ancestor).clamp(max=num_clusters - 1)
 
 
 def _join_nearest_center(
-    tokens: torch.Tensor, decision_rank: torch.Tensor, twin: torch.Tensor, num_clusters: list[int]
+    tokens: torch.Tensor, decision_rank: torch.Tensor, first_duplicate: torch.Tensor, num_clusters: list[int]
 ) -> list[torch.Tensor]:
     """Label of each token's nearest centre for every scale; centres keep their own label."""
-    most = min(max(num_clusters), tokens.shape[1])
-    center_index = decision_rank.argsort(dim=1)[:, :most]  # the centres of a coarse scale come first among a fine one's
+    num_centers = min(max(num_clusters), tokens.shape[1])
+    center_index = decision_rank.argsort(dim=1)[:, :num_centers]  # the first of these are the centres of coarser scales
     centers = _gather_tokens(tokens, center_index)
     half_norm = _half_norm(centers)
     labels: list[list[torch.Tensor]] = [[] for _ in num_clusters]
     for rows in tokens.split(_rows_at_once(tokens), dim=1):
-        farness = _farness(rows, centers, half_norm)
+        distance = _ranking_distance(rows, centers, half_norm)
         for scale, number in zip(labels, num_clusters):
-            scale.append(farness[..., :number].argmin(dim=-1))
+            scale.append(distance[..., :number].argmin(dim=-1))
 
     scales = []
     for label, number in zip(labels, num_clusters):
         nearest = center_index.gather(1, torch.cat(label, dim=1))
-        nearest_rank = decision_rank.gather(1, twin.gather(1, nearest))
+        nearest_rank = decision_rank.gather(1, first_duplicate.gather(1, nearest))
         scales.append(torch.where(decision_rank < number, decision_rank, nearest_rank).clamp(max=number - 1))
     return scales
 
 
 def _center(tokens: torch.Tensor) -> torch.Tensor:
     """
-    Tokens minus the one that is nearest to their mean: what they have in common would drown the products' differences.
+    Tokens minus the token nearest to their mean: products of tokens far from the origin would cancel.
 
-    Minus a token, not the mean itself: differences on a grid stay exact, and so do ties.
+    A token instead of the mean keeps the differences between tokens on a grid exact, and so their ties.
     """
     squared = _squared_distance(tokens, tokens.mean(dim=1, keepdim=True))
     return tokens - _gather_tokens(tokens, squared.argmin(dim=1, keepdim=True))
 
 
-def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
+def _first_duplicate(tokens: torch.Tensor) -> torch.Tensor:
     """
     For each token the index of the first token of its image that equals it, often itself; (B, N, C) -> (B, N).
 
-    A matrix product may round equal tokens differently, which would make ties between them a matter of chance.
+    A matrix product may round equal tokens differently, which would break ties between them at random.
     """
     channels = tokens.shape[-1]
     key_direction = torch.arange(1, channels + 1, device=tokens.device, dtype=tokens.dtype).cos()
@@ -189,7 +188,7 @@ def _first_equal_token(tokens: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter(1, order, first.gather(1, run))
 
 
-def _farness(rows: torch.Tensor, tokens: torch.Tensor, half_norm: torch.Tensor) -> torch.Tensor:
+def _ranking_distance(rows: torch.Tensor, tokens: torch.Tensor, half_norm: torch.Tensor) -> torch.Tensor:
     """|x_j|^2 / 2 - x_i x_j: orders tokens j as their distance to row i does; (B, R, C), (B, N, C) -> (B, R, N)."""
     return torch.baddbmm(half_norm.unsqueeze(1), rows, tokens.mT, alpha=-1)
 
@@ -209,7 +208,7 @@ def _gather_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager:
-    """Switches autocast off where there is one (there is none for the meta device)."""
+    """Disables autocast on device types that support it (the meta device does not)."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type=device_type, enabled=False)
     return nullcontext()
@@ -227,7 +226,7 @@ def _rank_descending(values: torch.Tensor) -> torch.Tensor:
     """
     Rank of each value, 0 for the largest, ties by index; (B, N) -> (B, N).
 
-    Two sorts, the second of whole numbers without ties: ONNX has no stable sort.
+    ONNX has no stable sort, so a second sort, of integers without ties, orders equal values by index.
     """
     ordered, order = values.sort(dim=1, descending=True)
     run = _number_runs(ordered[:, 1:] != ordered[:, :-1])
@@ -237,7 +236,7 @@ def _rank_descending(values: torch.Tensor) -> torch.Tensor:
 
 
 def _number_runs(differs: torch.Tensor) -> torch.Tensor:
-    """Numbers runs of equal elements by whether each but the first differs from the one before; (B, N-1) -> (B, N)."""
+    """Number of the run that each element belongs to; `differs` (B, N - 1) is true where a new run starts -> (B, N)."""
     return nn.functional.pad(differs.cumsum(dim=1), (1, 0))
 
 
@@ -247,16 +246,17 @@ def nearest_tokens(tokens: torch.Tensor, num_neighbors: int) -> tuple[torch.Tens
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
-        num_neighbors (`int`): k; N if that is less.
+        num_neighbors (`int`): k. Values above N mean N.
 
     Returns:
-        `tuple[torch.LongTensor, torch.Tensor]`, each of shape `(B, N, k)`: their indices, and a number for each that
-        orders the neighbours of a token as their distances do (half the squared distance, less half the token's norm).
+        `tuple[torch.LongTensor, torch.Tensor]`, each of shape `(B, N, k)`: the indices of the neighbours, and their
+        ranking distances (half the squared distance minus half the token's squared norm), which order the neighbours
+        of a token as their distances do.
     """
     k = min(num_neighbors, tokens.shape[1])
     half_norm = _half_norm(tokens)
     nearest = [
-        _farness(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False)
+        _ranking_distance(rows, tokens, half_norm).topk(k, dim=-1, largest=False, sorted=False)
         for rows in tokens.split(_rows_at_once(tokens), dim=1)
     ]
     return torch.cat([rows.indices for rows in nearest], dim=1), torch.cat([rows.values for rows in nearest], dim=1)
@@ -295,19 +295,19 @@ def separation_and_parent(
         tokens (`torch.Tensor` of shape `(B, N, C)`): float32 or float64.
         density_rank (`torch.LongTensor` of shape `(B, N)`): 0 for the densest token of an image, N - 1 for the last.
         nearest (`tuple[torch.LongTensor, torch.Tensor]`, *optional*):
-            From [`nearest_tokens`]. With it, only tokens without a denser one among their neighbours search all others;
-            how many they are must then be known, for which an accelerator would have to wait.
+            From [`nearest_tokens`]. If given, only tokens without a denser one among their neighbours search all
+            others. Their number must then be known, for which the host would have to wait for an accelerator.
 
     Returns:
         `tuple[torch.Tensor, torch.LongTensor]`, each of shape `(B, N)`: delta, and the index of the nearest denser
-        token. The densest token is its own parent and has the distance to its farthest token as delta.
+        token, the parent. The densest token is its own parent, and its delta is the distance to the farthest token.
     """
     if nearest is None:
         parent = _nearest_denser(tokens, tokens, density_rank, density_rank)
     else:
         parent, is_found = _denser_neighbor(density_rank, *nearest)
         missing = (~is_found).sum(dim=1).max()
-        # The images with fewer such tokens search again for some that have found their parent.
+        # Images with fewer such tokens also search for some tokens whose parent is known.
         rows = is_found.to(torch.uint8).argsort(dim=1)[:, :missing]
         found = _nearest_denser(_gather_tokens(tokens, rows), tokens, density_rank.gather(1, rows), density_rank)
         parent = parent.scatter(1, rows, found)
@@ -323,31 +323,31 @@ def separation_and_parent(
 
 
 def _denser_neighbor(
-    density_rank: torch.Tensor, neighbors: torch.Tensor, farness: torch.Tensor
+    density_rank: torch.Tensor, neighbors: torch.Tensor, ranking_distance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The nearest denser token among the k nearest, and whether it is sure to be the nearest of all; (B, N) each.
+    The nearest denser token among the k nearest, and whether it is certainly the nearest of all tokens; (B, N) each.
 
-    Not so if it is as far as the farthest neighbour: one of lower index may be equally far, and not among the k.
+    It is uncertain if it is as far as the farthest neighbour: a token of lower index beyond these may be equally far.
     """
     near_rank = density_rank.gather(1, neighbors.flatten(1)).view_as(neighbors)
-    denser_farness = farness.masked_fill(near_rank >= density_rank.unsqueeze(2), torch.inf)
-    least = denser_farness.amin(dim=-1, keepdim=True)
-    parent = neighbors.masked_fill(denser_farness != least, neighbors.shape[1] - 1).amin(dim=-1)
-    return parent, least.squeeze(2) < farness.amax(dim=-1)
+    to_denser = ranking_distance.masked_fill(near_rank >= density_rank.unsqueeze(2), torch.inf)
+    smallest = to_denser.amin(dim=-1, keepdim=True)
+    parent = neighbors.masked_fill(to_denser != smallest, neighbors.shape[1] - 1).amin(dim=-1)
+    return parent, smallest.squeeze(2) < ranking_distance.amax(dim=-1)
 
 
 def _nearest_denser(
     rows: torch.Tensor, tokens: torch.Tensor, rows_rank: torch.Tensor, density_rank: torch.Tensor
 ) -> torch.Tensor:
-    """Index of the nearest denser token, the first of equally near ones; (B, R, C), (B, N, C) -> (B, R)."""
+    """Index of the nearest denser token, the first of equally near ones, for R rows; (B, R, C), (B, N, C) -> (B, R)."""
     half_norm = _half_norm(tokens)
     parent = []
     size = _rows_at_once(tokens)
     for some_rows, some_rank in zip(rows.split(size, dim=1), rows_rank.split(size, dim=1)):
-        farness = _farness(some_rows, tokens, half_norm)
+        distance = _ranking_distance(some_rows, tokens, half_norm)
         not_denser = density_rank.unsqueeze(1) >= some_rank.unsqueeze(2)
-        parent.append(farness.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
+        parent.append(distance.masked_fill_(not_denser, torch.inf).argmin(dim=-1))
     return torch.cat(parent, dim=1)
 
 
@@ -355,14 +355,14 @@ def merge_tokens(
     tokens: torch.Tensor, weight: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Weighted means of clusters (Eq. 3), and the sums of their weights.
+    Weighted means of clusters (Eq. 3) and the sums of their weights.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens.
         weight (`torch.Tensor` of shape `(B, N)`): Their weights, in float32 or wider.
-        cluster_index (`torch.LongTensor` of shape `(B, N)`): The cluster of each token, values in `[0, M)`.
+        cluster_index (`torch.LongTensor` of shape `(B, N)`): Cluster of each token, values in `[0, M)`.
         num_clusters (`int`): M.
-        epsilon (`float`): What is added to the sum of a cluster's weights.
+        epsilon (`float`): Added to the sum of a cluster's weights.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]` of shapes `(B, M, C)` and `(B, M)` in the dtype of `weight`.

@@ -11,8 +11,8 @@ from benchmark.timing import interleaved_seconds, summarize
 from torch import nn
 
 from ablations.tables import ROWS, Table, row_overrides
-from clustr_hf.training.baselines import PeerArguments
-from clustr_hf.training.tasks.image_classification.data import load_classifier
+from clustr_hf.training.baselines import BaselineArguments
+from clustr_hf.training.tasks.image_classification.model import load_classifier
 
 
 TIMED_BATCH, TIMED_ROUNDS = 8, 15
@@ -48,5 +48,5 @@ def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
     """The classifier of a row with random weights, as its training script creates it, with ten classes."""
     labels = [str(index) for index in range(NUM_LABELS)]
     settings = {"variant": recipe.get("variant", "nano"), "config_overrides": row_overrides(recipe, row)}
-    arguments = PeerArguments(**settings, peer=ROWS[row].baseline, image_size=recipe["image_size"])
+    arguments = BaselineArguments(**settings, baseline=ROWS[row].baseline, image_size=recipe["image_size"])
     return load_classifier(arguments, labels)[0]

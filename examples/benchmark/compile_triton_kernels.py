@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of th
 
 from benchmark.triton_launches import record_launches
 from benchmark.triton_usage import SHARED_MEMORY, compile_launch
-from clustr_hf.remote_code import clustering_triton_clustr
+from clustr_hf.remote_code.clustering_triton_launches_clustr import load_kernels
 
 
 CHANNELS = (64, 128, 256, 320, 512)
@@ -92,7 +92,7 @@ def main():
         "--output_dir", type=Path, default=Path("out/triton"), help="folder for triton.json and triton.md"
     )
     args = parser.parse_args()
-    if clustering_triton_clustr._kernels().filter_nearest.__class__.__name__ != "JITFunction":
+    if load_kernels().filter_nearest.__class__.__name__ != "JITFunction":
         parser.error("TRITON_INTERPRET=1 makes Triton interpret kernels instead of compiling them: unset this variable")
     rows = list(compile_all(args.targets, args.channels, args.workers))
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from benchmark.inputs import Setting
 from benchmark.models import build_model
 from benchmark.operations import count_operations
 from benchmark.traffic import Traffic, count_launches, find_clusterings
-from clustr_hf.remote_code import clustering_clustr, clustering_triton_clustr
+from clustr_hf.remote_code import clustering_clustr, clustering_triton_support_clustr
 
 
 def cost_rows(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -69,7 +69,7 @@ def operation_rows(settings: list[Setting]) -> Iterator[dict[str, Any]]:
         entry = {"setting": f"{setting.height} x {setting.batch}"}
         entry["ClusTR-S, tensor operations"] = _count_dispatched(models["clustr-small"], pixel_values)
         with (
-            mock.patch.object(clustering_triton_clustr, "is_on_gpu", lambda tokens: True),
+            mock.patch.object(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True),
             mock.patch.object(clustering_clustr, "cluster_by_triton", torch.ops.clustr_hf.find_clusters),
         ):
             entry["ClusTR-S, Triton's operators as one each"] = _count_dispatched(models["clustr-small"], pixel_values)

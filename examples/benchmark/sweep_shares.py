@@ -14,7 +14,7 @@ from benchmark.models import build_model
 from clustr_hf import ClusTRImageProcessor
 from clustr_hf.remote_code import modeling_clustr_attention
 from clustr_hf.remote_code.clustering_tensor_clustr import _center, log_local_density, nearest_tokens
-from clustr_hf.remote_code.clustering_triton_clustr import Launch, error_bound
+from clustr_hf.remote_code.clustering_triton_launches_clustr import Launch, error_bound
 
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -11,8 +11,12 @@ from benchmark.cost_model import Clustering
 from benchmark.inputs import Setting
 from benchmark.models import build_model
 from benchmark.triton_launches import Recorder
-from clustr_hf.remote_code import clustering_triton_clustr, modeling_clustr_attention
-from clustr_hf.remote_code.clustering_triton_clustr import LAUNCHES, choose_launch
+from clustr_hf.remote_code import (
+    clustering_triton_clustr,
+    clustering_triton_support_clustr,
+    modeling_clustr_attention,
+)
+from clustr_hf.remote_code.clustering_triton_launches_clustr import LAUNCHES, choose_launch
 
 
 class Traffic(TorchDispatchMode):
@@ -56,7 +60,7 @@ def find_clusterings(name: str, setting: Setting) -> tuple[list[Clustering], Tra
     pixel_values = torch.empty(setting.batch, 3, setting.height, setting.width, dtype=torch.bfloat16, device="meta")
     with (
         mock.patch.object(modeling_clustr_attention, "find_clusters", stand_in),
-        mock.patch.object(clustering_triton_clustr, "is_on_gpu", lambda tokens: True),
+        mock.patch.object(clustering_triton_support_clustr, "is_on_gpu", lambda tokens: True),
         mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", traffic.attend),
         torch.no_grad(),
         traffic,
@@ -71,6 +75,6 @@ def count_launches(clustering: Clustering, dtype: torch.dtype) -> int:
     numbers = [max(1, clustering.tokens // 4**scale) for scale in range(clustering.scales)]
     recorder = Recorder()
     launch = choose_launch(LAUNCHES["sm_90"], 8 * tokens.element_size(), clustering.channels)
-    with mock.patch.object(clustering_triton_clustr, "_kernels", lambda: recorder), Traffic() as traffic:
+    with mock.patch.object(clustering_triton_clustr, "load_kernels", lambda: recorder), Traffic() as traffic:
         clustering_triton_clustr.cluster(tokens, numbers, 5, "density_parent", launch)
     return recorder.number + traffic.launches

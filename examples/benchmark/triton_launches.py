@@ -7,8 +7,8 @@ from unittest import mock
 import torch
 from triton.compiler import ASTSource
 
-from clustr_hf.remote_code import clustering_triton_clustr
-from clustr_hf.remote_code.clustering_triton_clustr import choose_launch, launches_of
+from clustr_hf.remote_code import clustering_triton_clustr, clustering_triton_merge_clustr
+from clustr_hf.remote_code.clustering_triton_launches_clustr import choose_launch, launches_of, load_kernels
 
 
 POINTERS = {
@@ -30,7 +30,7 @@ class KernelLaunch(NamedTuple):
     options: tuple[tuple[str, int], ...]
 
     def source(self) -> ASTSource:
-        kernel = getattr(clustering_triton_clustr._kernels(), self.name)
+        kernel = getattr(load_kernels(), self.name)
         positions = {name: (position,) for position, name in enumerate(kernel.arg_names)}
         aligned = {positions[name]: [["tt.divisibility", 16]] for name, kind in self.signature if kind.startswith("*")}
         constants = {positions[name]: value for name, value in self.constants}
@@ -41,7 +41,7 @@ class Recorder:
     """Replaces the module of kernels: counts launches and records each distinct one, without running any."""
 
     def __init__(self):
-        self.kernels = clustering_triton_clustr._kernels()
+        self.kernels = load_kernels()
         self.tl = self.kernels.tl
         self.launches: dict[KernelLaunch, None] = {}
         self.number = 0
@@ -80,11 +80,14 @@ def record_launches(target: str, channels: int, dtype: torch.dtype, num_neighbor
     launch = choose_launch(launches_of(target, target), 8 * tokens.element_size(), channels)
     weight = torch.empty(2, 3136, device="meta")
     recorder = Recorder()
-    with mock.patch.object(clustering_triton_clustr, "_kernels", lambda: recorder):
+    with (
+        mock.patch.object(clustering_triton_clustr, "load_kernels", lambda: recorder),
+        mock.patch.object(clustering_triton_merge_clustr, "load_kernels", lambda: recorder),
+    ):
         for assignment in ("density_parent", "nearest_center"):
             clustering_triton_clustr.cluster(tokens, [49, 196], num_neighbors, assignment, launch)
         cluster_index = torch.empty(2, 3136, dtype=torch.long, device="meta")
-        merged, weight_sum = clustering_triton_clustr.launch_merge(tokens, weight, cluster_index, 49, 1e-6)
+        merged, weight_sum = clustering_triton_merge_clustr.launch_merge(tokens, weight, cluster_index, 49, 1e-6)
         arguments = (tokens, weight, cluster_index, merged, weight_sum, merged, 1e-6)
-        clustering_triton_clustr.launch_merge_gradients(*arguments)
+        clustering_triton_merge_clustr.launch_merge_gradients(*arguments)
     return list(recorder.launches)

@@ -273,7 +273,7 @@ def _from_metadata(metadata: Mapping[str, str], name: str) -> list | None:
     return values
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m clustr_hf.convert_checkpoint", description="Convert a checkpoint of the authors' ClusTR."

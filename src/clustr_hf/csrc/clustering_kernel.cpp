@@ -1,15 +1,15 @@
 // Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 //
-// The compiled form of clustering_clustr.py's `find_clusters` for float32 tokens on CPUs: the same clusters, without
-// ever storing a block of distances. A plain C interface without Python or torch headers, so that one build serves all
-// their versions; clustering_kernel_clustr.py loads it.
+// The compiled form of `find_clusters` in clustering_clustr.py for float32 tokens on CPUs: it finds the same clusters
+// without ever storing a block of distances. The interface is plain C without Python or torch headers, so that one
+// build works with all their versions; clustering_kernel_clustr.py loads it.
 //
-// One sweep over all pairs of tokens (each pair once, as distances are symmetric) keeps the k nearest of each token in
-// a list. A token with a denser one in its list has found its parent; only the others are compared once more, with the
-// denser tokens alone, which in the order of density are a prefix.
+// One sweep over all pairs of tokens (each pair once, because distances are symmetric) keeps the k nearest tokens of
+// each token in a list. A token with a denser one in its list has found its parent. Only the remaining tokens are
+// compared again, with denser tokens only: in the order of density these are a prefix.
 //
-// Everything is decided by (value, index) in lexicographic order, so the result does not depend on how the work is
-// divided among threads. N tokens, C channels, k neighbours, M clusters.
+// All comparisons are lexicographic by (value, index), so the result does not depend on how the work is divided among
+// threads. N tokens, C channels, k neighbours, M clusters.
 
 #include <algorithm>
 #include <cmath>
@@ -34,22 +34,23 @@ namespace {
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 // Entries of a neighbour list, so the largest k: one vector.
 constexpr int LIST = 8;
-// Above this many bytes, the threads' own neighbour lists are not worth their memory: fewer threads work on an image.
+// Memory limit of the neighbour lists, of which each thread has its own. It limits the number of threads for an image.
 constexpr int64_t MAX_LIST_BYTES = int64_t(64) << 20;
 constexpr int MAX_WORKERS = 64;
-// A thread more for so many products of coordinates, which one thread takes under a millisecond for: with less to do,
-// two threads gain nothing over one, and lose much on a machine that is busy with something else.
+// Products of coordinates that justify one more thread, less than a millisecond of work. With less work, two threads
+// gain nothing over one, and lose much on a machine that is busy with other work.
 #ifndef CLUSTR_PRODUCTS_PER_THREAD
 #define CLUSTR_PRODUCTS_PER_THREAD 24e6
 #endif
-// From so many blocks on, the lists start from the neighbours within a token's own block, which spares them insertions.
-constexpr int SEEDED_FROM_BLOCKS = 8;
-// A column block in the cache meets so many row blocks, if there are enough to go round.
+// With more blocks, the limits of the lists start from the neighbours within each token's own block, which saves
+// insertions.
+constexpr int MAX_UNSEEDED_BLOCKS = 8;
+// Row blocks that a column block is compared with while it is in the cache, if every thread has enough of them.
 constexpr int MAX_ROW_BLOCKS = 4;
-// Tokens that a thread takes at once where each needs little work.
+// Tokens that a thread takes at a time in loops with little work per token.
 constexpr int TOKENS_AT_ONCE = 64;
 
-// Cache lines: vectors of packed tokens never straddle two.
+// A cache line, so that no vector of packed tokens straddles two of them.
 constexpr std::size_t ALIGNMENT = 64;
 
 template <class T>
@@ -68,21 +69,21 @@ struct AlignedAllocator {
 using AlignedFloats = std::vector<float, AlignedAllocator<float>>;
 using AlignedIntegers = std::vector<int32_t, AlignedAllocator<int32_t>>;
 
-// The most rows of any instruction set.
+// The largest `ROWS` of any instruction set.
 constexpr int MAX_ROWS = 8;
 
-// Tokens packed for the sweeps; places beyond the last token have coordinates 0 and an infinite norm.
+// Tokens packed for the sweeps. Places beyond the last token have coordinates 0 and an infinite norm.
 struct Blocks {
     const float* packed;
     const float* half_norm;
     int channels;
 };
 
-// The nearest tokens found so far of every token, by rising (distance, index). Offers must come by rising index: then
-// a later one of equal distance never displaces an earlier one.
+// The nearest tokens of every token found so far, by rising (distance, index). Tokens must be offered by rising index,
+// so that a later one of equal distance never displaces an earlier one.
 struct NeighborLists {
     int k;
-    float* limit;     // what a distance must be less than to be among the k nearest
+    float* limit;     // (N), upper bound (exclusive) of the distances that enter the list
     float* distance;  // (N, LIST)
     int32_t* index;   // (N, LIST)
 
@@ -91,7 +92,7 @@ struct NeighborLists {
     }
 };
 
-// What is compiled several times.
+// The functions that are compiled once per instruction set.
 struct Sweeps {
     int rows, block;
     void (*meet_blocks)(const Blocks&, int, int, NeighborLists&);
@@ -100,7 +101,7 @@ struct Sweeps {
     void (*half_norms)(const float*, int, float*);
 };
 
-// Compiled for every processor; the widest instruction set has its own.
+// Insertion for every processor; AVX-512 has its own.
 inline void insert(NeighborLists& lists, int token, int other, float value) {
     float* distances = lists.distance + int64_t(token) * LIST;
     int32_t* indices = lists.index + int64_t(token) * LIST;
@@ -129,7 +130,7 @@ static inline __attribute__((always_inline)) float sum_of(__m512 values) {
     sum += _mm512_permute_ps(sum, 0x4e);
     return _mm512_cvtss_f32(sum) + _mm512_cvtss_f32(_mm512_permute_ps(sum, 1));
 }
-// Insertion without a branch: lanes that are greater move up by one, the first of them takes the new value.
+// Insertion without a branch: greater lanes move up by one, and the first of them takes the new value.
 static inline __attribute__((always_inline)) void offer(NeighborLists& lists, int token, int other, float value) {
     float* distances = lists.distance + int64_t(token) * LIST;
     int32_t* indices = lists.index + int64_t(token) * LIST;
@@ -192,7 +193,8 @@ static inline void offer(NeighborLists& lists, int token, int other, float value
             variant::half_norms                                                                               \
     }
 
-// `name` is an instruction set, or "best"; false if this processor or build does not have it.
+// Sets `sweeps` for the instruction set `name`, or the best one if that is "best". Returns false if this processor or
+// build does not have it.
 bool find_sweeps(const char* name, Sweeps& sweeps) {
     const auto is_wanted = [&](const char* candidate) {
         return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
@@ -211,12 +213,13 @@ bool find_sweeps(const char* name, Sweeps& sweeps) {
     return is_wanted("portable");
 }
 
-// How many of the threads are worth starting for so many pairs of tokens.
-int worthwhile_threads(double pairs, int64_t channels, int64_t allowed) {
-    return int(std::clamp(pairs * double(channels) / CLUSTR_PRODUCTS_PER_THREAD, 1.0, double(std::max<int64_t>(1, allowed))));
+// The number of threads that pay off for a number of pairs of tokens, at most `max_threads`.
+int worthwhile_threads(double pairs, int64_t channels, int64_t max_threads) {
+    const double threads = pairs * double(channels) / CLUSTR_PRODUCTS_PER_THREAD;
+    return int(std::clamp(threads, 1.0, double(std::max<int64_t>(1, max_threads))));
 }
 
-// The tokens of one image and everything found about them, step by step.
+// The tokens of one image and the steps of their clustering.
 class Image {
 public:
     Image(const float* tokens, int num_tokens, int channels, int num_neighbors, const Sweeps& sweeps, Team& team)
@@ -230,13 +233,13 @@ public:
         find_decision_ranks();
     }
 
-    // Label of the first centre on each token's way to denser tokens.
+    // Label of the first centre on the path from each token to denser tokens.
     void follow_parents(int64_t num_clusters, int64_t* label) const {
         for (int token : by_density)
             label[token] = decision_rank[token] < num_clusters ? decision_rank[token] : label[parent[token]];
     }
 
-    // What `join_nearest_center` needs: tokens packed by falling decision value, so that centres are a prefix.
+    // Packs tokens by falling decision value, so that centres are a prefix, as `join_nearest_center` requires.
     void pack_centers() {
         std::vector<int32_t> by_decision(n);
         for (int token = 0; token < n; ++token) by_decision[decision_rank[token]] = token;
@@ -284,7 +287,7 @@ private:
         return order;
     }
 
-    // Tokens minus the one nearest to their mean (not the mean itself: differences on a grid stay exact).
+    // Tokens minus the token nearest to their mean. A token instead of the mean keeps differences on a grid exact.
     void center(const float* tokens) {
         std::vector<double> sum(channels, 0.0);
         for (int token = 0; token < n; ++token)
@@ -292,11 +295,11 @@ private:
         std::vector<float> mean(channels);
         for (int c = 0; c < channels; ++c) mean[c] = float(sum[c] / n);
         int central = 0;
-        float least = INFINITE;
+        float smallest = INFINITE;
         for (int token = 0; token < n; ++token) {
             const float distance = sweeps.squared_distance(tokens + int64_t(token) * channels, mean.data(), channels);
-            if (distance < least) {
-                least = distance;
+            if (distance < smallest) {
+                smallest = distance;
                 central = token;
             }
         }
@@ -327,12 +330,13 @@ private:
         sweeps.half_norms(target, channels, norms);
     }
 
-    // Every pair of tokens once; each member of the team has lists of its own.
+    // Compares every pair of tokens once; each member of the team has its own lists.
     void find_neighbors() {
         const Blocks tokens = blocks();
         const int64_t entries = int64_t(padded()) * LIST;
         const int64_t list_bytes = entries * (sizeof(float) + sizeof(int32_t));
-        const int workers = int(std::clamp<int64_t>(MAX_LIST_BYTES / list_bytes, 1, std::min(team.size(), MAX_WORKERS)));
+        const int max_workers = std::min(team.size(), MAX_WORKERS);
+        const int workers = int(std::clamp<int64_t>(MAX_LIST_BYTES / list_bytes, 1, max_workers));
         AlignedFloats distance(workers * entries, INFINITE);
         AlignedIntegers index(workers * entries, -1);
         AlignedFloats limit(int64_t(workers) * padded(), INFINITE);
@@ -340,14 +344,14 @@ private:
             return NeighborLists{k, limit.data() + int64_t(worker) * padded(), distance.data() + worker * entries,
                                  index.data() + worker * entries};
         };
-        const bool seeded = num_blocks > SEEDED_FROM_BLOCKS;
+        const bool seeded = num_blocks > MAX_UNSEEDED_BLOCKS;
         const int row_blocks = num_blocks > 8 * workers * MAX_ROW_BLOCKS ? MAX_ROW_BLOCKS : 1;
         if (seeded) {
             NeighborLists seeds = lists_of(0);
             team.run(num_blocks, [&](int64_t b, int) { sweeps.meet_blocks(tokens, int(b), int(b), seeds); });
             take_limits(distance, index, limit, workers);
         }
-        // A member's row blocks rise, so its offers come by rising index.
+        // A member takes row blocks in rising order, so it offers tokens by rising index.
         const int steps = (num_blocks + row_blocks - 1) / row_blocks;
         const auto meet_rows = [&](int64_t step, int member) {
             NeighborLists lists = lists_of(member);
@@ -360,8 +364,8 @@ private:
         merge_lists(distance, index, workers);
     }
 
-    // Keeps only the limits of the first thread's lists, for all threads: just above the distances found, as an equally
-    // near token of a lower index must still be let in.
+    // Empties the first thread's lists and gives their limits to all threads. Limits are just above the distances
+    // found, so that an equally near token of lower index can still enter.
     void take_limits(AlignedFloats& distance, AlignedIntegers& index, AlignedFloats& limit, int workers) const {
         const int64_t entries = int64_t(padded()) * LIST;
         for (int token = 0; token < n; ++token)
@@ -372,7 +376,7 @@ private:
         std::fill_n(index.begin(), entries, -1);
     }
 
-    // The k first of all threads' lists.
+    // The first k entries of all threads' lists together.
     void merge_lists(const AlignedFloats& distance, const AlignedIntegers& index, int workers) {
         neighbor_index.resize(int64_t(n) * k);
         for_tokens([&](int token) {
@@ -384,13 +388,13 @@ private:
                     entries[count++] = {distance[first + place], index[first + place]};
             }
             if (workers > 1) std::sort(entries, entries + count);
-            // Only tokens that cannot be compared (NaN, overflow) have fewer than k: they are their own neighbours.
+            // Tokens that cannot be compared (NaN, overflow) have fewer than k entries: they fill the list themselves.
             for (int place = 0; place < k; ++place)
                 neighbor_index[int64_t(token) * k + place] = place < count ? entries[place].second : token;
         });
     }
 
-    // log rho of Eq. 1, from coordinate differences: no cancellation.
+    // log rho of Eq. 1, from coordinate differences, which do not cancel.
     void find_densities() {
         log_density.resize(n);
         for_tokens([&](int token) {
@@ -398,7 +402,7 @@ private:
             for (int place = 0; place < k; ++place)
                 squared[place] =
                     sweeps.squared_distance(row(token), row(neighbor_index[int64_t(token) * k + place]), channels);
-            // Sorted, so that equal neighbourhoods have equal densities.
+            // Sorted, so that equal neighbourhoods have bitwise equal densities.
             std::sort(squared, squared + k);
             float sum = 0;
             for (int place = 0; place < k; ++place) sum += squared[place];
@@ -408,7 +412,7 @@ private:
         density_rank = ranks(by_density);
     }
 
-    // The nearest denser token of each token; the densest is its own.
+    // The nearest denser token of each token (Eq. 2); the densest is its own parent.
     void find_parents() {
         const int densest = by_density[0];
         parent.assign(n, densest);
@@ -429,7 +433,7 @@ private:
         nearest_of_prefix(unresolved, labels, density_rank, parent);
     }
 
-    // For the tokens in `rows`: the nearest among the first limits[token] of the packed tokens, named by `labels`.
+    // For each token in `rows`: the label of the nearest among the first limits[token] packed tokens.
     void nearest_of_prefix(const std::vector<int32_t>& rows, const std::vector<int32_t>& labels,
                            const std::vector<int32_t>& limits, std::vector<int32_t>& nearest) const {
         const int width = sweeps.rows, block = sweeps.block;
@@ -438,7 +442,7 @@ private:
         AlignedFloats groups_packed(int64_t(team.size()) * block * channels, 0.0f);
         AlignedFloats norms(int64_t(team.size()) * block, 0.0f);
         team.run(groups, [&](int64_t step, int member) {
-            const int64_t first = (groups - 1 - step) * width;  // later rows have longer prefixes
+            const int64_t first = (groups - 1 - step) * width;  // the longest prefixes first
             const int count = int(std::min<int64_t>(width, int64_t(rows.size()) - first));
             float* group = groups_packed.data() + int64_t(member) * block * channels;
             float* norm = norms.data() + int64_t(member) * block;
@@ -453,14 +457,14 @@ private:
         });
     }
 
-    // Tokens by falling decision value rho * delta, compared as logarithms; the densest is the first (Eq. 2).
+    // Ranks by falling decision value rho * delta, compared as logarithms. The densest token is the first (Eq. 2).
     void find_decision_ranks() {
         const int densest = by_density[0];
         std::vector<float> log_decision(n);
         for (int token = 0; token < n; ++token) {
             const float squared = sweeps.squared_distance(row(token), row(parent[token]), channels);
             const float separation = std::sqrt(squared / float(channels));
-            // In float64, as in the tensor functions: float32's logarithms differ from library to library.
+            // In float64, as in the tensor operations: float32 logarithms depend on the library.
             log_decision[token] = float(double(log_density[token]) + std::log(double(separation)));
         }
         std::vector<int32_t> order = descending(log_decision);
@@ -493,7 +497,7 @@ private:
     }
 };
 
-// What all images have in common.
+// The arguments that all images share.
 struct Request {
     int64_t num_tokens, channels;
     int num_neighbors;
@@ -515,14 +519,14 @@ void cluster_image(const float* tokens, const Request& request, const Sweeps& sw
 }
 
 void cluster_images(const float* tokens, int64_t batch_size, const Request& request, const Sweeps& sweeps,
-                    int64_t most_threads, int64_t* labels) {
+                    int64_t max_threads, int64_t* labels) {
     const auto cluster = [&](int64_t image, Team& team) {
         cluster_image(tokens + image * request.num_tokens * request.channels, request, sweeps, team,
                       labels + image * request.num_tokens);
     };
     const double pairs = double(batch_size) * double(request.num_tokens) * double(request.num_tokens) / 2;
-    const int threads = worthwhile_threads(pairs, request.channels, most_threads);
-    // An image for each thread as long as there are enough images; all threads on each of the rest.
+    const int threads = worthwhile_threads(pairs, request.channels, max_threads);
+    // One image per thread as long as there are enough images; then all threads share each remaining image.
     const int64_t shared = batch_size - batch_size % threads;
     Team::gather(threads, [&](Team& team) {
         team.run(shared, [&](int64_t image, int) { Team::gather(1, [&](Team& alone) { cluster(image, alone); }); });
@@ -534,16 +538,17 @@ void cluster_images(const float* tokens, int64_t batch_size, const Request& requ
 
 extern "C" {
 
-// The largest k that the kernel takes.
+// The largest supported k.
 int clustr_max_neighbors_v1() { return LIST; }
 
-// Whether an instruction set ("avx512", "avx2", "portable") can be used here.
+// Whether this processor and build have an instruction set ("avx512", "avx2" or "portable").
 int clustr_supports_v1(const char* instruction_set) {
     Sweeps sweeps;
     return find_sweeps(instruction_set, sweeps);
 }
 
-// tokens (B, N, C) contiguous -> labels (S, B, N). Returns 0, 1 for an unknown instruction set, 2 if memory ran out.
+// Contiguous tokens (B, N, C) -> labels (S, B, N) of S scales. Returns 0 on success, 1 for an unsupported instruction
+// set, 2 if memory ran out.
 int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
                             const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
                             int num_threads, const char* instruction_set, int64_t* labels) {
@@ -555,7 +560,7 @@ int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num
         cluster_images(tokens, batch_size, request, sweeps, num_threads, labels);
     } catch (const std::bad_alloc&) {
         return 2;
-    } catch (const std::length_error&) {  // more than a vector can ever hold
+    } catch (const std::length_error&) {  // more elements than a vector can hold
         return 2;
     }
     return 0;

@@ -2,11 +2,11 @@
 //
 // The threads of one call of the clustering kernel.
 //
-// They are OpenMP's where there is OpenMP, so that they are those that torch has just used, which may still be spinning
-// on their cores, and not more threads that compete with them. But a call is one parallel region, whatever the number
-// of its loops: at the end of a region OpenMP waits for every thread, and one that the system has put aside, because the
-// machine is busy with something else, is back after milliseconds. Within the region a loop waits for nobody who has not
-// begun to work on it.
+// Where OpenMP is available, they are OpenMP's threads: the ones that torch has just used and that may still be
+// spinning on their cores, so that no further threads compete with them. A call is a single parallel region that
+// contains all its loops. At the end of a region OpenMP waits for every thread, and on a busy machine a thread that the
+// system has suspended returns only after milliseconds; a loop within the region does not wait for threads that have
+// not started to work on it.
 
 #pragma once
 
@@ -28,8 +28,8 @@
 
 class Team {
 public:
-    // Calls lead(team) on this thread, with a team of at most `size` threads, this one included. What it throws is
-    // thrown here.
+    // Calls lead(team) on this thread, with a team of at most `size` threads including this one. Rethrows its
+    // exceptions.
     static void gather(int size, const std::function<void(Team&)>& lead) {
         Team team(size);
         if (size < 2) return lead(team);
@@ -37,20 +37,20 @@ public:
         team.rethrow();
     }
 
-    // At most so many threads.
-    int size() const { return most_threads; }
+    // The largest number of threads.
+    int size() const { return max_threads; }
 
-    // Calls body(index, member) once for each index in [0, count), with a member in [0, most_members). A member takes
-    // indices in rising order. The first exception of a body ends the loop and is thrown here.
+    // Calls body(index, member) once for each index in [0, count), with a member in [0, max_members). A member takes
+    // indices in rising order. The first exception of a body ends the loop and is rethrown here.
     void run(int64_t count, const std::function<void(int64_t, int)>& body,
-             int most_members = std::numeric_limits<int>::max()) {
-        if (std::min(most_threads, most_members) < 2 || count < 2) {
+             int max_members = std::numeric_limits<int>::max()) {
+        if (std::min(max_threads, max_members) < 2 || count < 2) {
             for (int64_t index = 0; index < count; ++index) body(index, 0);
             return;
         }
         {
             std::lock_guard<std::mutex> lock(mutex);
-            task = {&body, count, most_members};
+            task = {&body, count, max_members};
             next = 0;
             ++number_of_task;
             is_open = true;
@@ -69,26 +69,26 @@ private:
     struct Task {
         const std::function<void(int64_t, int)>* body = nullptr;
         int64_t count = 0;
-        int most_members = 0;
+        int max_members = 0;
     };
 
-    const int most_threads;
+    const int max_threads;
     std::mutex mutex;
     std::condition_variable task_given, all_done;
-    // Guarded by the mutex; the task does not change while a member works on it.
+    // Guarded by the mutex. The task does not change while a member works on it.
     Task task;
     int64_t number_of_task = 0;
     int working = 0;  // members other than the leader
     bool is_open = false, is_over = false;
     std::exception_ptr failure;
-    // The next index of the task that nobody has taken.
+    // The next index of the task that no member has taken.
     std::atomic<int64_t> next{0};
 
-    explicit Team(int size) : most_threads(std::max(1, size)) {}
+    explicit Team(int size) : max_threads(std::max(1, size)) {}
 
 #ifdef _OPENMP
     void call_members(const std::function<void(Team&)>& lead) {
-#pragma omp parallel num_threads(most_threads)
+#pragma omp parallel num_threads(max_threads)
         {
             if (omp_get_thread_num() == 0)
                 lead_members(lead);
@@ -99,11 +99,11 @@ private:
 #else
     void call_members(const std::function<void(Team&)>& lead) {
         std::vector<std::thread> threads;
-        threads.reserve(most_threads);
+        threads.reserve(max_threads);
         try {
-            for (int member = 1; member < most_threads; ++member)
+            for (int member = 1; member < max_threads; ++member)
                 threads.emplace_back([this, member] { serve(member); });
-        } catch (const std::exception&) {  // the system has no more threads, or memory for them, to give
+        } catch (const std::exception&) {  // the system has no more threads, or no memory for them: the team is smaller
         }
         lead_members(lead);
         for (std::thread& thread : threads) thread.join();
@@ -123,7 +123,7 @@ private:
             task_given.wait(lock, [&] { return is_over || number_of_task != served; });
             if (is_over) return;
             served = number_of_task;
-            if (!is_open || member >= task.most_members) continue;
+            if (!is_open || member >= task.max_members) continue;
             ++working;
             lock.unlock();
             work(member);
@@ -139,7 +139,7 @@ private:
         });
     }
 
-    // No exception may leave a thread, or a parallel region.
+    // No exception may leave a thread or a parallel region.
     template <class Function>
     void attempt(const Function& function) {
         try {

@@ -1,15 +1,16 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The clustering as a package for the Hub's `kernels` library, so that other models can use it.
+The clustering as a package for the Hub's `kernels` library, for use in other models.
 
 [`build_kernel_repository`] writes a kernel repository from two sources:
 
-- the clustering files of this package (`clustering_*clustr.py`), the ones that lie beside a model's weights;
-- `template/`, a tree that mirrors the repository: its card, `build.toml`, test, and in `torch-ext/` what a kernel has
-  beyond the clustering: public names, layers, and the functions of TCFormer.
+- the clustering files of `remote_code/` (`clustering_*clustr.py`), which model repositories contain too;
+- `template/`, which has the structure of the repository: its card, `build.toml`, a test, and in `torch-ext/` the rest
+of
+  the kernel: public names, layers, and the functions of TCFormer.
 
-Every kernel repository has a build variant for each backend. Ours differ in their metadata only: the clustering itself
-chooses between Triton kernels, a compiled CPU kernel and tensor operations.
+A kernel repository has one build variant per backend. These variants differ only in their metadata, because the
+clustering itself chooses between Triton kernels, the compiled CPU kernel and tensor operations.
 """
 
 import base64
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..remote_code import clustering_clustr
-from ..remote_code.clustering_triton_clustr import read_launches
+from ..remote_code.clustering_triton_launches_clustr import read_launches
 
 
 NAME = "dpc-knn-clustering"
@@ -32,7 +33,7 @@ BACKENDS = ("cpu", "cuda", "rocm", "xpu")
 LICENSE = "apache-2.0"
 # `kernels` reserves version 0 for kernels whose interface or quality is not settled.
 VERSION = 0
-# The oldest release of `kernels` that the package was tested with.
+# The oldest release of `kernels` that the package has been tested with.
 KERNELS_MINVER = "0.17.2"
 
 _TEMPLATE = Path(__file__).parent / "template"
@@ -48,26 +49,25 @@ def build_kernel_repository(
     launch_configs: Sequence[str | Path] = (),
 ) -> Path:
     """
-    Write a complete kernel repository to a folder. The same arguments give the same bytes.
+    Write a complete kernel repository to a folder. The same arguments produce the same bytes.
 
     Args:
         folder (`str` or `Path`):
-            A new or empty folder. It is written whole or not at all.
+            A new or empty folder. A failure leaves it as it was.
         repo_id (`str`):
             `"owner/name"` of the repository on the Hub, for `build.toml`, the card and the test.
         version (`int`, defaults to 0):
             Major version of the kernel, at least 0.
         launch_configs (`Sequence[str | Path]`, *optional*):
-            JSON files with launch configurations for the Triton kernels, tuned for a GPU and named after it, as in
-            `NVIDIA_H100_80GB_HBM3.json` ([`~clustering_triton_clustr.find_launch`] describes name and content).
+            JSON files with launch configurations for the Triton kernels, each named after its GPU, for example
+            `NVIDIA_H100_80GB_HBM3.json`. [`~clustering_triton_launches_clustr.find_launch`] describes their content.
 
     Returns:
         `Path` of the folder.
 
     Raises:
-        FileExistsError: if the folder is a file or holds something.
-        ValueError: for a `repo_id` or `version` of the wrong form, and for a launch configuration whose name or content
-            is not valid.
+        FileExistsError: if `folder` is a file or not empty. ValueError: for an invalid `repo_id` or `version`, and for
+        a launch configuration with an invalid name or content.
     """
     folder = Path(folder).resolve()
     launch_configs = [Path(path) for path in launch_configs]
@@ -81,7 +81,7 @@ def build_kernel_repository(
         _write_clustering(source, launch_configs)
         for backend in BACKENDS:
             _write_variant(source, staging / "build" / f"torch-{backend}", backend, version)
-        # Where `kernel-builder upload` looks for the card.
+        # `kernel-builder upload` expects the card here.
         shutil.copyfile(staging / "README.md", staging / "build" / "CARD.md")
         if folder.exists():
             folder.rmdir()
@@ -115,7 +115,7 @@ def _check_arguments(repo_id: str, version: int, launch_configs: Sequence[Path])
 
 
 def _write_template(staging: Path, repo_id: str, version: int):
-    """The template's tree. Its own code is copied as it is; card, `build.toml` and test get the repository's values."""
+    """Copies the template; fills the repository's values into the card, `build.toml` and the test, not into code."""
     values = dict(
         name=NAME,
         repo_id=repo_id,
@@ -135,7 +135,7 @@ def _write_template(staging: Path, repo_id: str, version: int):
 
 
 def _write_clustering(source: Path, launch_configs: Sequence[Path]):
-    """The clustering files, and beside them the launch configurations."""
+    """Writes the clustering files, and the launch configurations beside them."""
     for path in sorted(_CLUSTERING_FOLDER.glob(_CLUSTERING_FILES)):
         _write(source / path.name, _own_namespace(path.read_text(encoding="utf-8")))
     for path in launch_configs:
@@ -145,9 +145,10 @@ def _write_clustering(source: Path, launch_configs: Sequence[Path]):
 
 def _own_namespace(code: str) -> str:
     """
-    Code whose custom operators are registered under the name of the package that it is loaded as, instead of
-    `clustr_hf`. `kernels` requires this and loads a kernel under its id, so that several versions of a kernel, and this
-    package, can be loaded side by side.
+    Rename the namespace of the custom operators from `clustr_hf` to the name of the package that the code is loaded as.
+
+    `kernels` requires this: it loads a kernel under its id, so that several versions of a kernel can be loaded beside
+    each other, and beside this package.
     """
     name = '__package__.replace(".", "_")'
     code = code.replace('"clustr_hf::', f'{name} + "::')
@@ -155,10 +156,10 @@ def _own_namespace(code: str) -> str:
 
 
 def _write_variant(source: Path, variant: Path, backend: str, version: int):
-    """A build variant: the source, and its metadata."""
+    """Writes a build variant: the source and its metadata."""
     shutil.copytree(source, variant)
     digests = _file_digests(variant)
-    # Of the files' content, so that equal kernels have equal ids and different ones do not.
+    # A hash of the content: equal kernels have equal ids, different kernels have different ones.
     unique = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:8]
     metadata = {
         "name": NAME,
@@ -175,13 +176,13 @@ def _write_variant(source: Path, variant: Path, backend: str, version: int):
 
 
 def _file_digests(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 in base64 of every file, sorted by path."""
+    """SHA-256 in base64 of every file by its path, sorted."""
     paths = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
     return {name: base64.b64encode(hashlib.sha256(path.read_bytes()).digest()).decode() for name, path in paths}
 
 
 def _write(path: Path, text: str):
-    # Bytes, so that lines end alike on every system, and digests agree.
+    # Bytes, so that line endings, and hence digests, are the same on every system.
     path.write_bytes(text.encode())
 
 

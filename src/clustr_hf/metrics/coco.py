@@ -16,8 +16,8 @@ _COLUMNS = {"bbox": "boxes", "segm": "masks"}
 
 
 def coco_average_precision(
-    predictions: Sequence[Mapping],
-    references: Sequence[Mapping],
+    predictions: Sequence[Mapping[str, Any]],
+    references: Sequence[Mapping[str, Any]],
     num_labels: int | None = None,
     iou_type: str = "bbox",
     max_detections: int | None = 100,
@@ -74,7 +74,7 @@ def coco_average_precision(
     }
 
 
-def _checked_num_labels(records: Sequence[Mapping], num_labels: int | None) -> int:
+def _checked_num_labels(records: Sequence[Mapping[str, Any]], num_labels: int | None) -> int:
     """The number of classes, after a check that every label is one of them."""
     labels = [int(label) for record in records for label in record["labels"]]
     num_labels = max(labels, default=0) + 1 if num_labels is None else num_labels
@@ -86,7 +86,7 @@ def _checked_num_labels(records: Sequence[Mapping], num_labels: int | None) -> i
     return num_labels
 
 
-def _check_objects(record: Mapping, name: str, column: str, kind: str):
+def _check_objects(record: Mapping[str, Any], name: str, column: str, kind: str):
     """Raise a `ValueError` unless all columns of an image are as long as its labels."""
     required = ("labels", column, *(("scores",) if kind == "predictions" else ()))
     if any(key not in record for key in required):
@@ -105,7 +105,7 @@ def _check_objects(record: Mapping, name: str, column: str, kind: str):
             raise ValueError(f"{name[:-1]}['masks'][{index}]`: {error}") from error
 
 
-def _annotations(records: Sequence[Mapping], iou_type: str) -> list[dict[str, Any]]:
+def _annotations(records: Sequence[Mapping[str, Any]], iou_type: str) -> list[dict[str, Any]]:
     """COCO annotations of images 1, 2, ..."""
     annotations = []
     for image_id, record in enumerate(records, start=1):

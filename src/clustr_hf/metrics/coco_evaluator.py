@@ -8,7 +8,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 
-def check_lengths(predictions: Sequence[Mapping], references: Sequence[Mapping]):
+def check_lengths(predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> None:
     """Raise a `ValueError` unless there are predictions for every image of the references."""
     if len(predictions) != len(references):
         raise ValueError(

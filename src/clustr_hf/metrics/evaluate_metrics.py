@@ -136,23 +136,23 @@ def _warn_of_absent(what: str, absent: Sequence[Any]):
 class _ImageMetric(evaluate.Metric):
     """A metric of one dictionary for each image, which [`_to_columns`] converts to the columns of the Arrow table."""
 
-    def add(self, *, prediction: Mapping, reference: Mapping, **kwargs):
+    def add(self, *, prediction: Mapping[str, Any], reference: Mapping[str, Any], **kwargs):
         """As in `evaluate`; optional columns of an image may be left out."""
         record = {"prediction": _as_lists(self._to_columns("predictions", prediction))}
         super().add(**record, reference=_as_lists(self._to_columns("references", reference)))
 
-    def add_batch(self, *, predictions: Sequence[Mapping], references: Sequence[Mapping], **kwargs):
+    def add_batch(self, *, predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], **kwargs):
         """As in `evaluate`; optional columns of an image may be left out."""
         predictions = [_as_lists(self._to_columns("predictions", record)) for record in predictions]
         references = [_as_lists(self._to_columns("references", record)) for record in references]
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _to_columns(self, name: str, record: Mapping) -> dict[str, Any]:
+    def _to_columns(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a record of `predictions` or `references`."""
         raise NotImplementedError
 
 
-def _as_lists(record: Mapping) -> dict[str, Any]:
+def _as_lists(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record without arrays: Arrow refuses an array of several dimensions after one without rows."""
     return {name: values.tolist() if hasattr(values, "tolist") else values for name, values in record.items()}
 
@@ -189,7 +189,7 @@ class CocoAveragePrecision(_ImageMetric):
             features=datasets.Features({"predictions": prediction, "references": reference}),
         )
 
-    def _to_columns(self, name: str, record: Mapping) -> dict[str, Any]:
+    def _to_columns(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """All columns; masks become uncompressed run lengths, which Arrow can store."""
         filled = {key: record.get(key, []) for key in self.features[name]}
         filled["masks"] = [
@@ -202,8 +202,8 @@ class CocoAveragePrecision(_ImageMetric):
 
     def _compute(
         self,
-        predictions: Sequence[Mapping],
-        references: Sequence[Mapping],
+        predictions: Sequence[Mapping[str, Any]],
+        references: Sequence[Mapping[str, Any]],
         num_labels: int | None = None,
         iou_type: str = "bbox",
         max_detections: int | None = 100,
@@ -246,7 +246,7 @@ class KeypointAveragePrecision(_ImageMetric):
             ),
         )
 
-    def _to_columns(self, name: str, record: Mapping) -> dict[str, Any]:
+    def _to_columns(self, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """The metric's columns; optional ones that are left out are empty."""
         if name == "predictions":
             given = given_part_scores(record, "a prediction")
@@ -257,7 +257,10 @@ class KeypointAveragePrecision(_ImageMetric):
         return {key: record[key] for key in self.features[name] if key in record}
 
     def _compute(
-        self, predictions: Sequence[Mapping], references: Sequence[Mapping], convention: str = "coco_wholebody"
+        self,
+        predictions: Sequence[Mapping[str, Any]],
+        references: Sequence[Mapping[str, Any]],
+        convention: str = "coco_wholebody",
     ) -> dict[str, float]:
         if convention not in CONVENTIONS:
             raise ValueError(f"`convention` must be one of {list(CONVENTIONS)}, got {convention!r}.")

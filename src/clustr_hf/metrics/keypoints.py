@@ -29,7 +29,7 @@ KEYPOINT_SCORES = {
 
 
 def keypoint_average_precision(
-    predictions: Sequence[Mapping], references: Sequence[Mapping], convention: KeypointConvention
+    predictions: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]], convention: KeypointConvention
 ) -> dict[str, float]:
     """
     Average precision and recall of keypoints by the object keypoint similarity (OKS), for each part of the body and for
@@ -78,7 +78,7 @@ def keypoint_average_precision(
     return results
 
 
-def given_part_scores(record: Mapping, name: str) -> dict[str, Sequence[float]]:
+def given_part_scores(record: Mapping[str, Any], name: str) -> dict[str, Sequence[float]]:
     """The part scores that an image's predictions have, by the name of the part."""
     given = {}
     for part in PART_NAMES:
@@ -90,7 +90,7 @@ def given_part_scores(record: Mapping, name: str) -> dict[str, Sequence[float]]:
     return given
 
 
-def _persons(record: Mapping, kind: str, index: int, convention: KeypointConvention) -> list[dict[str, Any]]:
+def _persons(record: Mapping[str, Any], kind: str, index: int, convention: KeypointConvention) -> list[dict[str, Any]]:
     """The persons of an image of predictions or references as COCO annotations without ids; keypoints (K, 3)."""
     name = f"`{kind}[{index}]`"
     keypoints, columns = _checked_columns(record, kind, name, convention)
@@ -112,7 +112,7 @@ def _persons(record: Mapping, kind: str, index: int, convention: KeypointConvent
 
 
 def _checked_columns(
-    record: Mapping, kind: str, name: str, convention: KeypointConvention
+    record: Mapping[str, Any], kind: str, name: str, convention: KeypointConvention
 ) -> tuple[np.ndarray, list[str]]:
     """Keypoints (n, K, 3) of an image, and the names of its other columns, all of length n."""
     columns = {"predictions": ["scores"], "references": ["boxes", "area"]}[kind]
@@ -132,7 +132,9 @@ def _checked_columns(
     return keypoints, columns
 
 
-def _part_scores(record: Mapping, name: str, convention: KeypointConvention, number: int) -> dict[str, list[float]]:
+def _part_scores(
+    record: Mapping[str, Any], name: str, convention: KeypointConvention, number: int
+) -> dict[str, list[float]]:
     """The scores of each part that has any in an image; a person's own score replaces missing ones."""
     parts = [*convention.parts, *([WHOLE_BODY] if len(convention.parts) > 1 else [])]
     result = {}

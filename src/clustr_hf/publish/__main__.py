@@ -7,7 +7,7 @@ from pathlib import Path
 from .repository import refresh_repository
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Update the code in checkpoints to that of this package.")
     parser.add_argument("folders", type=Path, nargs="+", help="folders of checkpoints")
     for folder in parser.parse_args().folders:

@@ -147,7 +147,9 @@ def measurements_of(
     ]
 
 
-def write_model_card(folder: str | Path, contents: CardContents | None = None, widget: Mapping[str, str] | None = None):
+def write_model_card(
+    folder: str | Path, contents: CardContents | None = None, widget: Mapping[str, str] | None = None
+) -> None:
     """
     Write the README.md of a checkpoint.
 
@@ -198,7 +200,7 @@ def write_model_card(folder: str | Path, contents: CardContents | None = None, w
     card.save(folder / "README.md")
 
 
-def check_card(path: str | Path, task: str, files: Sequence[str] = ()):
+def check_card(path: str | Path, task: str, files: Sequence[str] = ()) -> None:
     """
     Check the metadata of a card, the images of its widget, and that the template is filled in.
 

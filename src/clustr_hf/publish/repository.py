@@ -95,7 +95,7 @@ def build_repository(
 
 def complete_repository(
     folder: str | Path, card: CardContents | str | Path | None = None, widget: Mapping[str, str] | None = None
-):
+) -> None:
     """
     Complete a saved checkpoint to a repository: add handler, requirements and card.
 
@@ -120,7 +120,7 @@ def complete_repository(
     _write_endpoint_files(folder)
 
 
-def refresh_repository(folder: str | Path):
+def refresh_repository(folder: str | Path) -> None:
     """
     Update the code of a checkpoint to that of this package: the code files, the `auto_map` of both configurations,
     `handler.py` and `requirements.txt`. Weights, card and all other fields of the configurations stay as they are.

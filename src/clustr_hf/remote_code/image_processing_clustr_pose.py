@@ -285,7 +285,7 @@ def check_keypoints(keypoints: Sequence[Any], numbers: Sequence[int]) -> torch.T
     The keypoints of all people `(B, K, 3)`, float32, on the CPU. Without a visibility, keypoints count as visible.
 
     Raises:
-        ValueError: unless each image has keypoints for as many people as `numbers` says, with the same K for everybody,
+        ValueError: unless each image has keypoints for as many people as `numbers` says, with the same K for all people,
             and the coordinates of visible keypoints have a magnitude of at most 2**24.
     """
     if not _is_list(keypoints) or len(keypoints) != len(numbers):

@@ -23,7 +23,8 @@ if _missing:
     raise ImportError(f"clustr_hf.training needs {', '.join(_missing)}: pip install clustr_hf[training]")
 
 from .arguments import LoopArguments, parse_arguments  # noqa: E402 (after the check above)
-from .data.samples import EvaluationSamples, TrainingData, TrainingSamples, UnreadableSample  # noqa: E402
+from .data.decoding import UnreadableSample  # noqa: E402
+from .data.samples import EvaluationSamples, TrainingData, TrainingSamples  # noqa: E402
 from .distributed import make_accelerator  # noqa: E402
 from .loop import train  # noqa: E402
 from .optimizers import freeze_stages  # noqa: E402

@@ -1,12 +1,12 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Other backbones of transformers in ClusTR's place: trained and evaluated by the same commands, with the same heads.
+Baselines: other backbones of transformers in place of ClusTR, with the same commands and the same heads.
 
-Their widths, depths, heads and strides are those of a ClusTR configuration, so that `--config_overrides` sets them.
+Widths, depths, attention heads and strides come from a ClusTR configuration, so that `--config_overrides` sets them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,24 +22,25 @@ from transformers import (
     SwinForImageClassification,
     SwinModel,
 )
+from transformers.hf_argparser import HfArg
 
 from .. import ClusTRConfig, ClusTRForSemanticSegmentation
-from .sources import ModelArguments, load_weights, name_labels
+from .models import ModelArguments, load_weights, name_labels
 
 
-# What heads and losses read of a configuration.
+# Fields of the configuration that heads and losses read.
 HEAD_FIELDS = (
     *("segmentation_head", "fpn_hidden_size", "decoder_hidden_size", "upernet_hidden_size", "pool_scales"),
     *("auxiliary_hidden_size", "auxiliary_loss_weight", "classifier_dropout_prob"),
     *("semantic_loss_ignore_index", "semantic_class_weights", "id2label", "label2id"),
 )
-# Tokens on the side of Swin's windows: an eighth of the first stage's at 128 pixels and stride 4, as 7 is at 224.
+# Side of the windows in tokens: an eighth of the first stage's map at 128 pixels and stride 4, as 7 is at 224 pixels.
 SWIN_WINDOW = 4
-# The paper's, for peers whose images may have any size.
+# Image size of baselines that accept any size: that of the paper.
 LARGE_IMAGE = 512
 
 
-class PeerForSemanticSegmentation(ClusTRForSemanticSegmentation):
+class BaselineForSemanticSegmentation(ClusTRForSemanticSegmentation):
     """ClusTR's heads, loss and outputs on another backbone."""
 
     _auto_class = None
@@ -56,8 +57,8 @@ class PeerForSemanticSegmentation(ClusTRForSemanticSegmentation):
         self.post_init()
 
 
-class PvtV2ForSemanticSegmentation(PeerForSemanticSegmentation):
-    """PVTv2: attention over a grid that a strided convolution makes coarser."""
+class PvtV2ForSemanticSegmentation(BaselineForSemanticSegmentation):
+    """PVTv2: attention to a grid that a strided convolution has downsampled."""
 
     config_class = PvtV2Config
     base_model_prefix = "pvt_v2"
@@ -66,8 +67,8 @@ class PvtV2ForSemanticSegmentation(PeerForSemanticSegmentation):
         self.pvt_v2 = PvtV2Model(config)
 
 
-class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
-    """Swin: attention within windows, which every second block shifts; a layer norm on each stage's map."""
+class SwinForSemanticSegmentation(BaselineForSemanticSegmentation):
+    """Swin: attention in windows that every second block shifts; with a layer norm on the map of each stage."""
 
     config_class = SwinConfig
     base_model_prefix = "swin"
@@ -75,7 +76,7 @@ class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
     def _make_backbone(self, config: SwinConfig):
         self.swin = SwinModel(config, add_pooling_layer=False)
         fit_windows(self.swin)
-        # The last stage has one already, which a classifier brings along.
+        # The last stage has a norm already, which is part of a classifier's weights.
         self.stage_norms = nn.ModuleList(nn.LayerNorm(size) for size in config.hidden_sizes[:-1])
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], Any]:
@@ -89,7 +90,7 @@ class SwinForSemanticSegmentation(PeerForSemanticSegmentation):
 
 
 class SwinForSmallImages(SwinForImageClassification):
-    """Swin whose windows are no larger than the maps of its stages, where transformers' are of one size."""
+    """Swin with windows that are at most as large as the map of their stage; transformers' have one size."""
 
     def __init__(self, config: SwinConfig):
         super().__init__(config)
@@ -101,7 +102,7 @@ class SwinForSmallImages(SwinForImageClassification):
 
 
 def fit_windows(swin: SwinModel):
-    """As in the Swin of its authors: one window without a shift in stages whose maps are no larger than a window."""
+    """Use one window without a shift in stages whose map is at most as large as a window, as Swin's authors do."""
     config = swin.config
     side = config.image_size // config.patch_size
     for stage, heads in zip(swin.encoder.layers, config.num_heads):
@@ -115,19 +116,19 @@ def fit_windows(swin: SwinModel):
 
 
 def pvt_v2_fields(config: ClusTRConfig) -> dict[str, Any]:
-    """Grids as coarse as the coarsest scale of the clusters: a reduction of r x r for lambda = r^2."""
+    """Grids as coarse as the coarsest scale of the clusters: a reduction by r x r for lambda = r^2."""
     same = ("hidden_sizes", "depths", "num_attention_heads", "mlp_ratios", "patch_sizes", "strides", "layer_norm_eps")
     sr_ratios = [round(max(ratios) ** 0.5) for ratios in config.reduction_ratios]
     return {"image_size": LARGE_IMAGE, "sr_ratios": sr_ratios, **{name: getattr(config, name) for name in same}}
 
 
 def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
-    """Patches as large as the first stride, not overlapping; every stage is twice as wide as the one before."""
+    """Non-overlapping patches, as large as the first stride; the width doubles from stage to stage."""
     doubled = [config.hidden_sizes[0] * 2**stage for stage in range(len(config.depths))]
     if config.hidden_sizes != doubled or len(set(config.mlp_ratios)) > 1 or set(config.strides[1:]) > {2}:
         raise ValueError(
-            f"--peer swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after the "
-            f"first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
+            f"--baseline swin needs hidden_sizes that double from stage to stage, one mlp_ratio and strides of 2 after "
+            f"the first stage, got {config.hidden_sizes}, {config.mlp_ratios}, {config.strides}"
         )
     return {
         "image_size": LARGE_IMAGE,
@@ -137,15 +138,15 @@ def swin_fields(config: ClusTRConfig) -> dict[str, Any]:
         "num_heads": config.num_attention_heads,
         "mlp_ratio": config.mlp_ratios[0],
         "window_size": SWIN_WINDOW,
-        # What heads ask a ClusTR configuration: sizes of maps follow from it, since both round up.
+        # Heads derive the sizes of the maps from these fields of a ClusTR configuration; both round up.
         "hidden_sizes": config.hidden_sizes,
         "patch_sizes": config.patch_sizes,
         "strides": config.strides,
     }
 
 
-class Peer(NamedTuple):
-    """Classes of a backbone, and the fields of its configuration for those of ClusTR's."""
+class Baseline(NamedTuple):
+    """Classes of a backbone, and the function that converts a ClusTR configuration to fields of its own."""
 
     config_class: type[PreTrainedConfig]
     make_fields: Callable[[ClusTRConfig], dict[str, Any]]
@@ -153,70 +154,74 @@ class Peer(NamedTuple):
     segmenter: type[PreTrainedModel]
 
 
-PEERS = {
-    "pvt_v2": Peer(PvtV2Config, pvt_v2_fields, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation),
-    "swin": Peer(SwinConfig, swin_fields, SwinForSmallImages, SwinForSemanticSegmentation),
+BASELINES = {
+    "pvt_v2": Baseline(PvtV2Config, pvt_v2_fields, PvtV2ForImageClassification, PvtV2ForSemanticSegmentation),
+    "swin": Baseline(SwinConfig, swin_fields, SwinForSmallImages, SwinForSemanticSegmentation),
 }
 
 
 @dataclass
-class PeerArguments(ModelArguments):
-    """Which model to start from, ClusTR's or another."""
+class BaselineArguments(ModelArguments):
+    """The model to start from: ClusTR or a baseline."""
 
-    peer: str | None = field(
-        default=None, metadata={"help": f"Train another backbone in ClusTR's place: any of {sorted(PEERS)}."}
+    baseline: str | None = HfArg(
+        default=None,
+        aliases=["--peer"],
+        help=f"Backbone to train in place of ClusTR, one of {sorted(BASELINES)}. Default: none, ClusTR is trained.",
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.peer is not None and self.peer not in PEERS:
-            raise ValueError(f"--peer must be one of {sorted(PEERS)}, got {self.peer!r}")
+        if self.baseline is not None and self.baseline not in BASELINES:
+            raise ValueError(f"--baseline must be one of {sorted(BASELINES)}, got {self.baseline!r}")
 
 
-def load_peer(
-    args: PeerArguments, kind: str, labels: list[str], processor, **fields: Any
+def load_baseline(
+    args: BaselineArguments, kind: str, labels: list[str], processor, **fields: Any
 ) -> tuple[PreTrainedModel, Any]:
     """
-    A peer's model of random weights, or with the backbone of one of its checkpoints, and its image processor.
+    A baseline with random weights, or with the backbone of one of its checkpoints, and its image processor.
 
     Args:
-        args: `variant` and `config_overrides` say how large a new one is, and which head it has; `image_size` how large
-            the maps of a new Swin are.
+        args: `variant` and `config_overrides` set the size and the head of a new model, `image_size` the sizes of the
+            maps of a new Swin.
         kind (`str`): `"classifier"` or `"segmenter"`.
-        labels (`list[str]`): Names of the classes.
-        processor: Of a new model.
-        fields: Fields of the configuration, which `--config_overrides` may change.
+        labels (`list[str]`): Class names.
+        processor: Image processor of a new model.
+        fields: Fields of the configuration; `--config_overrides` has precedence.
     """
-    peer = PEERS[args.peer]
+    baseline = BASELINES[args.baseline]
     given = {**name_labels(labels), **fields, **(args.config_overrides or {})}
     config = ClusTRConfig.from_variant(args.variant, **given)
     settings = {name: getattr(config, name) for name in (*HEAD_FIELDS, "drop_path_rate")}
-    model_class = getattr(peer, kind)
+    model_class = getattr(baseline, kind)
     if args.model_name_or_path is None:
-        architecture = peer.make_fields(config)
+        architecture = baseline.make_fields(config)
         if args.image_size is not None and kind == "classifier":
             architecture["image_size"] = args.image_size
-        return args.choose_attention(model_class(peer.config_class(**{**architecture, **settings}))), processor
-    saved = _saved_config(args, peer)
+        return args.choose_attention(model_class(baseline.config_class(**{**architecture, **settings}))), processor
+    saved = _saved_config(args, baseline)
     kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
-    config = peer.config_class.from_dict({**saved.to_dict(), **kept})
+    config = baseline.config_class.from_dict({**saved.to_dict(), **kept})
     model = load_weights(args, labels, [model_class.__name__], model_class, config, saved)
     return args.choose_attention(model), args.load_processor()
 
 
-def _saved_config(args: PeerArguments, peer: Peer) -> PreTrainedConfig:
-    """The configuration of a checkpoint that a script of this folder has trained."""
+def _saved_config(args: BaselineArguments, baseline: Baseline) -> PreTrainedConfig:
+    """The configuration of a checkpoint that was trained by [`load_baseline`]."""
     overrides = sorted(set(args.config_overrides or {}) - set(HEAD_FIELDS))
     if overrides:
-        raise ValueError(f"--config_overrides can change only the head of a --peer's checkpoint, got {overrides}")
+        raise ValueError(f"--config_overrides can only change the head of a checkpoint of --baseline, got {overrides}")
     saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
-    if not isinstance(saved, peer.config_class) or not hasattr(saved, "strides"):
-        raise ValueError(f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --peer {args.peer}")
+    if not isinstance(saved, baseline.config_class) or not hasattr(saved, "strides"):
+        raise ValueError(
+            f"--model_name_or_path {args.model_name_or_path} must be a checkpoint of --baseline {args.baseline}"
+        )
     return saved
 
 
-def refuse_with_peer(**arguments: Any):
-    """Raise a `ValueError` if an argument is given that only ClusTR models have a use for."""
+def refuse_with_baseline(**arguments: Any):
+    """Raise a `ValueError` if an argument is given that only ClusTR models support."""
     for name, value in arguments.items():
         if value:
-            raise ValueError(f"--{name} does not go with --peer: it is for ClusTR models, got {value}")
+            raise ValueError(f"--{name} does not go with --baseline: it is for ClusTR models, got {value}")

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 
 from ..publish import complete_repository
 from ..publish.card import CardContents, measurements_of
 from .arguments import LoopArguments
 from .command_line import shorten_path
-from .report import format_table, write_table
-from .sources import ModelArguments, SourceArguments
+from .data.arguments import FolderArguments
+from .models import ModelArguments
 
 
 @dataclass
@@ -27,13 +26,13 @@ class TrainingCard:
 
     Args:
         args ([`LoopArguments`], or `TrainingArguments` with a `command` and `settings`): Arguments of the training.
-        data_args ([`SourceArguments`]): Arguments of the data.
+        data_args ([`FolderArguments`]): Arguments of the data.
         model_args ([`ModelArguments`]): Arguments of the initial model.
         summary (`str`): One sentence about the trained model.
     """
 
     args: LoopArguments | TrainingArguments
-    data_args: SourceArguments
+    data_args: FolderArguments
     model_args: ModelArguments
     summary: str
 
@@ -59,58 +58,6 @@ class TrainingCard:
         return None if name is None or Path(name).exists() else name
 
 
-@dataclass(kw_only=True)
-class Report:
-    """
-    The report of an evaluation, a table of scores and pictures of predictions, and the card of the trained model.
-
-    The report itself is the `write_card` of a [`Task`], its method `write_evaluation` is the one of the task. A task
-    with pictures implements `draw_predictions` in a subclass.
-
-    Args:
-        scores: The `compute_metrics` of the task; its `table` has the scores of the last evaluation.
-        card ([`TrainingCard`]): Card of the training.
-        model_class (`type`): Class that loads the saved model.
-        num_pictures (`int`): Number of validation images to draw.
-        kind (`str`): What a row of the table is about, such as "class".
-        has_card (`bool`): Whether to write a card, which requires a model of this package.
-        shows_table (`bool`): Whether the card shows the table.
-        remark (`str`): Text of the card above the table.
-    """
-
-    scores: Any
-    card: TrainingCard
-    model_class: type
-    num_pictures: int = 0
-    kind: str = "class"
-    has_card: bool = True
-    shows_table: bool = True
-    remark: str = ""
-
-    @property
-    def table(self) -> Path:
-        return Path(self.card.args.output_dir) / f"per_{self.kind}_results.json"
-
-    def __call__(self, folder: Path, results: dict[str, Any]):
-        """Write the table, and the pictures and the card of the model that is saved in a folder."""
-        model = self.model_class.from_pretrained(folder).eval() if self.num_pictures > 0 else None
-        self.write_evaluation(model, folder)
-        if self.has_card:
-            tables = [format_table(self.table, self.kind)] if self.shows_table and self.table.is_file() else []
-            self.card.write(folder, results, [self.remark, *tables] if self.remark else tables)
-
-    def write_evaluation(self, model: nn.Module | None, folder: Path):
-        """Write the table to the output folder, and pictures of a model on the CPU to a folder."""
-        if self.scores.table is not None:  # None if this process resumed after the last evaluation
-            write_table(self.scores.table, self.table)
-        if self.num_pictures > 0:
-            self.draw_predictions(model, folder / "predictions.png")
-
-    def draw_predictions(self, model: nn.Module, path: Path):
-        """Draw predictions for validation images that are spread evenly over the split."""
-        raise NotImplementedError
-
-
 def describe_training(results: dict[str, Any]) -> str:
     """Number of steps, duration, device and versions."""
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
@@ -127,7 +74,7 @@ def describe_device() -> str:
     return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def describe_data(args: SourceArguments) -> tuple[str, str | None, str]:
+def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
     """
     Describe the evaluation data.
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..devices import device_name, is_accelerator, peak_memory, total_memory
 from .arguments import LoopArguments
-from .data.samples import LoaderOptions, training_loader
+from .data.loaders import LoaderOptions, training_loader
 from .optimizers import make_optimizer
 from .report import write_picture
 from .schedule import TrainingPlan

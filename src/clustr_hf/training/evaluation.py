@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .arguments import LoopArguments
 from .checkpoints import AVERAGE, LOADING_ERRORS, WEIGHTS, TrainingState, find_checkpoint, write_json
-from .data.samples import LoaderOptions, evaluation_loader
+from .data.loaders import LoaderOptions, evaluation_loader
 from .distributed import broadcast_buffers, fix_batch_norms_of_fsdp, uses_fsdp
 from .report import EVALUATION, format_values
 from .task import Task

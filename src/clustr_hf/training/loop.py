@@ -26,9 +26,8 @@ from typing import Any, NoReturn
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import convert_outputs_to_fp32, gather_object, get_mixed_precision_context_manager
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
-from torch import nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -47,7 +46,8 @@ from .checkpoints import (
     remove_folder,
     write_folder,
 )
-from .data.samples import seed_everything, training_loader
+from .data.loaders import training_loader
+from .data.seeds import seed_everything
 from .distributed import (
     broadcast_buffers,
     check_fsdp_arguments,
@@ -60,7 +60,7 @@ from .distributed import (
 from .dry_run import dry_run
 from .evaluation import EvaluationLoop, Loop
 from .gradient_accumulation import update_weights
-from .optimizers import freeze_stages, make_optimizer  # noqa: F401 (until the scripts import from clustr_hf.training)
+from .optimizers import freeze_stages, make_average, make_optimizer  # noqa: F401 (until the scripts import from clustr_hf.training)
 from .outputs import push_outputs, save_pretrained, write_outputs
 from .report import format_values, summarize, write_history
 from .schedule import TrainingPlan
@@ -113,6 +113,7 @@ class TrainingLoop(Loop):
         self.plan = plan
         self.losses: list[torch.Tensor] = []  # of the steps since the last look at them
         self.saved_step: int | None = None  # step of the last checkpoint that this process has written
+        self.num_reported = 0  # entries of the history that this process has written and plotted
         self.started = time.perf_counter()
         checkpoint = find_checkpoint(self.output_dir, args.resume_from_checkpoint)
         prepare_folder(self.output_dir, accelerator)
@@ -135,21 +136,12 @@ class TrainingLoop(Loop):
         if uses_fsdp(self.accelerator):
             check_fsdp_arguments(args)
         if args.ema_decay is not None:
-            self._prepare_average(model.to(self.accelerator.device))
+            self.ema = make_average(model.to(self.accelerator.device), args.ema_decay, self.accelerator)
+            self.accelerator.register_for_checkpointing(self.ema)
         model = synchronize_batch_norms(model, self.accelerator)
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, args))
         if uses_fsdp(self.accelerator):
             fix_batch_norms_of_fsdp(self.model)
-
-    def _prepare_average(self, model: nn.Module):
-        """Make the moving average of the weights, which is evaluated in the precision of `--eval_only`."""
-        from timm.utils import ModelEmaV3
-
-        self.ema = ModelEmaV3(model, decay=self.args.ema_decay, use_warmup=True)
-        self.accelerator.register_for_checkpointing(self.ema)
-        if self.accelerator.native_amp:  # Accelerate does this for the models that it prepares
-            autocast = get_mixed_precision_context_manager(True, self.accelerator.autocast_handler)
-            self.ema.module.forward = convert_outputs_to_fp32(autocast(self.ema.module.forward))
 
     def _prepare_data(self):
         task, args = self.task, self.args
@@ -245,6 +237,7 @@ class TrainingLoop(Loop):
         else:
             if self.saved_step != step:
                 self._save_checkpoint()
+                self._report()
             advice = "resume with `--resume_from_checkpoint latest`"
         logger.warning(f"{signal.Signals(number).name}: stopped at step {step}, {advice}")
         self.accelerator.wait_for_everyone()  # a launcher may kill the other processes when the first one exits
@@ -289,21 +282,26 @@ class TrainingLoop(Loop):
         self._evaluate_and_save()
 
     def _evaluate_and_save(self):
-        if self._must_evaluate():
+        must_evaluate, must_save = self._must_evaluate(), self._must_save()
+        if must_evaluate:
             self._evaluate()
-        if self._is_due(self.args.checkpointing_steps) or (
-            self._is_last() and self.args.checkpointing_steps != "never"
-        ):
+        if must_save:
             self._save_checkpoint()
-            if self.args.push_to_hub and self.args.hub_strategy == "checkpoint" and not self._is_last():
-                self._write_outputs()
-                self._push(f"Step {self.state.step}", must_succeed=False)
+        if must_evaluate or must_save:
+            self._report()
+        if must_save and self.args.push_to_hub and self.args.hub_strategy == "checkpoint" and not self._is_last():
+            self._write_outputs()
+            self._push(f"Step {self.state.step}", must_succeed=False)
 
     def _is_last(self) -> bool:
         return self.state.step == self.plan.num_steps
 
     def _must_evaluate(self) -> bool:
         return self._is_last() or self._is_due(self.args.eval_steps)
+
+    def _must_save(self) -> bool:
+        interval = self.args.checkpointing_steps
+        return self._is_due(interval) or (self._is_last() and interval != "never")
 
     def _has_evaluated(self) -> bool:
         return any(entry["step"] == self.state.step and self.task.metric in entry for entry in self.state.log_history)
@@ -341,7 +339,6 @@ class TrainingLoop(Loop):
         scores = self._score()
         self._log(scores)
         self._keep_best(scores[self.task.metric])
-        self._report()
 
     def _keep_best(self, metric: float):
         if not self.task.is_better(metric, self.state.best_metric):
@@ -377,7 +374,6 @@ class TrainingLoop(Loop):
         if self.accelerator.is_main_process:
             prune(self.output_dir, "checkpoint", self.args.checkpoints_total_limit, newest=self.state.step)
         self.saved_step = self.state.step
-        self._report()
 
     def _check_weights(self):
         shards = map(local_shard, self.model.parameters())
@@ -394,8 +390,11 @@ class TrainingLoop(Loop):
         self.started = now
 
     def _report(self):
-        if self.accelerator.is_main_process:
+        """Write and plot the history if it has new entries."""
+        num_entries = len(self.state.log_history)
+        if self.accelerator.is_main_process and num_entries > self.num_reported:
             write_history(self.state, self.task.metric, self.output_dir)
+            self.num_reported = num_entries
 
     def _write_outputs(self):
         write_outputs(self.output_dir, self._save_model, self.task, summarize(self.state), self.accelerator)

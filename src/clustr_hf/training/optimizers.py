@@ -1,14 +1,19 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Which parameters are trained, and by which optimizer: AdamW or Muon, with or without weight decay."""
+"""Which parameters are trained, by which optimizer (AdamW or Muon, weight decay), and their moving average."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32, get_mixed_precision_context_manager
 from torch import nn
 from transformers import PreTrainedModel
 
 from .arguments import LoopArguments
 
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 # Matrices with fewer rows or columns, such as the predictors of single numbers, are not worth orthogonalizing.
 MIN_MUON_SIDE = 4
@@ -70,3 +75,17 @@ def parameter_groups(model: nn.Module, weight_decay: float, with_matrices: bool 
 def _is_backbone_matrix(model: PreTrainedModel, name: str, parameter: nn.Parameter) -> bool:
     """Whether Muon trains a parameter: not the head, nor convolutions on pixels or on single channels."""
     return f"{model.base_model_prefix}." in name and min(parameter.shape[:2]) >= MIN_MUON_SIDE
+
+
+def make_average(model: nn.Module, decay: float, accelerator: Accelerator) -> "ModelEmaV3":
+    """
+    Make an exponential moving average of the weights. The average is evaluated in the precision that Accelerate gives
+    the models which it prepares.
+    """
+    from timm.utils import ModelEmaV3
+
+    average = ModelEmaV3(model, decay=decay, use_warmup=True)
+    if accelerator.native_amp:
+        autocast = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
+        average.module.forward = convert_outputs_to_fp32(autocast(average.module.forward))
+    return average

@@ -10,6 +10,7 @@ import json
 import types
 import typing
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 
@@ -44,6 +45,8 @@ def read_recipe(path: str, argument_classes: Sequence[type]) -> list[str]:
     # Not `field.type`, which HfArgumentParser overwrites.
     hints = {name: hint for arguments in argument_classes for name, hint in typing.get_type_hints(arguments).items()}
     del hints["recipe"]
+    for option in (option for arguments in argument_classes for option in fields(arguments)):
+        hints |= {alias.removeprefix("--"): hints[option.name] for alias in option.metadata.get("aliases", ())}
     command_line = []
     for key, value in _read_object(path).items():
         if key == "description":

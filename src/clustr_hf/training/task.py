@@ -44,14 +44,14 @@ def batch_size(batch: dict[str, Any]) -> int:
 @dataclass(kw_only=True)
 class Task:
     """
-    What to train and how to evaluate it. Only the model and the evaluation data are required; a model that returns an
-    output with a `loss` and data of dictionaries of tensors need nothing else.
+    What to train and how to evaluate it. Only the model and the evaluation data are required. The defaults of the other
+    arguments suit data of dictionaries of tensors, and models whose output has a `loss`.
 
     Args:
         model (`nn.Module`): On the CPU. Parameters with `requires_grad` are trained.
         train_data ([`TrainingData`] or `Sequence`, *optional*): Training data, not needed with `--eval_only`. A
-            sequence, such as a list or a map-style `Dataset`, has what `collate` takes; random numbers that its
-            `__getitem__` draws are reproducible.
+            sequence, such as a list or a map-style `Dataset`, holds the samples that `collate` takes; random numbers
+            that its `__getitem__` draws are reproducible.
         eval_data ([`EvaluationSamples`] or `Sequence`): Evaluation data.
         processor (*optional*): Processor with `save_pretrained`, saved beside the model.
         collate (`Callable[[list], dict]`): Transformed samples -> a batch, a dictionary with tensors. Default: torch's
@@ -98,14 +98,16 @@ class Task:
 
     def is_better(self, value: float, best: float | None) -> bool:
         """Whether a value of the metric is better than the best one so far, if there is one."""
-        return best is None or (value > best if self.greater_is_better else value < best)
+        return best is None or not (value <= best if self.greater_is_better else value >= best)  # replaces NaN
 
 
 def _samples(kind: type[TrainingSamples], data: Any) -> TrainingSamples:
-    """A sequence as samples; its items are made by the transform, whose random numbers the loader seeds."""
-    if isinstance(data, TrainingSamples):
+    """Data as samples. The transform gets the items of a sequence, since the loader seeds its random numbers."""
+    if not isinstance(data, TrainingSamples):
+        return kind(_same, data.__getitem__, len(data))
+    if isinstance(data, EvaluationSamples) == (kind is EvaluationSamples):
         return data
-    return kind(_same, data.__getitem__, len(data))
+    return kind(data.read, data.transform, data.num_samples)
 
 
 def _same(index: int) -> int:

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The attention of ClusTR (Eqs. 4 to 8), and those over a grid that Table 6 of the paper compares it with.
+The attention of ClusTR (Eqs. 4 to 8), and the grid-based attentions that Table 6 of the paper compares it with.
 
-B images, N = h w tokens of C channels, H attention heads, M key and value tokens.
+Shapes: B images, N = h w tokens, C channels, H attention heads, M key and value tokens.
 """
 
 import functools
@@ -22,10 +22,10 @@ from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, 
 from .configuration_clustr import ClusTRConfig
 
 
-# Keywords that wrappers, trainers and models with several inputs hand on, and that change nothing for images.
+# Keywords that wrappers, trainers and models with several inputs pass on, and that have no effect on images.
 KEYWORDS_WITHOUT_EFFECT = (
-    "output_hidden_states",  # recorded outside of the blocks
-    "interpolate_pos_encoding",  # there are no position embeddings: images have any size
+    "output_hidden_states",  # recorded outside the blocks
+    "interpolate_pos_encoding",  # without position embeddings, images can have any size
     "num_items_in_batch",
     "output_router_logits",
     "use_cache",
@@ -37,9 +37,9 @@ KEYWORDS_WITHOUT_EFFECT = (
     "debug_io",
     "debug_io_dir",
     "prune_layers",
-    "task_ids",  # of PEFT's Poly, whose layers have them already
+    "task_ids",  # of PEFT's Poly, whose layers receive them separately
 )
-# Inputs of other models, which would change what is computed, and why these models do not take them.
+# Inputs of other models that would change the result, and why these models do not accept them.
 INPUTS_OF_OTHER_MODELS = {
     "attention_mask": "clusters are found among all tokens",
     "bool_masked_pos": "there is no mask token",
@@ -49,49 +49,51 @@ INPUTS_OF_OTHER_MODELS = {
     "is_causal": "tokens of an image have no order",
     "labels": "a model without a head has no loss",
     "past_key_values": "there is no cache",
-    "pixel_mask": "padding would count as image; give images of one size",  # see `_pads_nothing`
+    "pixel_mask": "padding would be clustered like the image; pass images of one size",  # see `_is_full`
     "position_ids": "there are no position embeddings",
     "token_type_ids": "the input is `pixel_values`",
 }
-# What the modules here give to an attention function.
+# The arguments that modules of this file pass to an attention function.
 ATTENTION_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "kwargs")
 
 
 def select_attention_kwargs(kwargs: Mapping[str, Any], config: ClusTRConfig) -> dict[str, Any]:
     """
-    The keywords of a model's `forward` that its attention function gets: `output_attentions`, of which some functions
-    say that they cannot return them, and those that a custom function (transformers' `AttentionInterface`) names in its
-    signature. Keywords that are None, as wrappers like PEFT's pass them, are left out.
+    Select the keywords of a model's `forward` that its attention function receives.
+
+    These are `output_attentions`, about which some functions warn that they cannot return them, and the keywords that a
+    custom function (transformers' `AttentionInterface`) names in its signature. Keywords with the value `None`, which
+    wrappers such as PEFT's pass, are left out.
 
     Raises:
         ValueError: for an input of other models that would change the result, such as `attention_mask`.
-        TypeError: for a keyword that is unknown, such as a misspelt one.
+        TypeError: for an unknown keyword, such as a misspelt one.
     """
     selected = {name: kwargs[name] for name in ("output_attentions",) if name in kwargs}
     for name, value in kwargs.items():
         if value is None or name in selected or name in KEYWORDS_WITHOUT_EFFECT:
             continue
         if name in INPUTS_OF_OTHER_MODELS:
-            if value is not False and not (name == "pixel_mask" and _pads_nothing(value)):
+            if value is not False and not (name == "pixel_mask" and _is_full(value)):
                 got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
                 raise ValueError(f"`{name}` must be None: {INPUTS_OF_OTHER_MODELS[name]}; got {got}.")
         elif name in _custom_keywords(config):
             selected[name] = value
         else:
             raise TypeError(
-                f"`{name}` is no argument of this model: beside those of its `forward`, it takes `output_attentions`, "
-                f"`output_clusters`, `output_hidden_states` and `return_dict`."
+                f"`{name}` is not an argument of this model: besides those of its `forward`, it accepts "
+                f"`output_attentions`, `output_clusters`, `output_hidden_states` and `return_dict`."
             )
     return selected
 
 
-def _pads_nothing(pixel_mask: torch.Tensor) -> bool:
-    """Whether a mask (B, H, W) is 1 everywhere, as processors of detectors make it for images of one size."""
+def _is_full(pixel_mask: torch.Tensor) -> bool:
+    """Whether a mask (B, H, W) is 1 everywhere, as image processors of detectors return it for images of one size."""
     return not torch.compiler.is_compiling() and bool(pixel_mask.all())
 
 
 def _custom_keywords(config: ClusTRConfig) -> list[str]:
-    """Names of the keywords that the attention function takes beside the usual ones, if it is not transformers' own."""
+    """Names of the additional keywords of a custom attention function; none for transformers' own functions."""
     function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
     if getattr(function, "__module__", "").startswith("transformers."):
         return []
@@ -106,9 +108,9 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 4 in the contract of transformers' attention functions: (B, H, N, C/H) -> (B, N, H, C/H), (B, H, N, M)."""
+    """Eq. 4 as an attention function of transformers: (B, H, N, C/H) -> (B, N, H, C/H) and weights (B, H, N, M)."""
     scores = query @ key.mT * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -122,8 +124,8 @@ class ClusTRClustering(nn.Module):
     """
     [`~clustering_clustr.find_clusters`] as a layer without state.
 
-    A layer of the Hub's `kernels` library with this signature can replace it: map the name `ClusTRClustering` in the
-    `KernelConfig` that transformers takes.
+    To replace it by a layer of the Hub's `kernels` library with this signature, map the name `ClusTRClustering` in the
+    `KernelConfig` of transformers.
     """
 
     def forward(
@@ -143,8 +145,8 @@ class ClusTRAttention(nn.Module):
     """
     Multi-head multi-scale clustering-guided self-attention (Eqs. 5 to 8).
 
-    All scales share the queries; each has key and value projections of its own, applied to its cluster tokens, and a
-    softmax of its own. Their outputs are added before the output projection (Eq. 8).
+    All scales share the queries. Each scale has its own key and value projections, applied to its cluster tokens, and
+    its own softmax. The outputs of the scales are added before the output projection (Eq. 8).
     """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
@@ -167,8 +169,8 @@ class ClusTRAttention(nn.Module):
         self._make_aggregation(hidden_size)
 
     def _make_aggregation(self, hidden_size: int):
-        """The modules by which tokens become those that keys and values are projected from."""
-        # Where every ratio is 1 there is nothing to merge, so nothing to weight: plain attention.
+        """Creates the modules that reduce the tokens before the key and value projections."""
+        # If every ratio is 1, nothing is merged, and so nothing is weighted: plain attention.
         self.is_clustered = any(ratio > 1 for ratio in self.reduction_ratios)
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
         self.clustering = ClusTRClustering()
@@ -184,14 +186,14 @@ class ClusTRAttention(nn.Module):
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
             size (`tuple[int, int]`, *optional*):
-                (height, width) of their grid; needed for `config.cluster_window` and for spatial reduction.
+                (height, width) of their grid. Required for `config.cluster_window` and for spatial reduction.
             cluster_index (`tuple[torch.LongTensor]`, *optional*):
-                The cluster of each token for every scale, each `(B, N)`; default is to find them.
+                The cluster of each token for every scale, each `(B, N)`. By default clusters are found here.
 
         Returns:
-            The attended tokens `(B, N, C)`; the attention weights of all scales side by side, `(B, H, N, sum of M)`,
-            or `None` where the attention function gives none; the cluster of each token for every scale, each
-            `(B, N)`, or `None` in a stage that does not cluster.
+            The attended tokens `(B, N, C)`; the attention weights of all scales side by side, `(B, H, N, sum of M)`, or
+            `None` if the attention function returns none; the cluster of each token for every scale, each `(B, N)`, or
+            `None` in a stage that does not cluster.
         """
         key_value_tokens, cluster_index = self._aggregate(tokens, size, cluster_index)
         query = self._split_heads(self.q_proj(tokens))
@@ -223,20 +225,20 @@ class ClusTRAttention(nn.Module):
         size: tuple[int, int] | None,
         cluster_index: tuple[torch.Tensor, ...] | None,
     ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
-        """The tokens that become keys and values, (B, M, C) for each scale, and the clusters that they are of."""
+        """The tokens that become keys and values, (B, M, C) for each scale, and the clusters that they represent."""
         num_clusters = self._count_clusters(tokens.shape[1])
         if cluster_index is None:
             cluster_index = self._find_clusters(tokens, size, num_clusters)
         return self._merge_tokens(tokens, size, cluster_index, num_clusters), cluster_index
 
     def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the scores of (B, H, N, C/H) queries and (B, H, M, C/H) keys: nothing."""
+        """Added to the scores of queries (B, H, N, C/H) and keys (B, H, M, C/H); None adds nothing."""
         return None
 
     def _count_clusters(self, num_tokens: int) -> list[int]:
-        """M of each scale, not yet divided among windows."""
-        most = num_tokens if self.config.max_clusters is None else self.config.max_clusters
-        return [min(most, max(1, int(num_tokens // ratio))) for ratio in self.reduction_ratios]
+        """M = N / lambda of each scale, at most `config.max_clusters`, before it is divided among windows."""
+        limit = num_tokens if self.config.max_clusters is None else self.config.max_clusters
+        return [min(limit, max(1, int(num_tokens // ratio))) for ratio in self.reduction_ratios]
 
     def _find_clusters(
         self, tokens: torch.Tensor, size: tuple[int, int] | None, num_clusters: list[int]
@@ -263,8 +265,8 @@ class ClusTRAttention(nn.Module):
         """
         The tokens that become keys and values, (B, M, C) for each scale (Eq. 7).
 
-        A token's weight is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open. Without
-        such weights, where only `max_clusters` makes a stage cluster, clusters are means.
+        The weight of a token is exp of a linear function, as in the authors' release; Eq. 3 leaves its form open. A
+        stage that clusters only because of `max_clusters` has no such weights and takes plain means.
         """
         token_weight = None
         if self.token_weight is not None:
@@ -275,7 +277,7 @@ class ClusTRAttention(nn.Module):
             if number < tokens.shape[1]:
                 number = count_clusters(number, size, self.config.cluster_window)
                 merged.append(aggregate_tokens(tokens, cluster_index[scale], number, token_weight))
-            else:  # One cluster a token: attention does not depend on the order of the keys, so none is imposed.
+            else:  # One token per cluster, in token order: attention does not depend on the order of the keys.
                 merged.append(tokens if token_weight is None else weight_tokens(tokens, token_weight))
         return merged
 
@@ -285,7 +287,7 @@ class ClusTRAttention(nn.Module):
 
 
 def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | None:
-    """Attention weights of all scales, each (B, H, N, M), along the last dimension; None if there are none."""
+    """Attention weights of all scales, (B, H, N, M) each, joined along the last dimension; None if there are none."""
     if scale_weights[0] is None or len(scale_weights) == 1:
         return scale_weights[0]
     return torch.cat(scale_weights, dim=-1)
@@ -293,11 +295,11 @@ def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | No
 
 class ClusTRSpatialReductionAttention(ClusTRAttention):
     """
-    Spatial-reduction attention (Wang et al. 2021), which Table 6 compares with: a grid in place of clusters.
+    Spatial-reduction attention (Wang et al. 2021), a baseline of Table 6: grid cells in place of clusters.
 
-    A convolution whose kernel and stride are r = sqrt(lambda), and a layer norm, make one key and value of r x r
-    tokens; with r = 1 it is plain attention. Rows and columns that fill no whole cell are left out, as in PVT; a grid
-    that is smaller than a cell is padded with zeros to one.
+    A convolution with kernel and stride r = sqrt(lambda) and a layer norm reduce r x r tokens to one key and value.
+    With r = 1 this is plain attention. As in PVT, rows and columns beyond the last whole cell are dropped. A grid
+    smaller than a cell is padded to one cell with zeros.
     """
 
     def _make_aggregation(self, hidden_size: int):
@@ -324,8 +326,8 @@ class ClusTRSpatialReductionAttention(ClusTRAttention):
 
 class ClusTRNearestKeysAttention(ClusTRSpatialReductionAttention):
     """
-    Spatial-reduction attention in which a query attends only to the `config.attention_top_k` keys with the largest
-    scores (k-NN attention, Wang et al. 2022), or to all if there are not more. The choice has no gradient.
+    Spatial-reduction attention in which each query attends only to the `config.attention_top_k` keys with the largest
+    scores (k-NN attention, Wang et al. 2022), or to all keys if there are fewer. The choice has no gradient.
     """
 
     def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:

@@ -1,9 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Names of classes: what the class ids of the splits of a data set, and those of a checkpoint, are matched by.
+Class names, which match the class ids of a data set's splits with each other and with those of a checkpoint.
 
-An id means something only beside the list of names that it counts in. Every split may have a list of its own, and a
-checkpoint has one too; everything is brought into the order of one of them before anything is trained or evaluated.
+A class id is an index into a list of names. Each split may have a list of its own, and so does a checkpoint. All ids
+are converted to the order of one list before anything is trained or evaluated.
 """
 
 import logging
@@ -21,17 +21,17 @@ FLAG = "--ignore_mismatched_sizes"
 
 
 def are_placeholders(names: Sequence[str]) -> bool:
-    """Whether the names are transformers' defaults, LABEL_0, LABEL_1 ..., which say nothing."""
+    """Whether the names are transformers' defaults, LABEL_0, LABEL_1 ..., which carry no information."""
     return list(names) == [f"LABEL_{index}" for index in range(len(names))]
 
 
 def names_of(config: PreTrainedConfig, source: str) -> list[str]:
     """
-    The names of a configuration's classes in the order of the model's outputs.
+    The class names of a configuration, in the order of the model's outputs.
 
     Args:
-        config (`PreTrainedConfig`): Of a model with a head.
-        source (`str`): What to call the model in an error.
+        config (`PreTrainedConfig`): Configuration of a model with a head.
+        source (`str`): Name of the model in error messages.
 
     Raises:
         ValueError: if the ids are not 0, 1, 2 ..., or `id2label` and `label2id` contradict each other.
@@ -42,7 +42,7 @@ def names_of(config: PreTrainedConfig, source: str) -> list[str]:
     names = [id2label[index] for index in range(len(id2label))]
     reverse = {int(index): name for name, index in (getattr(config, "label2id", None) or {}).items()}
     if sorted(reverse) != sorted(id2label):
-        return names  # incomplete, as of two classes with one name
+        return names  # incomplete, for example because two classes share a name
     others = [reverse[index] for index in range(len(names))]
     if others == names or are_placeholders(others):
         return names
@@ -58,12 +58,12 @@ def names_of(config: PreTrainedConfig, source: str) -> list[str]:
 @dataclass(frozen=True)
 class KnownNames:
     """
-    The classes that weights were trained for.
+    The classes that a checkpoint was trained for.
 
     Args:
-        names (`Sequence[str]`): Their names, in the order of the model's outputs.
-        source (`str`): What to call the weights in messages.
-        only_evaluates (`bool`): Whether nothing is trained.
+        names (`Sequence[str]`): Class names, in the order of the model's outputs.
+        source (`str`): Name of the checkpoint in messages.
+        only_evaluates (`bool`): Whether the checkpoint is evaluated and not trained.
         replaces_head (`bool`): Whether a head for other classes is replaced: `--ignore_mismatched_sizes`.
     """
 
@@ -74,11 +74,11 @@ class KnownNames:
 
     def match(self, data: Sequence[str]) -> list[str]:
         """
-        The names that the model will have, in the order of its outputs, for data with the given classes: the known ones
-        where the data has the same (or, to evaluate, some of them), and the data's where the head is to be replaced.
+        The class names of the model for the given data, in the order of the model's outputs: the checkpoint's names if
+        the data has the same ones (or, to evaluate, some of them), and the data's names if the head is replaced.
 
         Raises:
-            ValueError: if the names cannot be matched and the head is not to be replaced.
+            ValueError: if the names cannot be matched and the head is not replaced.
         """
         known, data = list(self.names), list(data)
         if known == data:
@@ -108,14 +108,14 @@ class KnownNames:
         return data
 
     def refusal(self, data: Sequence[str]) -> str:
-        """What to say where these classes are not those of the data."""
+        """Error message for data whose classes differ from those of the checkpoint."""
         known, words = list(self.names), []
         for title, names, others in (("the data", data, known), (self.source, known, data)):
             only = [name for name in names if name not in set(others)]
             words.append(f"; only in {title}: {shorten(only)}" if only and len(names) > MAX_NAMES else "")
         advice = f"{FLAG} trains a new head for the classes of the data"
         if self.only_evaluates:
-            advice = f"nothing is trained, so that {FLAG}, which would make a new head, is of no help"
+            advice = f"nothing is trained, so {FLAG}, which makes a new head, does not help"
         return (
             f"{self.source} has {len(known)} classes, {shorten(known)}, and the data has {len(data)}, {shorten(data)}: "
             f"these cannot be matched by name{''.join(words)}. {advice[0].upper()}{advice[1:]}"
@@ -124,19 +124,19 @@ class KnownNames:
 
 def choose_names(splits: Mapping[str, Sequence[str]], known: KnownNames | None = None) -> list[str]:
     """
-    The names of the classes, in the order that all ids are brought into.
+    The class names that the ids of all splits will refer to.
 
     Args:
-        splits (`Mapping[str, Sequence[str]]`): The names of `train` and of `validation`, or of one of them, each in the
-            order of the ids of that split.
-        known ([`KnownNames`], *optional*): Of the checkpoint that is trained further or evaluated.
+        splits (`Mapping[str, Sequence[str]]`): Class names of `train`, `validation` or both, each in the order of the
+            ids of that split.
+        known ([`KnownNames`], *optional*): Classes of the checkpoint that is trained further or evaluated.
 
     Raises:
-        ValueError: if the names of the splits, or those of the checkpoint, do not go together.
+        ValueError: if the class names of the splits and the checkpoint are incompatible.
     """
     data = list(splits["train"] if "train" in splits else splits["validation"])
     if known is not None and known.only_evaluates and "validation" in splits and not are_placeholders(known.names):
-        return known.match(splits["validation"])  # the other split is not looked at
+        return known.match(splits["validation"])  # the training split is not used
     names = data if known is None else known.match(data)
     for split, own in splits.items():
         find_places(own, names, split)
@@ -145,10 +145,10 @@ def choose_names(splits: Mapping[str, Sequence[str]], known: KnownNames | None =
 
 def find_places(own: Sequence[str], names: Sequence[str], split: str) -> list[int]:
     """
-    The place of each of a split's own names among all names.
+    The index of each of a split's own names among all names.
 
     Raises:
-        ValueError: if one is not among them.
+        ValueError: if a name is not among them.
     """
     places = {name: index for index, name in enumerate(names)}
     unknown = [name for name in own if name not in places]
@@ -162,15 +162,15 @@ def find_places(own: Sequence[str], names: Sequence[str], split: str) -> list[in
 
 def find_place(places: Sequence[int], label: int | None, sample: str) -> int:
     """
-    The place of a label among all names.
+    The index of a label among all names.
 
     Args:
-        places (`Sequence[int]`): Place of each of the split's own classes.
-        label (`int`, *optional*): In the split's own order.
-        sample (`str`): What to call the sample in an error.
+        places (`Sequence[int]`): Index of each of the split's own classes among all names.
+        label (`int`, *optional*): Class id in the split's own order.
+        sample (`str`): Name of the sample in error messages.
 
     Raises:
-        ValueError: if there is no such class.
+        ValueError: if the split has no such class.
     """
     if label is None or not 0 <= label < len(places):
         raise ValueError(f"the label of {sample} must be in [0, {len(places)}), got {label}")

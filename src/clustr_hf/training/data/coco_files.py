@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""COCO's annotation files as rows of a data set, for detection and for poses."""
+"""COCO annotation files as rows of a data set, for detection and pose estimation."""
 
 import json
 import reprlib
@@ -10,14 +10,15 @@ from typing import Any
 
 from datasets import Dataset, Image
 
+from ...names import shorten
 from ...remote_code.annotations_clustr import join_pairs
-from .class_names import find_places, shorten
+from .class_names import find_places
 
 
-# Columns of the rows; annotations are JSON, since their values differ in type.
+# Columns of the rows; annotations are JSON because their values differ in type.
 IMAGE, IMAGE_ID, ANNOTATIONS = "image", "image_id", "annotations"
-# Numbers of a polygon with the fewest corners that enclose something.
-LEAST_NUMBERS = 6
+# Length of the smallest valid polygon: x and y of three corners.
+MIN_NUMBERS = 6
 
 
 @dataclass
@@ -26,10 +27,10 @@ class CocoFile:
     A file of COCO annotations.
 
     Args:
-        path (`str`): Where it lies.
-        categories (`dict[Any, dict]`): Its categories by their ids, in the order of these.
-        images (`dict[Any, str]`): The images' file names by their ids.
-        annotations (`list[dict]`): Its annotations, each of one of these images and categories.
+        path (`str`): Path of the file.
+        categories (`dict[Any, dict]`): Categories by id, sorted by id.
+        images (`dict[Any, str]`): File names of the images by id.
+        annotations (`list[dict]`): Annotations, each of one of these images and categories.
     """
 
     path: str
@@ -41,8 +42,8 @@ class CocoFile:
     def read(cls, path: str) -> "CocoFile":
         """
         Raises:
-            ValueError: if the file cannot be read or does not hold COCO annotations, an id is used twice, or an
-                annotation is of an image or a category that the file does not list.
+            ValueError: if the file cannot be read or does not contain COCO annotations, an id is used twice, or an
+                annotation refers to an image or a category that the file does not list.
         """
         try:
             content = json.loads(Path(path).read_text())
@@ -54,9 +55,9 @@ class CocoFile:
             for index, row in enumerate(content["annotations"]):
                 if not isinstance(row, dict):
                     raise ValueError(f"annotation {index} must be a dictionary, got {reprlib.repr(row)}")
-            _refuse_doubles("categories", [row["id"] for row in categories])
-            _refuse_doubles("images", [image_id for image_id, _ in images])
-            _refuse_doubles("annotations", [row["id"] for row in content["annotations"] if row.get("id") is not None])
+            _check_unique("categories", [row["id"] for row in categories])
+            _check_unique("images", [image_id for image_id, _ in images])
+            _check_unique("annotations", [row["id"] for row in content["annotations"] if row.get("id") is not None])
             file = cls(path, {row["id"]: row for row in categories}, dict(images), content["annotations"])
             for row in file.annotations:
                 file._check_references(row)
@@ -72,7 +73,7 @@ class CocoFile:
 
     @property
     def names(self) -> list[str]:
-        """The names of the categories, in the order of their ids."""
+        """Names of the categories, sorted by id."""
         return [row["name"] for row in self.categories.values()]
 
     def _check_references(self, row: Mapping[str, Any]):
@@ -85,14 +86,14 @@ class CocoFile:
 
 
 def _check_types(kind: str, key: str, values: Sequence[Any], *types: type):
-    """Raise unless all values are of one of the types, the same one."""
+    """Raise a `ValueError` unless all values have the same type, one of the given ones."""
     for value in values:
         if type(value) not in types or type(value) is not type(values[0]):
             wanted = " or ".join(f"all of type {wanted.__name__}" for wanted in types)
             raise ValueError(f"the {key} of the {kind} must be {wanted}, got {value!r}")
 
 
-def _refuse_doubles(kind: str, ids: Sequence[Any]):
+def _check_unique(kind: str, ids: Sequence[Any]):
     seen = set()
     for value in ids:
         if value in seen:
@@ -102,17 +103,17 @@ def _refuse_doubles(kind: str, ids: Sequence[Any]):
 
 def read_coco(folder: str, annotation_file: str, keys: Sequence[str]) -> tuple[Dataset, list[str]]:
     """
-    Rows of a folder with COCO annotations, and the names of the classes in the order of their ids.
+    Rows of a folder with COCO annotations, and the class names in the order of their ids.
 
     Args:
-        folder (`str`): Where the images lie.
-        annotation_file (`str`): COCO's JSON.
-        keys (`Sequence[str]`): What is kept of an annotation, if it is there, beside `category_id`, which becomes the
-            index of the class. Polygons of a `segmentation` become lists of numbers, x and y by turns.
+        folder (`str`): Folder of the images.
+        annotation_file (`str`): JSON file with COCO annotations.
+        keys (`Sequence[str]`): Keys of an annotation to keep if present. `category_id` is always kept and becomes the
+            index of the class. Polygons of a `segmentation` become lists of alternating x and y.
 
     Raises:
-        ValueError: if the file cannot be read or does not fit together, an image is missing, or no polygon of an object
-            has three corners.
+        ValueError: if the file cannot be read or is inconsistent, an image is missing, or no polygon of an object has
+            three corners.
     """
     file = CocoFile.read(annotation_file)
     index = {category_id: place for place, category_id in enumerate(file.categories)}
@@ -131,9 +132,9 @@ def make_rows(folder: str, file: CocoFile, annotations: Sequence[tuple[Any, dict
     One row for each image of a file.
 
     Args:
-        folder (`str`): Where the images lie.
-        file ([`CocoFile`]): Which images these are.
-        annotations (`Sequence[tuple[Any, dict]]`): Pairs of the id of an image and what is known of an object in it.
+        folder (`str`): Folder of the images.
+        file ([`CocoFile`]): Lists the images.
+        annotations (`Sequence[tuple[Any, dict]]`): Pairs of an image id and the annotation of an object in the image.
 
     Raises:
         ValueError: if an image is missing.
@@ -142,7 +143,7 @@ def make_rows(folder: str, file: CocoFile, annotations: Sequence[tuple[Any, dict
     missing = [path for path in paths.values() if not path.is_file()]
     if missing or not paths:
         raise ValueError(
-            f"{file.path} must name images that are there in {folder}, got {len(paths)} images, missing "
+            f"{file.path} must name images that exist in {folder}, got {len(paths)} images, missing "
             f"{[str(path) for path in missing[:3]]}"
         )
     objects = {image_id: [] for image_id in paths}
@@ -157,7 +158,7 @@ def make_rows(folder: str, file: CocoFile, annotations: Sequence[tuple[Any, dict
 
 
 def renumber(rows: Dataset, own: Sequence[str], names: Sequence[str], split: str) -> Dataset:
-    """The rows of [`read_coco`] with `category_id` as the index among other names."""
+    """The rows of [`read_coco`] with `category_id` converted to indices into other names."""
     places, changed = find_places(own, names, split), []
     for row in rows.select_columns([ANNOTATIONS]):
         objects = json.loads(row[ANNOTATIONS])
@@ -167,17 +168,17 @@ def renumber(rows: Dataset, own: Sequence[str], names: Sequence[str], split: str
 
 def flatten_polygons(segmentation: Any, name: str) -> Any:
     """
-    Polygons as COCO has them, x and y by turns, of polygons as pairs (x, y) or as COCO has them.
+    COCO polygons, lists of alternating x and y, from polygons in this form or as pairs (x, y).
 
-    Polygons of fewer than three corners enclose nothing; they are left out beside others. What is no list of polygons
-    is returned as it is.
+    Polygons with fewer than three corners are dropped if the object has others. A value that is not a list of polygons
+    is returned unchanged.
 
     Args:
-        segmentation: Of an annotation.
-        name (`str`): What to call the annotation in an error.
+        segmentation: `segmentation` of an annotation.
+        name (`str`): Name of the annotation in error messages.
 
     Raises:
-        ValueError: if no polygon has three corners, or a polygon has an odd number of numbers.
+        ValueError: if no polygon has three corners, or a polygon has an odd number of coordinates.
     """
     if not isinstance(segmentation, (list, tuple)) or not segmentation or not all(map(_is_list, segmentation)):
         return segmentation
@@ -185,7 +186,7 @@ def flatten_polygons(segmentation: Any, name: str) -> Any:
     odd = [polygon for polygon in polygons if len(polygon) % 2]
     if odd:
         raise ValueError(f"{name}: a polygon must have an x and a y for each corner, got {len(odd[0])} numbers")
-    enclosing = [polygon for polygon in polygons if len(polygon) >= LEAST_NUMBERS]
+    enclosing = [polygon for polygon in polygons if len(polygon) >= MIN_NUMBERS]
     if not enclosing:
         corners = max(len(polygon) // 2 for polygon in polygons)
         raise ValueError(f"{name}: a polygon must have three corners or more, got {corners}: {segmentation}")

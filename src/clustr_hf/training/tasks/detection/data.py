@@ -1,55 +1,47 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Data, model and image processor of the detection scripts."""
+"""Data sets for object detection and instance segmentation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Real
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features
-from transformers import PreTrainedModel
 
-from .... import ClusTRDetectionImageProcessor
-from ...data.class_names import KnownNames, find_place, find_places, shorten
+from ....names import shorten
+from ...data.arguments import CocoArguments, DataArguments
+from ...data.class_names import find_place, find_places
 from ...data.coco_files import ANNOTATIONS, IMAGE, flatten_polygons, read_coco, renumber
-from ...data.labelled_rows import Labels, cast_images, check_columns, class_labels, replace_column
-from ...sources import (
-    ModelArguments,
-    SourceArguments,
-    by_split,
-    choose_samples,
-    load_model,
-    load_splits,
-)
+from ...data.data_files import class_labels
+from ...data.labelled_rows import Labels, check_columns, replace_column
+from ...data.splits import DataFormat, by_split
 
 
-# Sides of images in pixels (Table A4 of the paper): the shorter one, and what the longer one may be.
-SHORT_SIDE, LONG_SIDE = 800, 1333
 BOX_FORMATS = ("xywh", "xyxy")
-# What is kept of COCO's annotations beside the category.
+# Keys of COCO annotations that are kept, apart from the category.
 OPTIONAL_KEYS = ("area", "iscrowd", "segmentation")
 OBJECT_KEYS = ("bbox", *OPTIONAL_KEYS)
 
 
 @dataclass
-class DataArguments(SourceArguments):
+class DetectionDataArguments(CocoArguments, DataArguments):
     """
-    Which images to train and evaluate on: a folder of images with a COCO annotation file for each split, or rows with a
-    column of objects, as data sets for detection on the Hub have it.
+    A data set of images with objects: a folder of images with a COCO annotation file for each split, or rows with a
+    column of objects, as in detection data sets on the Hub.
     """
 
-    train_annotation_file: str | None = field(
-        default=None, metadata={"help": "COCO annotations (JSON) of the images in --train_dir."}
-    )
-    validation_annotation_file: str | None = field(default=None, metadata={"help": "The same for --validation_dir."})
     objects_column_name: str = field(
-        default="objects", metadata={"help": "Column of the objects: a dictionary of lists `bbox`, `category` ..."}
+        default="objects",
+        metadata={"help": "Column with the objects, a dictionary of the lists `bbox`, `category` and others."},
     )
-    category_key: str = field(default="category", metadata={"help": "Key of the classes in it."})
+    category_key: str = field(
+        default="category", metadata={"help": "Key of the class ids or names in --objects_column_name."}
+    )
     box_format: str = field(
-        default="xywh", metadata={"help": f"Format of the boxes in it, one of {BOX_FORMATS}, in pixels."}
+        default="xywh",
+        metadata={"help": f"Format of the boxes in --objects_column_name, in pixels, one of {BOX_FORMATS}."},
     )
 
     def __post_init__(self):
@@ -63,7 +55,7 @@ class DataArguments(SourceArguments):
 
     @property
     def uses_folders(self) -> bool:
-        """Whether images and annotations are COCO's files, and not rows with both."""
+        """Whether the data set consists of folders with COCO annotation files."""
         return self.train_dir is not None or self.validation_dir is not None
 
     def leave_training_out(self):
@@ -72,52 +64,39 @@ class DataArguments(SourceArguments):
             self.train_annotation_file = None
 
 
-def load_data(
-    args: DataArguments,
-    model_args: ModelArguments,
-    seed: int,
-    with_masks: bool = True,
-    known: KnownNames | None = None,
-) -> tuple[DatasetDict, list[str]]:
+def detection_format(args: DetectionDataArguments, with_masks: bool = True) -> DataFormat:
     """
-    Training and validation split, and the names of the classes. Rows have an image, as bytes or path, and what
-    [`ParseObjects`] reads. The classes of both splits count in the same list of names: the checkpoint's if it has the
-    same classes, else the training split's.
-
-    Args:
-        args, model_args: What to load, and where downloads are kept.
-        seed (`int`): Of the split and of the choice of samples.
-        with_masks (`bool`): Whether what COCO files say of masks is read.
-        known ([`KnownNames`], *optional*): The classes of the checkpoint that is trained further or evaluated.
-
-    Raises:
-        ValueError: if a column or a file is missing, annotations do not fit together, or the names of classes cannot
-            be matched.
+    Format of the data set; the class names are in `labels.chosen` of the format after loading. [`ParseObjects`] reads
+    the objects of a row.
     """
-    given = args
+    image_column, objects_column = args.image_column_name, args.objects_column_name
     if args.uses_folders:
-        args = replace(args, image_column_name=IMAGE, objects_column_name=ANNOTATIONS)
-    objects = Objects(args, OBJECT_KEYS if with_masks else [key for key in OBJECT_KEYS if key != "segmentation"])
-    data = load_splits(args, model_args, seed, objects.read_folders, objects, known)
-    given.holds_back = args.holds_back
-    columns = [args.image_column_name, args.objects_column_name]
-    data = choose_samples(data, args, seed).select_columns(columns)
-    return cast_images(data, image_column_name=args.image_column_name), objects.chosen
+        image_column, objects_column = IMAGE, ANNOTATIONS
+    columns = {"image_column_name": image_column, "objects_column_name": objects_column}
+    keys = OBJECT_KEYS if with_masks else [key for key in OBJECT_KEYS if key != "segmentation"]
+    objects = Objects(args, columns, keys)
+    return DataFormat(
+        read_folders=objects.read_folders,
+        images={"image_column_name": image_column},
+        columns={"objects_column_name": objects_column},
+        labels=objects,
+    )
 
 
 class Objects(Labels):
     """
-    The classes of objects: in COCO's annotations, or in a column.
+    The classes of objects, in COCO annotations or in a column.
 
     Args:
-        args ([`DataArguments`]): How the objects are written.
-        keys (`Sequence[str]`): What is kept of COCO's annotations.
+        args ([`DetectionDataArguments`]): Format of the objects.
+        columns (`Mapping[str, str]`): Columns of the rows, by the name of their argument.
+        keys (`Sequence[str]`): Keys of COCO annotations to keep.
     """
 
-    def __init__(self, args: DataArguments, keys: Sequence[str]):
+    def __init__(self, args: DetectionDataArguments, columns: Mapping[str, str], keys: Sequence[str]):
         super().__init__()
-        self.args, self.keys = args, keys
-        self.of_file: dict[str, list[str]] = {}  # names of the COCO file of a split
+        self.args, self.columns, self.keys = args, columns, keys
+        self.of_file: dict[str, list[str]] = {}  # class names of the COCO file of a split
 
     def read_folders(self, folders: dict[str, str]) -> DatasetDict:
         """Folder of each split -> its rows."""
@@ -128,8 +107,7 @@ class Objects(Labels):
         return DatasetDict(data)
 
     def names(self, rows: Dataset, split: str) -> list[str]:
-        column = self.args.objects_column_name
-        check_columns(rows, split, image_column_name=self.args.image_column_name, objects_column_name=column)
+        check_columns(rows, split, **self.columns)
         return self.of_file[split] if split in self.of_file else class_names(rows, self.args, split)
 
     def renumber(self, rows: Dataset, names: list[str], split: str) -> Dataset:
@@ -138,7 +116,7 @@ class Objects(Labels):
         column, key = self.args.objects_column_name, self.args.category_key
         path, own = (column, key), class_names(rows, self.args, split)
         if path not in dict(class_labels(rows.features)):
-            return rows  # names, not ids
+            return rows  # the objects have names and no ids
         function = partial(
             _renumber_objects, column=column, key=key, split=split, places=find_places(own, names, split)
         )
@@ -148,7 +126,7 @@ class Objects(Labels):
 
 
 def _renumber_objects(row: dict, index: int, column: str, key: str, split: str, places: list[int]) -> dict:
-    """A row's objects with other ids of classes, each checked; one that is missing is left for the reader to name."""
+    """A row's objects with converted class ids, which are checked; a missing id is left to [`ParseObjects`]."""
     objects, sample = row[column], f"an object of {split} sample {index}"
 
     def change(label: int | None) -> int | None:
@@ -160,7 +138,7 @@ def _renumber_objects(row: dict, index: int, column: str, key: str, split: str, 
 
 
 def replace_names(feature: Any, key: str, names: list[str]) -> Any:
-    """A column of objects with other names of its classes."""
+    """The feature of a column of objects with other class names."""
     label = ClassLabel(names=names)
     if isinstance(feature, dict):
         is_one = isinstance(feature[key], ClassLabel)
@@ -168,8 +146,8 @@ def replace_names(feature: Any, key: str, names: list[str]) -> Any:
     return replace(feature, feature=replace_names(feature.feature, key, names))
 
 
-def class_names(rows: Dataset, args: DataArguments, split: str = "training") -> list[str]:
-    """The names of the classes of a column of objects: those of its ClassLabel, or else the strings in it, sorted."""
+def class_names(rows: Dataset, args: DetectionDataArguments, split: str = "training") -> list[str]:
+    """The class names of a column of objects: those of its ClassLabel, or its distinct strings, sorted."""
     feature = rows.features[args.objects_column_name]
     feature = getattr(feature, "feature", feature)  # a list of dictionaries, or a dictionary of lists
     for key in ("bbox", args.category_key):
@@ -192,9 +170,7 @@ def class_names(rows: Dataset, args: DataArguments, split: str = "training") -> 
 
 
 def as_lists(objects: dict | list[dict] | None) -> dict[str, list]:
-    """
-    A row's objects as a dictionary of lists; raises a `ValueError` for an object that is none.
-    """
+    """A row's objects as a dictionary of lists; raises a `ValueError` for an object that is not a dictionary."""
     if isinstance(objects, dict):
         return objects
     for place, found in enumerate(objects or ()):
@@ -205,15 +181,15 @@ def as_lists(objects: dict | list[dict] | None) -> dict[str, list]:
 
 class ParseObjects:
     """
-    Row -> list of COCO's dictionaries, whose `category_id` is the index of the class.
+    Row -> list of COCO annotations, whose `category_id` is the index of the class.
 
     Args:
-        args ([`DataArguments`]): How the objects are written.
-        labels (`list[str]`): Names of the classes.
-        with_masks (`bool`): Whether polygons are checked, and brought into COCO's form.
+        args ([`DetectionDataArguments`]): Format of the objects.
+        labels (`list[str]`): Class names.
+        with_masks (`bool`): Whether polygons are checked and converted to COCO's format.
     """
 
-    def __init__(self, args: DataArguments, labels: list[str], with_masks: bool = True):
+    def __init__(self, args: DetectionDataArguments, labels: list[str], with_masks: bool = True):
         self.args, self.with_masks = args, with_masks
         self.index = {label: place for place, label in enumerate(labels)}
 
@@ -228,10 +204,10 @@ class ParseObjects:
         return [self._parse_object(place, found) for place, found in enumerate(self._read_objects(row))]
 
     def _read_objects(self, row: dict) -> list[dict[str, Any]]:
-        """The objects of a row, each as a dictionary by its keys in the data."""
+        """The objects of a row as dictionaries with the keys of the data set."""
         args, lists = self.args, as_lists(row[self.args.objects_column_name])
         names = ("bbox", args.category_key, *OPTIONAL_KEYS)
-        # Optional keys may have empty lists, where a data set has them for all of its rows.
+        # A data set that has optional keys in all rows may leave their lists empty.
         columns = {name: lists.get(name) or [] for name in names if name not in OPTIONAL_KEYS or lists.get(name)}
         for name, values in columns.items():
             if len(values) != len(columns["bbox"]):
@@ -259,27 +235,3 @@ def _to_size(corners: Any, place: int) -> list[float]:
     if not are_numbers or len(corners) != 4 or corners[2] < corners[0] or corners[3] < corners[1]:
         raise ValueError(f"object {place} must have a box (x0, y0, x1, y1), x0 <= x1, y0 <= y1, got {corners!r}")
     return [*corners[:2], corners[2] - corners[0], corners[3] - corners[1]]
-
-
-def detection_processor(processor: ClusTRDetectionImageProcessor, short_side: int | None):
-    """The processor that resizes the shorter side to `short_side` pixels; None leaves the size."""
-    if short_side is None:
-        return processor
-    size = {"shortest_edge": short_side, "longest_edge": round(short_side * LONG_SIDE / SHORT_SIDE)}
-    return type(processor).from_dict({**processor.to_dict(), "size": size})
-
-
-def head_of(model_class: type[PreTrainedModel]) -> tuple[str, ...]:
-    """What the names of classes with a head for the task have in them."""
-    return (model_class.__name__.removeprefix("ClusTR"),)
-
-
-def load_detector(
-    args: ModelArguments, labels: list[str], model_class: type[PreTrainedModel], auto_class: type, **fields: Any
-) -> tuple[PreTrainedModel, ClusTRDetectionImageProcessor]:
-    """Detector for the labels, and its image processor; `fields` are those of the configuration."""
-    processor = ClusTRDetectionImageProcessor()
-    model, loaded = load_model(args, labels, model_class, auto_class, processor, **fields)
-    if not hasattr(loaded, "post_process_object_detection"):  # a classifier's
-        loaded = processor
-    return model, detection_processor(loaded, args.image_size)

@@ -1,44 +1,51 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""What the scripts for object detection and for instance segmentation share: all but the model and its name."""
+"""Object detection and instance segmentation as tasks of the training loop."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
+from transformers import (
+    AutoModelForInstanceSegmentation,
+    AutoModelForObjectDetection,
+    PreTrainedModel,
+)
 
+from .... import ClusTRForInstanceSegmentation, ClusTRForObjectDetection
 from ....remote_code.image_processing_clustr_detection import decode_segmentation
 from ....visualization import plot_detections
-from ...arguments import LoopArguments, parse_arguments
-from ...card import Report, TrainingCard
-from ...data.samples import EvaluationSamples, TrainingData, TrainingSamples, spread_evenly
-from ...loop import Task, freeze_stages, make_accelerator, train
-from ...report import write_picture
-from ...sources import ModelArguments, RecipeArguments, names_of_run
-from .data import DataArguments, ParseObjects, head_of, load_data, load_detector
-from .evaluation import EvaluationArguments, Predictor, Scores, detect
+from ...data.samples import EvaluationSamples, spread_evenly
+from ...data.splits import load_data as load_rows
+from ...models import ModelArguments, RecipeArguments, head_name
+from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
+from ..report import Scores, warn_of_empty_rows
+from .data import DetectionDataArguments, ParseObjects, detection_format
+from .evaluation import DetectionEvaluationArguments, detect, predict, score
+from .model import load_detector
 from .transforms import (
-    AugmentationArguments,
-    EvaluationTransform,
+    DetectionAugmentationArguments,
+    DetectionTransform,
     ReadSample,
-    TrainingTransform,
-    collate,
+    collate_objects,
+    prepare_for_evaluation,
 )
 
 
 @dataclass(frozen=True)
-class DetectionTask:
+class Detector:
     """
-    What the two tasks differ in.
+    The differences between the two tasks.
 
     Args:
-        model_class, auto_class (`type`): To make a new model by, and to load a checkpoint by.
-        kinds (`tuple[str, ...]`): What is evaluated, "box" and perhaps "mask"; the AP of the last one chooses weights.
-        summary (`str`): What a trained model is, for its card.
+        model_class, auto_class (`type`): Class of a new model, and the auto class that loads a checkpoint.
+        kinds (`tuple[str, ...]`): Metrics, "box" and optionally "mask"; the AP of the last one selects the weights.
+        summary (`str`): First sentence of the card.
     """
 
-    model_class: type
+    model_class: type[PreTrainedModel]
     auto_class: type
     kinds: tuple[str, ...]
     summary: str
@@ -48,37 +55,48 @@ class DetectionTask:
         return "mask" in self.kinds
 
 
+def load_data(detector: Detector, run: Run) -> TaskData:
+    data_format = detection_format(run.data, detector.with_masks)
+    data = load_rows(run.data, run.model.download_arguments, run.loop.seed, data_format, run.known)
+    return TaskData(data, data_format.labels.chosen)
+
+
+def load_model(detector: Detector, run: Run, data: TaskData) -> tuple[PreTrainedModel, Any]:
+    classes = detector.model_class, detector.auto_class
+    model, processor = load_detector(run.model, data.labels, *classes, **run.recipe.config_fields())
+    run.evaluation.check_model(model.config, detector.with_masks)
+    return model, processor
+
+
 def compute_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     return model(**{name: batch[name] for name in ("pixel_values", "pixel_mask", "labels")}).loss
 
 
-@dataclass(kw_only=True)
-class DetectionReport(Report):
-    """With pictures of truth and prediction."""
-
-    eval_data: EvaluationSamples
-    processor: Any
-    args: EvaluationArguments
-
-    def draw_predictions(self, model: nn.Module, path: Path):
-        """Truth and prediction of validation images that lie evenly in the split."""
-        images, references, predictions = [], [], []
-        for sample in spread_evenly(self.eval_data, self.args.num_pictures):
-            pixel_values = self.eval_data.transform(sample)["pixel_values"]
-            size = sample.image.height, sample.image.width
-            limits = self.args.picture_threshold, self.args.max_detections
-            images.append(sample.image)
-            references.append(_to_draw(vars(sample), size))
-            predictions.append(_to_draw(detect(model, self.processor, pixel_values, size, *limits), size))
-        write_picture(plot_detections(images, references, predictions, self.scores.labels), path)
+def draw(
+    model: nn.Module,
+    eval_data: EvaluationSamples,
+    processor,
+    args: DetectionEvaluationArguments,
+    labels: list[str],
+) -> Figure:
+    """Ground truth and predictions of validation images."""
+    images, references, predictions = [], [], []
+    for sample in spread_evenly(eval_data, args.num_pictures):
+        pixel_values = eval_data.transform(sample)["pixel_values"]
+        size = sample.image.height, sample.image.width
+        found = detect(model, processor, pixel_values, size, args.picture_threshold, args.max_detections)
+        images.append(sample.image)
+        references.append(_to_tensors(vars(sample), size))
+        predictions.append(_to_tensors(found, size))
+    return plot_detections(images, references, predictions, labels)
 
 
-def _to_draw(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """What [`draw_detections`] takes of a sample or of detections, with tensors for arrays and masks."""
+def _to_tensors(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Arguments of [`draw_detections`], with tensors for arrays and masks."""
     drawn = {
         name: torch.as_tensor(objects[name], device="cpu") for name in ("boxes", "labels", "scores") if name in objects
     }
-    drawn["labels"] = drawn["labels"].long()  # also of an empty list
+    drawn["labels"] = drawn["labels"].long()  # an empty list becomes a float tensor
     masks = objects.get("masks")
     if isinstance(masks, list):
         masks = [decode_segmentation(mask, size) for mask in masks]
@@ -86,62 +104,58 @@ def _to_draw(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, torch.
     return {**drawn, "boxes": drawn["boxes"].reshape(-1, 4), **({} if masks is None else {"masks": masks})}
 
 
-def make_task(
-    task: DetectionTask,
-    data_args: DataArguments,
-    model_args: ModelArguments,
-    augmentation: AugmentationArguments,
-    recipe: RecipeArguments,
-    evaluation: EvaluationArguments,
-    args: LoopArguments,
-    accelerator,
-) -> Task:
-    known = names_of_run(model_args, head_of(task.model_class), args)
-    with accelerator.main_process_first():
-        data, labels = load_data(data_args, model_args, args.seed, task.with_masks, known)
-    torch.manual_seed(args.seed)  # the weights of a new model or head
-    model, processor = load_detector(model_args, labels, task.model_class, task.auto_class, **recipe.config_fields())
-    evaluation.check_model(model.config, task.with_masks)
-    if args.freeze_stages:
-        freeze_stages(model, args.freeze_stages)
-    parse = ParseObjects(data_args, labels, task.with_masks)
-    read = {
-        split: ReadSample(rows, parse, processor, len(labels), task.with_masks, split) for split, rows in data.items()
+def make_parts(detector: Detector, run: Run, data: TaskData, model: nn.Module, processor) -> TaskParts:
+    labels, evaluation, with_masks = data.labels, run.evaluation, detector.with_masks
+    parse = ParseObjects(run.data, labels, with_masks)
+    readers = {
+        split: ReadSample(rows, parse, processor, len(labels), with_masks, split) for split, rows in data.splits.items()
     }
-    train_data = None
-    if not args.eval_only:
-        transform = TrainingTransform(processor, augmentation)
-        train_data = TrainingData(samples=TrainingSamples(read["train"], transform, len(data["train"])))
-    eval_data = EvaluationSamples(read["validation"], EvaluationTransform(processor), len(data["validation"]))
-    scores = Scores(labels, task.kinds, evaluation)
-    report = DetectionReport(
-        scores=scores,
-        card=TrainingCard(args, data_args, model_args, task.summary),
-        model_class=task.model_class,
-        num_pictures=evaluation.num_pictures,
-        eval_data=eval_data,
-        processor=processor,
-        args=evaluation,
-    )
-    return Task(
-        model=model,
-        processor=processor,
-        train_data=train_data,
-        eval_data=eval_data,
-        collate=collate,
+    make_transform = partial(DetectionTransform, processor, run.augmentation)
+    samples = make_samples(run, readers, make_transform, partial(prepare_for_evaluation, processor=processor))
+    return TaskParts(
+        **samples,
+        collate=collate_objects,
         compute_loss=compute_loss,
-        predict=Predictor(processor, evaluation),
-        compute_metrics=scores,
-        metric=f"eval_{task.kinds[-1]}_ap",
-        write_card=report,
-        write_evaluation=report.write_evaluation,
+        predict=partial(predict, processor=processor, args=evaluation),
+        scores=Scores(
+            partial(score, labels=labels, kinds=detector.kinds, args=evaluation),
+            partial(warn_of_empty_rows, column="objects", unit="object"),
+        ),
+        metric=f"eval_{detector.kinds[-1]}_ap",
+        summary=detector.summary,
+        draw=partial(draw, eval_data=samples["eval_data"], processor=processor, args=evaluation, labels=labels),
     )
 
 
-def run(task: DetectionTask):
-    """Train as the command line says."""
-    *task_args, args = parse_arguments(
-        DataArguments, ModelArguments, AugmentationArguments, RecipeArguments, EvaluationArguments, LoopArguments
+def define(detector: Detector) -> TaskDefinition:
+    return TaskDefinition(
+        arguments={
+            "data": DetectionDataArguments,
+            "model": ModelArguments,
+            "augmentation": DetectionAugmentationArguments,
+            "recipe": RecipeArguments,
+            "evaluation": DetectionEvaluationArguments,
+        },
+        heads=(head_name(detector.model_class),),
+        load_data=partial(load_data, detector),
+        load_model=partial(load_model, detector),
+        make_parts=partial(make_parts, detector),
     )
-    accelerator = make_accelerator(args)
-    train(make_task(task, *task_args, args, accelerator), args, accelerator)
+
+
+OBJECT_DETECTION = define(
+    Detector(
+        model_class=ClusTRForObjectDetection,
+        auto_class=AutoModelForObjectDetection,
+        kinds=("box",),
+        summary="A ClusTR model for object detection, RetinaNet.",
+    )
+)
+INSTANCE_SEGMENTATION = define(
+    Detector(
+        model_class=ClusTRForInstanceSegmentation,
+        auto_class=AutoModelForInstanceSegmentation,
+        kinds=("box", "mask"),
+        summary="A ClusTR model for instance segmentation, Mask R-CNN.",
+    )
+)

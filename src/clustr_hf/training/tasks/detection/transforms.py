@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""From a row of a detection data set to a sample, and from samples to a batch. Sizes are (height, width)."""
+"""From a row of a detection data set to a transformed sample and to a batch. Sizes are (height, width)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,41 +17,33 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 
 from ....remote_code.image_processing_clustr_detection import clean_annotation, decode_segmentation, encode_mask
 from ....remote_code.modeling_clustr_dense import pad_to
-from ...augmentation import PhotometricDistortion, uniform
-from ...data.samples import UnreadableSample, decode_rgb
+from ...augmentation import (
+    AugmentationArguments,
+    PhotometricDistortion,
+    check_probabilities,
+    normalize,
+    random_corner,
+    uniform,
+)
+from ...data.decoding import UnreadableSample, decode_rgb
+from ...data.loaders import collate
 
 
-# Objects are left out of which a crop has a smaller share than this.
-LEAST_VISIBLE = 0.2
-# Keys of the processor's size.
+# Minimum share of an object that a crop must show; other objects are dropped.
+MIN_VISIBLE = 0.2
+# Keys of the size of an image processor.
 EDGES = ("shortest_edge", "longest_edge")
 
 
 @dataclass
-class AugmentationArguments:
-    """How training images are changed; the defaults are those of Table A4."""
+class DetectionAugmentationArguments(AugmentationArguments):
+    """Augmentation of training images; the defaults are those of Table A4."""
 
-    min_scale: float = field(default=1.0, metadata={"help": "Least random scale, of image_size."})
-    max_scale: float = field(default=1.0, metadata={"help": "Greatest random scale."})
-    crop_size: int | None = field(
-        default=None, metadata={"help": "Side of random training crops in pixels; default: whole images."}
-    )
-    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
-    vertical_flip_probability: float = field(default=0.0, metadata={"help": "Of mirroring top and bottom."})
-    photometric_distortion: bool = field(
-        default=False, metadata={"help": "Change brightness, contrast, saturation and hue."}
-    )
+    vertical_flip_probability: float = field(default=0.0, metadata={"help": "Probability of a vertical flip."})
 
     def __post_init__(self):
-        if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(f"--crop_size must be positive, got {self.crop_size}")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(
-                f"--min_scale and --max_scale must be 0 < min <= max, got {self.min_scale, self.max_scale}"
-            )
-        for name in ("flip_probability", "vertical_flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+        super().__post_init__()
+        check_probabilities(self, "vertical_flip_probability")
 
 
 @dataclass
@@ -61,11 +53,11 @@ class Sample:
 
     Args:
         image (`PIL.Image.Image`): Upright, RGB.
-        boxes (`torch.FloatTensor` of shape `(n, 4)`): Corners in pixels.
-        labels (`torch.LongTensor` of shape `(n,)`): Classes.
-        area (`torch.FloatTensor` of shape `(n,)`): In square pixels.
+        boxes (`torch.FloatTensor` of shape `(n, 4)`): (x0, y0, x1, y1) in pixels.
+        labels (`torch.LongTensor` of shape `(n,)`): Class ids.
+        area (`torch.FloatTensor` of shape `(n,)`): Area in square pixels.
         iscrowd (`torch.LongTensor` of shape `(n,)`): 1 for crowds.
-        masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*): Where the objects are.
+        masks (`torch.BoolTensor` of shape `(n, height, width)`, *optional*): Masks of the objects.
     """
 
     image: Image.Image
@@ -77,7 +69,7 @@ class Sample:
 
 
 class MalformedSegmentation(UnreadableSample, ValueError):
-    """The mask of an object cannot be read. The sample may be skipped, like one whose image is broken."""
+    """An unreadable mask of an object. The sample is skipped like one with a broken image."""
 
 
 class ReadSample:
@@ -85,17 +77,20 @@ class ReadSample:
     Index -> [`Sample`].
 
     Args:
-        rows (`Dataset`): Rows by index.
-        parse (`ParseObjects`): Row -> annotations.
-        processor: Converts images that are not RGB, and decodes masks.
+        rows (`Dataset`): Rows of the data set.
+        parse ([`ParseObjects`]): Row -> annotations.
+        processor: Converts images that are not RGB.
         num_labels (`int`): Number of classes.
-        with_masks (`bool`): Whether masks are needed.
-        split (`str`): What to call the split in errors.
+        with_masks (`bool`): Whether the task needs masks.
+        split (`str`): Name of the split in error messages.
     """
 
     def __init__(self, rows: Dataset, parse: Callable, processor, num_labels: int, with_masks: bool, split: str):
         self.rows, self.parse, self.processor, self.num_labels = rows, parse, processor, num_labels
         self.with_masks, self.split = with_masks, split
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __call__(self, index: int) -> Sample:
         row, name = self.rows[index], self.name(index)
@@ -103,12 +98,14 @@ class ReadSample:
         try:
             return self._make_sample(image, self.parse(row))
         except (LookupError, TypeError, ValueError) as error:
-            reason = repr(error) if isinstance(error, LookupError) else error  # whose message is only the key
+            reason = (
+                repr(error) if isinstance(error, LookupError) else error
+            )  # the message of a LookupError is only the key
             kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
             raise kind(f"{name}: {reason}") from error
 
     def name(self, index: int) -> str:
-        """What to call a sample in errors."""
+        """Name of a sample in error messages."""
         return f"{self.split} sample {index}"
 
     def _make_sample(self, image: Image.Image, annotations: list[Mapping[str, Any]]) -> Sample:
@@ -135,7 +132,7 @@ class ReadSample:
 
 
 def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int], index: int) -> torch.Tensor:
-    # One that is missing is no matter of a broken sample.
+    # Missing masks are an error of the data set; a sample with a broken mask is skipped.
     kind = MalformedSegmentation if annotation.get("segmentation") else ValueError
     try:
         return decode_segmentation(annotation.get("segmentation"), size)
@@ -143,13 +140,13 @@ def _decode_mask(annotation: Mapping[str, Any], size: tuple[int, int], index: in
         raise kind(f"annotation {index}: {error}") from error
 
 
-class TrainingTransform:
+class DetectionTransform:
     """
-    Random scale, crop, flips and colours: a [`Sample`] -> `pixel_values` `(3, h, w)` and `labels` as the model takes
-    them. Crowds and objects outside the crop are left out.
+    Random scale, crop, flips and colours: a [`Sample`] -> `pixel_values` `(3, h, w)` and `labels` of the model. Crowds
+    and objects outside the crop are dropped.
     """
 
-    def __init__(self, processor, args: AugmentationArguments):
+    def __init__(self, processor, args: DetectionAugmentationArguments):
         size = processor.size
         if not size["shortest_edge"] or not (processor.do_resize and processor.do_rescale and processor.do_normalize):
             raise ValueError(
@@ -160,24 +157,24 @@ class TrainingTransform:
         self.distort = PhotometricDistortion() if args.photometric_distortion else None
 
     def __call__(self, sample: Sample) -> dict[str, Any]:
-        processor, counts = self.processor, sample.iscrowd == 0
+        is_object = sample.iscrowd == 0
         image = tv_tensors.Image(F.pil_to_tensor(sample.image))
-        parts = [image, tv_tensors.BoundingBoxes(sample.boxes[counts], format="XYXY", canvas_size=image.shape[-2:])]
+        parts = [image, tv_tensors.BoundingBoxes(sample.boxes[is_object], format="XYXY", canvas_size=image.shape[-2:])]
         if sample.masks is not None:
-            parts.append(tv_tensors.Mask(sample.masks[counts]))
+            parts.append(tv_tensors.Mask(sample.masks[is_object]))
         parts, scaled_boxes = self._change_geometry(parts)
         image, boxes = parts[:2]
         if self.distort is not None:
             image = self.distort(image)
-        pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
+        pixels = normalize(image, self.processor)
         boxes = F.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
-        kept = box_area(boxes) > LEAST_VISIBLE * box_area(scaled_boxes.as_subclass(torch.Tensor))
+        kept = box_area(boxes) > MIN_VISIBLE * box_area(scaled_boxes.as_subclass(torch.Tensor))
         if sample.masks is not None:
             masks = parts[2].as_subclass(torch.Tensor)
             kept &= masks.flatten(1).any(dim=1)
         height, width = image.shape[-2:]
         labels = {
-            "class_labels": sample.labels[counts][kept],
+            "class_labels": sample.labels[is_object][kept],
             "boxes": box_convert(boxes[kept], "xyxy", "cxcywh")
             / torch.tensor([width, height, width, height], device="cpu"),
         }
@@ -189,8 +186,8 @@ class TrainingTransform:
         self, parts: list[tv_tensors.TVTensor]
     ) -> tuple[list[tv_tensors.TVTensor], tv_tensors.BoundingBoxes]:
         """
-        Image, boxes and, if there are any, masks: all through the same scale, crop and flips. And the boxes as they
-        were before the crop, which cuts them.
+        Image, boxes and, if there are any, masks after the same random scale, crop and flips; and the scaled boxes
+        before the crop.
         """
         args, scale = self.args, uniform(self.args.min_scale, self.args.max_scale)
         edges = [self.processor.size[name] and round(scale * self.processor.size[name]) for name in EDGES]
@@ -199,7 +196,7 @@ class TrainingTransform:
         scaled_boxes = parts[1]
         if args.crop_size is not None:
             extents = [min(args.crop_size, extent) for extent in size]
-            corner = [int(torch.randint(whole - extent + 1, (), device="cpu")) for whole, extent in zip(size, extents)]
+            corner = random_corner(size, extents)
             parts = [F.crop(part, *corner, *extents) for part in parts]
         for probability, flip in (
             (args.flip_probability, F.horizontal_flip),
@@ -213,46 +210,41 @@ class TrainingTransform:
 def _resize(part: tv_tensors.TVTensor, size: tuple[int, int]) -> tv_tensors.TVTensor:
     if not isinstance(part, tv_tensors.Mask):
         return F.resize(part, list(size), antialias=True)
-    if len(part) == 0:  # torchvision resizes no empty tensors
+    if len(part) == 0:  # torchvision cannot resize empty tensors
         return tv_tensors.Mask(part.new_zeros((0, *size)))
-    # torchvision would take another neighbour for masks, which moves them by up to half a pixel.
+    # torchvision's default for masks, NEAREST, shifts them by up to half a pixel.
     masks = F.resize(part.as_subclass(torch.Tensor), list(size), interpolation=InterpolationMode.NEAREST_EXACT)
     return tv_tensors.Mask(masks)
 
 
-class EvaluationTransform:
+def prepare_for_evaluation(sample: Sample, processor) -> dict[str, Any]:
     """
-    A [`Sample`] -> `pixel_values` `(3, h, w)` of the processor, and the `reference`: what [`coco_average_precision`]
-    takes, at the size of the image, and that size.
+    A [`Sample`] -> `pixel_values` `(3, h, w)` of the processor, and the `reference`: ground truth for
+    [`coco_average_precision`] at the size of the image, and that size.
     """
-
-    def __init__(self, processor):
-        self.processor = processor
-
-    def __call__(self, sample: Sample) -> dict[str, Any]:
-        reference = {name: getattr(sample, name).numpy() for name in ("boxes", "labels", "area", "iscrowd")}
-        if sample.masks is not None:
-            reference["masks"] = [encode_mask(mask) for mask in sample.masks]
-        reference["size"] = (sample.image.height, sample.image.width)
-        return {
-            "pixel_values": self.processor(sample.image, return_tensors="pt").pixel_values[0],
-            "reference": reference,
-        }
+    reference = {name: getattr(sample, name).numpy() for name in ("boxes", "labels", "area", "iscrowd")}
+    if sample.masks is not None:
+        reference["masks"] = [encode_mask(mask) for mask in sample.masks]
+    reference["size"] = (sample.image.height, sample.image.width)
+    return {"pixel_values": processor(sample.image, return_tensors="pt").pixel_values[0], "reference": reference}
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Images padded to the largest height and width, masks with them; `pixel_mask` says where the images are."""
+def collate_objects(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    A batch of images, padded to the largest height and width; masks are padded with them. `pixel_mask` is 1 inside the
+    images.
+    """
     images = [sample["pixel_values"] for sample in samples]
     size = tuple(max(image.shape[axis] for image in images) for axis in (1, 2))
     pixel_mask = torch.zeros((len(images), *size), dtype=torch.int64, device="cpu")
     for mask, image in zip(pixel_mask, images):
         mask[: image.shape[1], : image.shape[2]] = 1
-    batch = {"pixel_values": torch.stack([pad_to(image, size) for image in images]), "pixel_mask": pixel_mask}
-    if "reference" in samples[0]:
-        return {**batch, "references": [sample["reference"] for sample in samples]}
-    # As the processor gives labels. FSDP casts tensors in dictionaries to half precision, which boxes do not stand.
-    labels = [BatchFeature(sample["labels"]) for sample in samples]
-    for label in labels:
-        if "masks" in label:
-            label["masks"] = pad_to(label["masks"], size)
-    return {**batch, "labels": labels}
+    batch = collate([{**sample, "pixel_values": pad_to(sample["pixel_values"], size)} for sample in samples])
+    batch["pixel_mask"] = pixel_mask
+    if "labels" in batch:
+        # The processor's type of labels: FSDP casts tensors in dictionaries to half precision, too coarse for boxes.
+        batch["labels"] = [BatchFeature(labels) for labels in batch["labels"]]
+        for labels in batch["labels"]:
+            if "masks" in labels:
+                labels["masks"] = pad_to(labels["masks"], size)
+    return batch

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""From a row of an image classification data set to a sample, and from samples to a batch."""
+"""From a row of an image classification data set to a transformed sample."""
 
 import functools
 import zlib
@@ -10,20 +10,20 @@ import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 
-from ...data.samples import decode_rgb
-from .data import training_crop
+from ...data.decoding import decode_rgb
+from .model import training_crop
 
 
 class ReadRow:
     """
-    A row of the data set, or its index -> an upright RGB image and its label.
+    A row of the data set, or the index of a row -> an upright RGB image and its label.
 
     Args:
         processor: Converts images that are not RGB.
         columns (`tuple[str, str]`): Names of the image and the label column.
         num_labels (`int`): Number of classes.
-        split (`str`): What to call the split in errors.
-        rows (`Dataset`, *optional*): Rows by index, for a data set with random access.
+        split (`str`): Name of the split in error messages.
+        rows (`Dataset`, *optional*): The rows, for a data set with random access.
     """
 
     def __init__(self, processor, columns: tuple[str, str], num_labels: int, split: str, rows=None):
@@ -39,14 +39,14 @@ class ReadRow:
         return decode_rgb(image, name, self.processor), label
 
     def name(self, row_or_index: dict | int) -> str:
-        """What to call a row, or its index, in errors."""
+        """Name of a row, or of its index, in error messages."""
         if isinstance(row_or_index, int):
             return f"{self.split} sample {row_or_index}"
         return f"{self.split} sample {fingerprint(row_or_index[self.columns[0]])}"
 
 
 def fingerprint(image: Mapping[str, Any] | None) -> str:
-    """What to call an image, as bytes or path, whose index is not known."""
+    """Name of an image, given as bytes or path, whose index is not known."""
     image = image or {}
     encoded = image.get("bytes") or b""
     return f"of {len(encoded)} bytes with CRC-32 {zlib.crc32(encoded):08x}"
@@ -54,13 +54,13 @@ def fingerprint(image: Mapping[str, Any] | None) -> str:
 
 def training_transform(processor, min_crop_scale: float, rand_augment: str | None, random_erasing: float) -> Callable:
     """
-    timm's: random crop and flip, RandAugment, normalisation, random erasing.
+    timm's transform: random crop and flip, RandAugment, normalisation, random erasing.
 
     Args:
-        processor: Says size, mean and standard deviation.
-        min_crop_scale (`float`): Least share of the image's area in a crop.
-        rand_augment (`str`, *optional*): timm's description of a policy.
-        random_erasing (`float`): Probability.
+        processor: Has the size, mean and standard deviation.
+        min_crop_scale (`float`): Minimum share of the image's area in a crop.
+        rand_augment (`str`, *optional*): Policy, in timm's notation.
+        random_erasing (`float`): Probability of random erasing.
     """
     augment = create_transform(
         training_crop(processor),
@@ -82,12 +82,12 @@ def training_transform(processor, min_crop_scale: float, rand_augment: str | Non
 
 
 def posterize(image: Image.Image, bits: int, **settings) -> Image.Image:
-    """timm's, but for 0 bits, which its strongest magnitude asks for and Pillow refuses since version 13: black."""
+    """timm's operation, but black for 0 bits: its strongest magnitude, which Pillow refuses since version 13."""
     return auto_augment.posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def evaluation_transform(processor):
-    """The processor's: shorter side, centre crop, normalisation."""
+def evaluation_transform(processor) -> Callable:
+    """The processor's transform: resize, centre crop, normalisation."""
     return functools.partial(_transform, functools.partial(_process, processor))
 
 
@@ -98,10 +98,3 @@ def _process(processor, image: Image.Image) -> torch.Tensor:
 def _transform(augment, image_and_label: tuple[Image.Image, int]) -> dict:
     image, label = image_and_label
     return {"pixel_values": augment(image), "labels": label}
-
-
-def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
-    return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples], device="cpu"),
-    }

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Keypoints of persons, and what they are worth by the average precision of COCO and COCO-WholeBody."""
+"""Predictions of pose estimators, and their average precision as defined by COCO and COCO-WholeBody."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,29 +15,33 @@ from .... import ClusTRPoseImageProcessor
 from ....keypoints import KeypointConvention
 from ....metrics import keypoint_average_precision, suppress_similar_poses
 from ....remote_code.image_processing_clustr_pose import box_regions
+from ...augmentation import check_probabilities
 from ...report import warn_of_absent
-from .data import Place, parse_persons
+from ..report import EvaluationArguments, Table
+from .annotations import parse_persons
+from .person_boxes import PersonBox
 
 
-# Persons more similar than this to a better one are taken for the same.
+# Similarity (OKS) above which a person is a duplicate of one with a higher score.
 NMS_THRESHOLD = 0.9
-# What the tables of results show of each part.
+# Columns of the tables of results.
 COLUMNS = ("ap", "ap50", "ap75", "ar")
+# The box of a person, and what `estimate` finds in it.
+Record = tuple[PersonBox, dict[str, Any]]
 
 
 @dataclass
-class EvaluationArguments:
-    """How poses are evaluated, and drawn."""
+class PoseEvaluationArguments(EvaluationArguments):
+    """Evaluation and pictures of poses."""
 
-    flip_test: bool = field(default=True, metadata={"help": "Average the heat maps with those of mirrored crops."})
-    num_pictures: int = field(default=4, metadata={"help": "Validation images in predictions.png; 0 draws none."})
-    picture_threshold: float = field(default=0.3, metadata={"help": "Least score of a keypoint in the pictures."})
+    flip_test: bool = field(
+        default=True, metadata={"help": "Whether to average the heatmaps with those of flipped crops."}
+    )
+    picture_threshold: float = field(default=0.3, metadata={"help": "Minimum score of a keypoint in the pictures."})
 
     def __post_init__(self):
-        if self.num_pictures < 0:
-            raise ValueError(f"--num_pictures must be 0 or more, got {self.num_pictures}")
-        if not 0 <= self.picture_threshold <= 1:
-            raise ValueError(f"--picture_threshold must be in [0, 1], got {self.picture_threshold}")
+        super().__post_init__()
+        check_probabilities(self, "picture_threshold")
 
 
 @torch.no_grad()
@@ -49,10 +53,19 @@ def estimate(
     flip_pairs: Sequence[Sequence[int]] | None,
 ) -> list[dict[str, Any]]:
     """
-    Of crops (n, 3, H, W) of persons: `keypoints` (K, 3), (x, y, score) in the image, the person's `score`, and the
-    `area` of its crop; with `flip_pairs` by the flip test.
+    Poses in crops of persons, with the flip test if `flip_pairs` are given.
+
+    Args:
+        model, processor: Pose estimator and its image processor.
+        pixel_values (`torch.Tensor` of shape `(n, 3, H, W)`): Crops.
+        boxes (`Sequence[Sequence[float]]`): Box (x, y, width, height) of each crop in its image.
+        flip_pairs (`Sequence[Sequence[int]]`, *optional*): Pairs of keypoints that a flip exchanges.
+
+    Returns:
+        For each crop: `keypoints` (K, 3), (x, y, score) in the image, the `score` of the person and the `area` of the
+        crop.
     """
-    # Only what is decoded: outputs of a wrapped model have forms of their own.
+    # Keep the heatmaps only: a wrapped model may return outputs of another type.
     outputs = ModelOutput(heatmaps=model(pixel_values=pixel_values).heatmaps.float())
     flipped = None
     if flip_pairs is not None:
@@ -71,30 +84,28 @@ def estimate(
     ]
 
 
-class Predictor:
-    """The loop's `predict`: for each person its place and what [`estimate`] finds."""
-
-    def __init__(self, processor: ClusTRPoseImageProcessor, convention: KeypointConvention, args: EvaluationArguments):
-        self.processor = processor
-        self.flip_pairs = convention.flip_pairs if args.flip_test else None
-
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> list[tuple[Place, dict[str, Any]]]:
-        boxes = [place.box for place in batch["places"]]
-        found = estimate(model, self.processor, batch["pixel_values"], boxes, self.flip_pairs)
-        return list(zip(batch["places"], found))
+def predict(
+    model: nn.Module,
+    batch: dict[str, Any],
+    processor: ClusTRPoseImageProcessor,
+    flip_pairs: Sequence[Sequence[int]] | None,
+) -> list[Record]:
+    """The box and the estimated pose of each person of a batch."""
+    boxes = [box.box for box in batch["person_box"]]
+    return list(zip(batch["person_box"], estimate(model, processor, batch["pixel_values"], boxes, flip_pairs)))
 
 
-class Scores:
+class PoseScores:
     """
-    The loop's `compute_metrics`; `table` is that of the last evaluation, part by part.
+    Metrics of poses, and their table with a row for each part of the body.
 
     Args:
-        rows (`Dataset`): The validation images, with all their persons.
-        convention ([`KeypointConvention`]): What their keypoints are.
+        rows (`Dataset`): Validation images with all their persons.
+        convention ([`KeypointConvention`]): Annotated keypoints.
     """
 
     def __init__(self, rows: Dataset, convention: KeypointConvention):
-        self.convention, self.table = convention, None
+        self.convention = convention
         self.references = []
         for row in rows:
             persons = parse_persons(row, convention)
@@ -107,37 +118,37 @@ class Scores:
 
     @property
     def metric(self) -> str:
-        """The one that chooses the best weights: the AP of all keypoints."""
+        """The metric that selects the best weights: the AP of all keypoints."""
         return f"eval_{'wholebody' if len(self.convention.parts) > 1 else 'body'}_ap"
 
-    def __call__(self, records: list[tuple[Place, dict[str, Any]]]) -> dict[str, float]:
+    def __call__(self, records: list[Record]) -> tuple[dict[str, float], Table]:
         predictions = group_by_image(records, len(self.references), self.convention.sigmas)
         results = keypoint_average_precision(predictions, self.references, self.convention)
         parts = {name: list(part) for name, part in self.convention.parts.items()}
         if "lefthand" in parts:
             parts["hand"] = parts["lefthand"] + parts["righthand"]
         parts["wholebody"] = list(range(self.convention.num_keypoints))
-        if self.table is None:
-            counts = [int(self.is_annotated[:, list(part)].sum()) for part in self.convention.parts.values()]
-            warn_of_absent("annotated keypoint", list(self.convention.parts), counts, kind="parts")
-        self.table = {}
+        table = {}
         for name, part in parts.items():
             if f"{name}_ap" in results:
                 persons = int(self.is_annotated[:, part].any(axis=1).sum())
-                self.table[name] = {**{key: results[f"{name}_{key}"] for key in COLUMNS}, "persons": persons}
-        return {f"eval_{name}": value for name, value in results.items() if value == value}  # no NaN
+                table[name] = {**{key: results[f"{name}_{key}"] for key in COLUMNS}, "persons": persons}
+        return {f"eval_{name}": value for name, value in results.items() if value == value}, table  # without NaN
+
+    def warn(self, table: Table):
+        """Warn of parts of the body without annotated keypoints."""
+        numbers = [int(self.is_annotated[:, list(part)].sum()) for part in self.convention.parts.values()]
+        warn_of_absent("annotated keypoint", list(self.convention.parts), numbers, kind="parts")
 
 
-def group_by_image(
-    records: list[tuple[Place, dict[str, Any]]], num_images: int, sigmas: Sequence[float]
-) -> list[dict[str, np.ndarray]]:
+def group_by_image(records: list[Record], num_images: int, sigmas: Sequence[float]) -> list[dict[str, np.ndarray]]:
     """
-    What the metric takes of each image: `keypoints` and `scores`, the box's score times the person's, without persons
-    that are found twice.
+    Predictions for [`keypoint_average_precision`] of each image, without duplicates: `keypoints`, and `scores`, the
+    score of the box times that of the person.
     """
     found = [[] for _ in range(num_images)]
-    for place, person in records:
-        found[place.row].append((place.score * person["score"], person))
+    for box, person in records:
+        found[box.row].append((box.score * person["score"], person))
     predictions = []
     for of_image in found:
         keypoints = np.array([person["keypoints"] for _, person in of_image]).reshape(-1, len(sigmas), 3)

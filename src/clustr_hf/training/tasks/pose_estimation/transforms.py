@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""From a person in an image to a crop with target heat maps, and from these to a batch. Points are (x, y)."""
+"""From a person in an image to a crop with target heatmaps. Points are (x, y)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,41 +22,50 @@ from ....remote_code.image_processing_clustr_pose import (
     image_to_crop,
 )
 from ....remote_code.modeling_clustr_pose import mirror_order
+from ...augmentation import check_probabilities
 from ...data.coco_files import IMAGE
-from ...data.samples import decode_rgb
-from .data import Place, parse_persons
+from ...data.decoding import decode_rgb
+from .annotations import parse_persons
+from .person_boxes import PersonBox
 
 
-# As in mmpose: the crop around half a body is so much larger than the box of its keypoints, it is the upper half with
-# this probability, and the upper and the lower one have at least so many keypoints.
+# As in mmpose: size of a half-body crop relative to the box of its keypoints, probability that it shows the upper body,
+# and minimum numbers of keypoints of the upper and the lower body.
 HALF_BODY_PADDING = 1.5
 UPPER_PROBABILITY = 0.7
-LEAST_IN_HALF = (2, 3)
+MIN_IN_HALF = (2, 3)
 
 
 @dataclass
-class AugmentationArguments:
-    """How training crops are changed; the defaults are those of TCFormer, which section 4.4 of the paper follows."""
+class PoseAugmentationArguments:
+    """Augmentation of training crops; the defaults are those of TCFormer, which section 4.4 of the paper follows."""
 
-    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
-    shift_factor: float = field(default=0.16, metadata={"help": "Greatest shift of a crop, as a share of its size."})
-    shift_probability: float = field(default=0.3, metadata={"help": "Of a shift."})
+    flip_probability: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    shift_factor: float = field(
+        default=0.16, metadata={"help": "Maximum random shift of a crop, as a share of its size."}
+    )
+    shift_probability: float = field(default=0.3, metadata={"help": "Probability of a random shift."})
     half_body_keypoints: int = field(
-        default=8, metadata={"help": "Persons with more annotated keypoints than these are cut to half of them."}
+        default=8,
+        metadata={"help": "Number of annotated keypoints that a person must exceed for a half-body crop."},
     )
-    half_body_probability: float = field(default=0.3, metadata={"help": "Of that."})
+    half_body_probability: float = field(
+        default=0.3, metadata={"help": "Probability of a half-body crop, around the upper or the lower body."}
+    )
     rotation_factor: float = field(
-        default=40.0, metadata={"help": "Standard deviation of the rotation in degrees, cut at twice that."}
+        default=40.0,
+        metadata={"help": "Standard deviation of the random rotation in degrees; the maximum is twice as large."},
     )
-    rotation_probability: float = field(default=0.6, metadata={"help": "Of a rotation."})
+    rotation_probability: float = field(default=0.6, metadata={"help": "Probability of a random rotation."})
     scale_factor: float = field(
-        default=0.5, metadata={"help": "Standard deviation of the scale around 1, cut at this distance from 1."}
+        default=0.5,
+        metadata={"help": "Standard deviation of the random scale, and its maximum distance from 1."},
     )
 
     def __post_init__(self):
-        for name in ("flip", "shift", "half_body", "rotation"):
-            if not 0 <= getattr(self, f"{name}_probability") <= 1:
-                raise ValueError(f"--{name}_probability must be in [0, 1], got {getattr(self, f'{name}_probability')}")
+        check_probabilities(
+            self, "flip_probability", "shift_probability", "half_body_probability", "rotation_probability"
+        )
         for name in ("shift_factor", "half_body_keypoints", "rotation_factor"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
@@ -71,12 +80,12 @@ class Sample:
 
     Args:
         image (`PIL.Image.Image`): Upright, RGB.
-        place ([`Place`]): The image's row, and the person's box.
-        keypoints (`torch.Tensor` of shape `(K, 3)`, *optional*): (x, y, visibility); none for boxes of a detector.
+        person_box ([`PersonBox`]): Row of the image, and box around the person.
+        keypoints (`torch.Tensor` of shape `(K, 3)`, *optional*): (x, y, visibility); None for boxes of a detector.
     """
 
     image: Image.Image
-    place: Place
+    person_box: PersonBox
     keypoints: torch.Tensor | None
 
 
@@ -85,39 +94,41 @@ class ReadPerson:
     Index -> [`Sample`].
 
     Args:
-        rows (`Dataset`): Rows of images, as [`load_data`] gives them.
-        places (`Sequence[Place]`): The samples.
+        rows (`Dataset`): Rows of images, in the format of [`pose_format`].
+        boxes (`Sequence[PersonBox]`): The samples.
         processor: Converts images that are not RGB.
-        convention ([`KeypointConvention`]): What the keypoints are.
-        split (`str`): What to call the split in errors.
+        convention ([`KeypointConvention`]): Annotated keypoints.
+        split (`str`): Name of the split in error messages.
     """
 
-    def __init__(self, rows: Dataset, places: Sequence[Place], processor, convention: KeypointConvention, split: str):
-        self.rows, self.places, self.processor, self.convention, self.split = rows, places, processor, convention, split
+    def __init__(
+        self, rows: Dataset, boxes: Sequence[PersonBox], processor, convention: KeypointConvention, split: str
+    ):
+        self.rows, self.boxes, self.processor, self.convention, self.split = rows, boxes, processor, convention, split
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.boxes)
 
     def name(self, index: int) -> str:
-        """What to call a sample in errors."""
-        place = self.places[index]
-        return f"{self.split} image {place.row}, " + (f"person {place.person}" if place.person is not None else "a box")
+        """Name of a sample in error messages."""
+        box = self.boxes[index]
+        return f"{self.split} image {box.row}, " + (f"person {box.person}" if box.person is not None else "a box")
 
     def __call__(self, index: int) -> Sample:
-        place = self.places[index]
-        row = self.rows[place.row]
-        image = decode_rgb(row[IMAGE], f"{self.split} image {place.row}", self.processor)
+        box = self.boxes[index]
+        row = self.rows[box.row]
+        image = decode_rgb(row[IMAGE], f"{self.split} image {box.row}", self.processor)
         keypoints = None
-        if place.person is not None:
-            keypoints = torch.from_numpy(parse_persons(row, self.convention).keypoints[place.person]).float()
-        return Sample(image, place, keypoints)
+        if box.person is not None:
+            keypoints = torch.from_numpy(parse_persons(row, self.convention).keypoints[box.person]).float()
+        return Sample(image, box, keypoints)
 
 
-class TrainingTransform:
-    """A [`Sample`] -> `pixel_values` `(3, H, W)`, `labels` `(K, h, w)` and `label_weights` `(K,)`; random."""
+class PoseTransform:
+    """Random crop: a [`Sample`] -> `pixel_values` `(3, H, W)`, `labels` `(K, h, w)` and `label_weights` `(K,)`."""
 
     def __init__(
-        self, processor: ClusTRPoseImageProcessor, convention: KeypointConvention, args: AugmentationArguments
+        self, processor: ClusTRPoseImageProcessor, convention: KeypointConvention, args: PoseAugmentationArguments
     ):
         self.processor, self.args = processor, args
         self.size = processor.size["height"], processor.size["width"]
@@ -143,10 +154,10 @@ class TrainingTransform:
         return {"pixel_values": pixels, "labels": heatmaps[0], "label_weights": weights[0]}
 
     def _random_region(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Centre (2,), extent (2,) and rotation of a crop, in the order of mmpose's transforms."""
+        """Centre (2,), extent (2,) and rotation of a random crop, drawn in the order of mmpose's transforms."""
         args = self.args
         centers, extents = box_regions(
-            torch.tensor([sample.place.box], device="cpu"), self.size, self.processor.padding_factor
+            torch.tensor([sample.person_box.box], device="cpu"), self.size, self.processor.padding_factor
         )
         center, extent = centers[0], extents[0]
         if torch.rand((), device="cpu") < args.shift_probability:
@@ -161,11 +172,11 @@ class TrainingTransform:
         return center, extent, torch.as_tensor(rotation, device="cpu")
 
     def _choose_half(self, points: torch.Tensor, is_lower: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Region around the upper or the lower half of a body; None if there is none."""
-        halves = list(zip((points[~is_lower], points[is_lower]), LEAST_IN_HALF))
+        """Centre and extent of a crop of the upper or the lower body; None if both have too few keypoints."""
+        halves = list(zip((points[~is_lower], points[is_lower]), MIN_IN_HALF))
         if torch.rand((), device="cpu") >= UPPER_PROBABILITY:
             halves.reverse()
-        half = next((half for half, least in halves if len(half) >= least), None)
+        half = next((half for half, minimum in halves if len(half) >= minimum), None)
         if half is None:
             return None
         lowest, extent = half.amin(dim=0), half.amax(dim=0) - half.amin(dim=0)
@@ -175,29 +186,12 @@ class TrainingTransform:
         return half.mean(dim=0), extents[0]
 
 
-def _clipped_normal(mean: float, deviation: float, most: float) -> float:
-    """A normal random number, at most so far from its mean."""
-    return mean + float((deviation * torch.randn((), device="cpu")).clamp(-most, most))
+def _clipped_normal(mean: float, deviation: float, limit: float) -> float:
+    """A normally distributed random number, clipped to a maximum distance from its mean."""
+    return mean + float((deviation * torch.randn((), device="cpu")).clamp(-limit, limit))
 
 
-class EvaluationTransform:
-    """A [`Sample`] -> `pixel_values` `(3, H, W)` of the processor, and its place."""
-
-    def __init__(self, processor: ClusTRPoseImageProcessor):
-        self.processor = processor
-
-    def __call__(self, sample: Sample) -> dict[str, Any]:
-        crops = self.processor(sample.image, boxes=[[sample.place.box]], return_tensors="pt")
-        return {"pixel_values": crops.pixel_values[0], "place": sample.place}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples of either transform -> a batch: tensors stacked, places as a list."""
-    batch = {
-        name: torch.stack([sample[name] for sample in samples])
-        for name, value in samples[0].items()
-        if isinstance(value, torch.Tensor)
-    }
-    if "place" in samples[0]:
-        batch["places"] = [sample["place"] for sample in samples]
-    return batch
+def prepare_for_evaluation(sample: Sample, processor: ClusTRPoseImageProcessor) -> dict[str, Any]:
+    """A [`Sample`] -> `pixel_values` `(3, H, W)` of the processor, and the `person_box`."""
+    crops = processor(sample.image, boxes=[[sample.person_box.box]], return_tensors="pt")
+    return {"pixel_values": crops.pixel_values[0], "person_box": sample.person_box}

@@ -1,6 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Predictions of segmentation models, whole image or window by window, and what they are worth."""
+"""Predictions of segmentation models, on whole images or in sliding windows, and their metrics."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -9,24 +10,27 @@ from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from ....metrics import class_areas, summarize_areas
+from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ...report import warn_of_absent
+from ..report import EvaluationArguments, Table
 
 
-# What to look at where all labelled pixels are of one class.
-ONE_CLASS = ". All pixels that count are of one class: a label of 255 does not count, whatever it was meant for"
+# Advice if all labelled pixels belong to one class.
+ONE_CLASS = ". All labelled pixels belong to one class: 255 marks pixels to ignore, whatever it was meant for"
+# Areas (3, K) of the classes in an image (intersection, prediction, ground truth); sum of its cross-entropy; pixels.
+Record = tuple[torch.Tensor, float, int]
 
 
 @dataclass
-class EvaluationArguments:
-    """How images are evaluated: whole, or in overlapping windows."""
+class SegmentationEvaluationArguments(EvaluationArguments):
+    """Evaluation on whole images or in overlapping windows; pictures."""
 
     eval_window: int | None = field(
-        default=None, metadata={"help": "Side of windows that slide over an image, in pixels; default: whole images."}
+        default=None, metadata={"help": "Side of sliding windows in pixels. Default: images are evaluated whole."}
     )
     eval_stride: int | None = field(
-        default=None, metadata={"help": "Step of the windows; default: two thirds of a window."}
+        default=None, metadata={"help": "Stride of the sliding windows in pixels. Default: two thirds of a window."}
     )
-    num_pictures: int = field(default=4, metadata={"help": "Validation images in predictions.png; 0 draws none."})
 
     def __post_init__(self):
         if self.eval_window is not None and self.eval_window < 1:
@@ -35,13 +39,12 @@ class EvaluationArguments:
             self.eval_stride = max(1, self.eval_window * 2 // 3)
         if self.eval_stride is not None and not 1 <= self.eval_stride <= (self.eval_window or 0):
             raise ValueError(f"--eval_stride must be from 1 to --eval_window, got {self.eval_stride}")
-        if self.num_pictures < 0:
-            raise ValueError(f"--num_pictures must be 0 or more, got {self.num_pictures}")
+        super().__post_init__()
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, pixel_values: torch.Tensor, args: EvaluationArguments) -> torch.Tensor:
-    """Logits (B, K, h, w) of images (B, 3, H, W), at the model's resolution, or the image's if windows slide."""
+def predict_logits(model: nn.Module, pixel_values: torch.Tensor, args: SegmentationEvaluationArguments) -> torch.Tensor:
+    """Logits (B, K, h, w) of images (B, 3, H, W), at the resolution of the model, or of the images for windows."""
     if args.eval_window is None:
         return model(pixel_values=pixel_values).logits.float()
     height, width = pixel_values.shape[-2:]
@@ -59,61 +62,52 @@ def predict_logits(model: nn.Module, pixel_values: torch.Tensor, args: Evaluatio
 
 
 def predict_at_size(
-    model: nn.Module, image: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+    model: nn.Module, image: torch.Tensor, size: tuple[int, int], args: SegmentationEvaluationArguments
 ) -> torch.Tensor:
     """Logits (1, K, height, width) of one image (3, H, W), at the (height, width) of its label map."""
     return interpolate(predict_logits(model, image[None], args), size=size, mode="bilinear", align_corners=False)
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover a length: every `stride`, and the last one where it just fits."""
+    """Start positions of windows that cover a length: every `stride`, and the last one at the end."""
     return sorted({*range(0, length - window, stride), length - window})
 
 
-class Predictor:
-    """The loop's `predict`: for each image the areas of its classes, the sum of its cross-entropy, its pixels."""
-
-    def __init__(self, args: EvaluationArguments, num_labels: int, ignore_index: int):
-        self.args, self.num_labels, self.ignore_index = args, num_labels, ignore_index
-
-    def __call__(self, model: nn.Module, batch: dict) -> list[tuple[torch.Tensor, float, int]]:
-        records = []
-        # One by one: images differ in size, and with FSDP all processes must go forward equally often.
-        for image, labels in zip(batch["pixel_values"], batch["labels"]):
-            logits = predict_at_size(model, image, labels.shape, self.args)
-            loss = cross_entropy(logits, labels[None], ignore_index=self.ignore_index, reduction="sum").item()
-            areas = class_areas(logits[0].argmax(dim=0), labels, self.num_labels, self.ignore_index)
-            records.append((areas, loss, int(areas[2].sum())))
-        return records
+def predict(model: nn.Module, batch: dict, args: SegmentationEvaluationArguments, num_labels: int) -> list[Record]:
+    """The record of every image of a batch."""
+    records = []
+    # One image at a time: sizes differ, and with FSDP all processes must run equally many forward passes.
+    for image, labels in zip(batch["pixel_values"], batch["labels"]):
+        logits = predict_at_size(model, image, labels.shape, args)
+        loss = cross_entropy(logits, labels[None], ignore_index=IGNORE_INDEX, reduction="sum").item()
+        areas = class_areas(logits[0].argmax(dim=0), labels, num_labels, IGNORE_INDEX)
+        records.append((areas, loss, int(areas[2].sum())))
+    return records
 
 
-class Scores:
-    """The loop's `compute_metrics`; `table` is that of the last evaluation, class by class."""
+def score(records: list[Record], labels: Sequence[str]) -> tuple[dict[str, float], Table]:
+    """Metrics, and the IoU, accuracy and number of pixels of each class."""
+    areas, losses, pixels = zip(*records)
+    labelled = torch.stack(areas).sum(dim=0)[2].tolist()
+    if not any(labelled):
+        raise ValueError("the validation label maps must have labelled pixels, got none")
+    result = summarize_areas(areas)
+    columns = zip(labels, result["per_category_iou"], result["per_category_accuracy"], labelled)
+    table = {
+        label: {"iou": float(iou), "accuracy": float(accuracy), "pixels": int(number)}
+        for label, iou, accuracy, number in columns
+    }
+    metrics = {
+        "eval_loss": sum(losses) / sum(pixels),
+        "eval_mean_iou": result["mean_iou"],
+        "eval_mean_accuracy": result["mean_accuracy"],
+        "eval_overall_accuracy": result["overall_accuracy"],
+    }
+    return metrics, table
 
-    def __init__(self, labels: list[str]):
-        self.labels, self.table = labels, None
 
-    def __call__(self, records: list[tuple[torch.Tensor, float, int]]) -> dict[str, float]:
-        areas, losses, pixels = zip(*records)
-        labelled = torch.stack(areas).sum(dim=0)[2].tolist()
-        if not any(labelled):
-            raise ValueError("the validation label maps must have labelled pixels, got none")
-        if self.table is None:
-            is_alone = sum(map(bool, labelled)) == 1
-            warn_of_absent("pixel", self.labels, labelled, advice=ONE_CLASS if is_alone else "")
-        result = summarize_areas(areas)
-        self.table = {
-            label: {"iou": float(iou), "accuracy": float(accuracy), "pixels": int(number)}
-            for label, iou, accuracy, number in zip(
-                self.labels,
-                result["per_category_iou"],
-                result["per_category_accuracy"],
-                labelled,
-            )
-        }
-        return {
-            "eval_loss": sum(losses) / sum(pixels),
-            "eval_mean_iou": result["mean_iou"],
-            "eval_mean_accuracy": result["mean_accuracy"],
-            "eval_overall_accuracy": result["overall_accuracy"],
-        }
+def warn(table: Table):
+    """Warn of classes without pixels."""
+    pixels = [row["pixels"] for row in table.values()]
+    is_alone = sum(map(bool, pixels)) == 1
+    warn_of_absent("pixel", list(table), pixels, advice=ONE_CLASS if is_alone else "")

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""From a row of a segmentation data set to a sample, and from samples to a batch. Sizes are (height, width)."""
+"""From a row of a segmentation data set to a transformed sample. Sizes are (height, width)."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,52 +15,52 @@ from torchvision.transforms.v2 import functional as F
 
 from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ....remote_code.image_reading_clustr import read_label_map
-from ...augmentation import PhotometricDistortion, uniform
-from ...data.samples import decode_image, decode_rgb
+from ...augmentation import (
+    AugmentationArguments,
+    PhotometricDistortion,
+    check_probabilities,
+    normalize,
+    random_corner,
+    uniform,
+)
+from ...data.decoding import decode_image, decode_rgb
 
 
-# How often a crop is drawn anew where one class fills too much of it.
-CROP_ATTEMPTS = 10
+# Maximum number of draws of a crop, as long as one class fills too much of it.
+MAX_CROP_ATTEMPTS = 10
 
 
 @dataclass
-class AugmentationArguments:
-    """Table A3's augmentation of training images."""
+class SegmentationAugmentationArguments(AugmentationArguments):
+    """Augmentation of training images; the defaults are those of Table A3."""
 
-    crop_size: int = field(default=512, metadata={"help": "Side of the training crops in pixels."})
-    min_scale: float = field(default=0.5, metadata={"help": "Least random scale, of image_size."})
-    max_scale: float = field(default=2.0, metadata={"help": "Greatest random scale."})
+    crop_size: int = field(default=512, metadata={"help": "Side of random training crops in pixels."})
+    min_scale: float = field(default=0.5, metadata=AugmentationArguments.__dataclass_fields__["min_scale"].metadata)
+    max_scale: float = field(default=2.0, metadata=AugmentationArguments.__dataclass_fields__["max_scale"].metadata)
     max_class_share: float = field(
-        default=0.75, metadata={"help": "Draw a crop anew where one class has more of its labelled pixels; 1 is off."}
-    )
-    flip_probability: float = field(default=0.5, metadata={"help": "Of mirroring left and right."})
-    photometric_distortion: bool = field(
-        default=False, metadata={"help": "Change brightness, contrast, saturation and hue."}
+        default=0.75,
+        metadata={
+            "help": "Maximum share of one class among the labelled pixels of a crop; crops above it are drawn again. 1 "
+            "turns this off."
+        },
     )
 
     def __post_init__(self):
-        if self.crop_size < 1:
-            raise ValueError(f"--crop_size must be positive, got {self.crop_size}")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(
-                f"--min_scale and --max_scale must be 0 < min <= max, got {self.min_scale, self.max_scale}"
-            )
-        for name in ("max_class_share", "flip_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must be in [0, 1], got {getattr(self, name)}")
+        super().__post_init__()
+        check_probabilities(self, "max_class_share")
 
 
 class ReadLabelMap:
     """
-    Index -> label map `(height, width)`, int64, with `IGNORE_INDEX` where a pixel does not count.
+    Sequence of label maps `(height, width)`, int64, with `IGNORE_INDEX` for pixels to ignore.
 
     Args:
-        rows (`Dataset`): Rows by index.
-        column (`str`): Of the label maps.
+        rows (`Dataset`): Rows of the data set.
+        column (`str`): Column with the label maps.
         num_labels (`int`): Number of classes.
-        do_reduce_labels (`bool`): Whether maps count classes from 1, and 0 is what does not count.
-        split (`str`): What to call the split in errors.
-        places (`Sequence[int]`, *optional*): The class of each value in the maps; default: the value.
+        do_reduce_labels (`bool`): Whether maps count classes from 1, and 0 marks pixels to ignore.
+        split (`str`): Name of the split in error messages.
+        class_ids (`Sequence[int]`, *optional*): Class id for each value in the maps; default: the value.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class ReadLabelMap:
         num_labels: int,
         do_reduce_labels: bool,
         split: str,
-        places: Sequence[int] | None = None,
+        class_ids: Sequence[int] | None = None,
     ):
         self.rows, self.column, self.num_labels = rows, column, num_labels
-        self.places = torch.as_tensor(range(num_labels) if places is None else places, device="cpu")
-        self.map_rows = rows.select_columns([column])  # so that images are not read with them
+        self.class_ids = torch.as_tensor(range(num_labels) if class_ids is None else class_ids, device="cpu")
+        self.map_rows = rows.select_columns([column])  # does not read the images
         self.do_reduce_labels, self.split = do_reduce_labels, split
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class ReadLabelMap:
         return self.read(self.map_rows[index], index)
 
     def name(self, index: int) -> str:
-        """What to call a sample in errors."""
+        """Name of a sample in error messages."""
         return f"{self.split} sample {index}"
 
     def read(self, row: dict, index: int) -> torch.Tensor:
@@ -98,31 +98,33 @@ class ReadLabelMap:
             raise ValueError(f"the label map of {name}: {error}") from error
         if self.do_reduce_labels:
             labels = torch.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-        counts, number = labels != IGNORE_INDEX, len(self.places)
-        wrong = labels[((labels < 0) | (labels >= number)) & counts]
+        valid, number = labels != IGNORE_INDEX, len(self.class_ids)
+        wrong = labels[((labels < 0) | (labels >= number)) & valid]
         if len(wrong):
             raise ValueError(
-                f"labels of {name} must be in [0, {number}), or {IGNORE_INDEX} where they do not count, got "
-                f"{wrong[0].item()}"
+                f"labels of {name} must be in [0, {number}), or {IGNORE_INDEX} to ignore a pixel, got {wrong[0].item()}"
             )
-        return torch.where(counts, self.places[labels.where(counts, torch.zeros_like(labels))], IGNORE_INDEX)
+        return torch.where(valid, self.class_ids[labels.where(valid, torch.zeros_like(labels))], IGNORE_INDEX)
 
 
 class ReadPair:
     """
-    Index -> upright RGB image and its label map.
+    Index -> an upright RGB image and its label map.
 
     Args:
         labels ([`ReadLabelMap`]): The label maps.
-        image_column (`str`): Column of the images.
+        image_column (`str`): Column with the images.
         processor: Converts images that are not RGB.
     """
 
     def __init__(self, labels: ReadLabelMap, image_column: str, processor):
         self.labels, self.image_column, self.processor = labels, image_column, processor
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def name(self, index: int) -> str:
-        """What to call a sample in errors."""
+        """Name of a sample in error messages."""
         return self.labels.name(index)
 
     def __call__(self, index: int) -> tuple[Image.Image, torch.Tensor]:
@@ -137,13 +139,13 @@ class ReadPair:
         return image, labels
 
 
-class TrainingTransform:
+class SegmentationTransform:
     """
-    Random scale, crop, flip and colours, as Table A3 has them: an image and its labels -> `pixel_values`
-    `(3, crop, crop)` and `labels` `(crop, crop)`. What a crop has beyond the image does not count.
+    Random scale, crop, colours and flip, as in Table A3: an image and its labels -> `pixel_values` `(3, crop, crop)`
+    and `labels` `(crop, crop)`. Padding is ignored.
     """
 
-    def __init__(self, processor, args: AugmentationArguments):
+    def __init__(self, processor, args: SegmentationAugmentationArguments):
         self.processor, self.args = processor, args
         self.distort = PhotometricDistortion() if args.photometric_distortion else None
 
@@ -160,29 +162,26 @@ class TrainingTransform:
             image = self.distort(image)
         if torch.rand((), device="cpu") < args.flip_probability:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
-        pixels = F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)
+        pixels = normalize(image, processor)
         padding = [0, 0, args.crop_size - box[3], args.crop_size - box[2]]
         labels = F.pad(labels, padding, fill=IGNORE_INDEX)
         return {"pixel_values": F.pad(pixels, padding).as_subclass(torch.Tensor), "labels": labels[0].to(torch.int64)}
 
     def _choose_crop(self, labels: torch.Tensor) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of a crop that no class fills, if one of a few drawn ones is such."""
+        """(top, left, height, width) of a random crop that no class fills, or of the last one that was drawn."""
         height, width = (min(self.args.crop_size, extent) for extent in labels.shape[-2:])
-        for _ in range(CROP_ATTEMPTS):
-            top, left = (
-                int(torch.randint(extent - part + 1, (), device="cpu"))
-                for extent, part in zip(labels.shape[-2:], (height, width))
-            )
-            counts = torch.bincount(labels[0, top : top + height, left : left + width].flatten())[:IGNORE_INDEX]
-            if self.args.max_class_share == 1 or counts.max() < self.args.max_class_share * counts.sum():
+        for _ in range(MAX_CROP_ATTEMPTS):
+            top, left = random_corner(labels.shape[-2:], (height, width))
+            pixels = torch.bincount(labels[0, top : top + height, left : left + width].flatten())[:IGNORE_INDEX]
+            if self.args.max_class_share == 1 or pixels.max() < self.args.max_class_share * pixels.sum():
                 break
         return top, left, height, width
 
 
 def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
     """
-    An image's size with its aspect kept, so that its shorter side is `scale` times the processor's, unless its longer
-    side would be more than `scale` times the longest.
+    Size of an image, with its aspect ratio kept, whose shorter side is `scale` times the processor's, unless its longer
+    side would exceed `scale` times the processor's longest side.
     """
     factor = scale * target["shortest_edge"] / min(size)
     if target["longest_edge"]:
@@ -190,19 +189,10 @@ def scaled_size(size: tuple[int, int], target, scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def evaluation_transform(processor):
-    """An image and its labels -> `pixel_values` of the processor and the `labels` as they are, at the image's size."""
+def evaluation_transform(processor) -> Callable:
+    """An image and its labels -> `pixel_values` of the processor, and the `labels`, unchanged."""
     return functools.partial(_process, processor)
 
 
 def _process(processor, pair: tuple[Image.Image, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"pixel_values": processor(pair[0], return_tensors="pt").pixel_values[0], "labels": pair[1]}
-
-
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-    """Tensors where all samples have the same size, as training crops do; else lists of them."""
-    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
-    return {
-        name: torch.stack(values) if len({value.shape for value in values}) == 1 else values
-        for name, values in columns.items()
-    }

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Layers that `kernels.kernelize` can put in place of a model's own.
+Layers that `kernels.kernelize` can substitute for a model's own.
 
-As `kernels` requires, they have no state, no constructor, and no method but `forward`. [`FindClusters`] has the
+As `kernels` requires, they have no state, no constructor, and no method except `forward`. [`FindClusters`] has the
 signature of ClusTR's layer `ClusTRClustering`.
 """
 

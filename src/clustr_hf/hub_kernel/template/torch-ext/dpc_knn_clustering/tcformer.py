@@ -1,11 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Drop-in replacements for `cluster_dpc_knn` and `merge_tokens` of TCFormer (Zeng et al. 2022), written anew.
+Drop-in replacements for `cluster_dpc_knn` and `merge_tokens` of TCFormer (Zeng et al. 2022).
 
-Arguments and results are those of TCFormer's functions. What differs:
+Arguments and results are those of TCFormer's functions. The differences:
 
-- TCFormer adds random noise to the densities to break ties; here ties go to the lower index, and two runs agree.
-- TCFormer holds the N x N distances of all images in memory; here memory is linear in N.
+- TCFormer breaks ties by adding random noise to the densities; here ties go to the lower index, and two runs agree.
+- TCFormer stores the N x N distances of all images; here memory is linear in N.
 - Tokens are clustered in float32, or float64 if they are float64, under any autocast.
 - The result for an image does not depend on the other images of the batch. (With a mask, TCFormer's densities depend on
   the largest distance in the batch where an image has fewer than k meaningful tokens.)
@@ -23,29 +23,29 @@ def cluster_dpc_knn(
     token_dict: dict, cluster_num: int, k: int = 5, token_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
     """
-    Cluster the tokens of each image by DPC-kNN; each token joins the nearest centre, and a centre its own cluster.
+    Cluster the tokens of each image by DPC-kNN. Each token joins the nearest centre; centres keep their own cluster.
 
     Args:
         token_dict (`dict`):
-            `token_dict["x"]` are the tokens `(B, N, C)`; nothing else is read.
+            `token_dict["x"]` holds the tokens `(B, N, C)`. Other entries are ignored.
         cluster_num (`int`):
             M, from 1 to N.
         k (`int`, defaults to 5):
-            Number of nearest neighbours for the density, the token itself included; the number of (meaningful) tokens
-            if that is less.
+            Number of nearest neighbours for the density, the token itself included. Values above the number of
+            (meaningful) tokens mean that number.
         token_mask (`torch.Tensor` of shape `(B, N)`, *optional*):
-            Positive for meaningful tokens, 0 for padding. Padding is left out of the clustering, as if it were not
-            there, and gets the label 0, as in TCFormer. An image with fewer than M meaningful tokens leaves clusters
-            empty, where TCFormer makes centres of padding. With a mask, the host waits for the device, and images with
-            the same number of meaningful tokens are clustered together.
+            Positive for meaningful tokens, 0 for padding. Padding does not take part in the clustering and gets the
+            label 0, as in TCFormer. If an image has fewer than M meaningful tokens, clusters stay empty; TCFormer makes
+            padding a centre. With a mask, the host waits for the device, and images with the same number of meaningful
+            tokens are clustered together.
 
     Returns:
         `tuple[torch.LongTensor, int]`: the cluster of each token, `(B, N)`, and `cluster_num`. Clusters are numbered by
-        falling score of their centre.
+        the falling score of their centres.
 
     Raises:
         ValueError: for `cluster_num` or `k` out of range, a `token_mask` of the wrong shape, and tokens that
-            [`~clustering_clustr.find_clusters`] refuses.
+            [`~clustering_clustr.find_clusters`] rejects.
     """
     tokens = token_dict["x"]
     _check_arguments(tokens, cluster_num, k, token_mask)
@@ -71,15 +71,15 @@ def merge_tokens(
         cluster_num (`int`):
             M.
         token_weight (`torch.Tensor` of shape `(B, N, 1)`, *optional*):
-            Weights that are not negative; default is 1. Give padding the weight 0, or it is merged into cluster 0.
+            Non-negative weights. Defaults to 1. Padding needs the weight 0, or it is merged into cluster 0.
 
     Returns:
         `dict` with `"x"` `(B, M, C)`, `"token_num"`, `"idx_token"` `(B, N0)` and `"agg_weight"` `(B, N0, 1)`, the
         product of a place's weights so far (TCFormer computes its ratio to the largest, but returns the product), and
-        `"map_size"` and `"init_grid_size"` if they were given.
+        `"map_size"` and `"init_grid_size"` if `token_dict` has them.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if shapes do not match.
     """
     tokens, idx_token, agg_weight = token_dict["x"], token_dict["idx_token"], token_dict["agg_weight"]
     if token_weight is None:
@@ -96,7 +96,7 @@ def merge_tokens(
 
 
 def _cluster_meaningful(tokens: torch.Tensor, cluster_num: int, k: int, is_meaningful: torch.Tensor) -> torch.Tensor:
-    """Clusters (B, N) of the meaningful tokens, 0 for the others; images of one length are clustered together."""
+    """Clusters (B, N) of the meaningful tokens, 0 for padding; images of equal length are clustered together."""
     idx_cluster = torch.zeros_like(is_meaningful, dtype=torch.long)
     lengths = is_meaningful.sum(dim=1, keepdim=True)
     for length in lengths.unique().tolist():
@@ -108,7 +108,7 @@ def _cluster_meaningful(tokens: torch.Tensor, cluster_num: int, k: int, is_meani
 
 
 def _share_of_cluster(token_weight: torch.Tensor, idx_cluster: torch.Tensor, cluster_num: int) -> torch.Tensor:
-    """Weight of each token over the sum of its cluster's, (B, N)."""
+    """Weight of each token divided by the sum of its cluster's weights, (B, N)."""
     weight = token_weight.reshape(idx_cluster.shape)
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     total = wide.new_zeros(len(wide), cluster_num).scatter_add(1, idx_cluster, wide)

@@ -1,4 +1,4 @@
-"""What makes a comparison with another backbone fair: its windows, its optimizer's groups, and that nothing is lost."""
+"""Baselines: fitted windows, parameter groups of the optimizer, and saving and loading."""
 
 import json
 
@@ -10,13 +10,13 @@ from conftest import REPOSITORY
 from transformers import SwinForImageClassification
 
 from clustr_hf import ClusTRImageProcessor
-from clustr_hf.training.arguments import LoopArguments
-from clustr_hf.training.baselines import PeerArguments, load_peer
+from clustr_hf.training.arguments import LoopArguments, parse_arguments
+from clustr_hf.training.baselines import BaselineArguments, load_baseline
 from clustr_hf.training.optimizers import make_optimizer
 
 
 SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
-PEERS = [("peers", "pvt-v2"), ("peers", "swin"), ("peers-32", "pvt-v2-32"), ("peers-32", "swin-32")]
+BASELINES = [("peers", "pvt-v2"), ("peers", "swin"), ("peers-32", "pvt-v2-32"), ("peers-32", "swin-32")]
 
 
 def classifier(table, row):
@@ -39,9 +39,9 @@ def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides
         assert all(len(table) == (2 * window - 1) ** 2 for table in tables) and len(tables) == len(stage.blocks)
 
 
-@pytest.mark.parametrize("table, row", PEERS)
+@pytest.mark.parametrize("table, row", BASELINES)
 def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
-    """Swin's attentions that were made anew, with their tables and indices of positions, too."""
+    """Also the attentions of Swin that replace transformers', with their position tables and indices."""
     model = classifier(table, row).eval()
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
@@ -52,7 +52,7 @@ def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
 
 
 def test_a_swin_without_small_maps_is_transformers_own():
-    """Where no map is smaller than a window there is nothing to fit but the shift."""
+    """If no map is smaller than a window, only the shift is fitted."""
     model = classifier("peers", "swin").eval()
     theirs = SwinForImageClassification(model.config).eval()
     theirs.load_state_dict(model.state_dict())
@@ -61,7 +61,7 @@ def test_a_swin_without_small_maps_is_transformers_own():
         torch.testing.assert_close(model(images).logits, theirs(images).logits)
 
 
-@pytest.mark.parametrize("table, row", [*PEERS, ("peers", "clustr")])
+@pytest.mark.parametrize("table, row", [*BASELINES, ("peers", "clustr")])
 def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(table, row):
     model = classifier(table, row)
     args = LoopArguments(output_dir="x", optimizer="muon", weight_decay=0.1)
@@ -77,12 +77,12 @@ def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(tab
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
-@pytest.mark.parametrize("peer", ["pvt_v2", "swin"])
-def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monkeypatch):
-    """Revision and folder for downloads too; and its own processor comes along."""
+@pytest.mark.parametrize("baseline", ["pvt_v2", "swin"])
+def test_a_checkpoint_is_read_where_the_arguments_say(baseline, kind, tmp_path, monkeypatch):
+    """Also the revision and the download folder; the checkpoint's processor is loaded."""
     processor = ClusTRImageProcessor(size={"shortest_edge": 44}, crop_size={"height": 32, "width": 32})
-    new = PeerArguments(peer=peer, config_overrides=SMALL, image_size=32)
-    model, same = load_peer(new, kind, ["a", "b"], processor)
+    new = BaselineArguments(baseline=baseline, config_overrides=SMALL, image_size=32)
+    model, same = load_baseline(new, kind, ["a", "b"], processor)
     assert same is processor
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
@@ -94,14 +94,22 @@ def test_a_checkpoint_is_read_where_the_arguments_say(peer, kind, tmp_path, monk
         return original(cls, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "from_pretrained", classmethod(spy))
-    saved = PeerArguments(
-        peer=peer, model_name_or_path=str(tmp_path), model_revision="4f2a0c9", cache_dir=str(tmp_path / "cache")
+    saved = BaselineArguments(
+        baseline=baseline, model_name_or_path=str(tmp_path), model_revision="4f2a0c9", cache_dir=str(tmp_path / "cache")
     )
-    _, loaded = load_peer(saved, kind, ["a", "b"], ClusTRImageProcessor())
+    _, loaded = load_baseline(saved, kind, ["a", "b"], ClusTRImageProcessor())
     assert (given["revision"], given["cache_dir"]) == ("4f2a0c9", str(tmp_path / "cache"))
     assert loaded.to_dict() == processor.to_dict()
 
 
-def test_tables_of_peers_have_all_of_them():
+def test_tables_of_baselines_have_all_of_them():
     rows = {row for name in ("peers", "peers-32") for row in TABLES[name].rows}
-    assert rows == {row for _, row in PEERS} | {"clustr", "clustr-32"}
+    assert rows == {row for _, row in BASELINES} | {"clustr", "clustr-32"}
+
+
+def test_the_former_name_of_the_option_still_works(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text('{"peer": "swin"}')
+    for arguments in (["--baseline", "swin"], ["--peer", "swin"], ["--recipe", str(recipe)]):
+        args, _ = parse_arguments(BaselineArguments, LoopArguments, arguments=["--output_dir", "out", *arguments])
+        assert args.baseline == "swin"

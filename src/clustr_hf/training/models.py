@@ -1,0 +1,225 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Arguments that name a model, and how a checkpoint or a new model is loaded with a head for given classes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+
+from .. import ClusTRConfig
+from ..loading import naming_unreadable_weights
+from .checksums import warn_of_changed_weights
+from .data.class_names import FLAG, KnownNames, are_placeholders, names_of
+
+
+@dataclass
+class ModelArguments:
+    """The model to start from."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint to fine-tune. Default: none; --variant is trained from random weights."},
+    )
+    variant: str = field(
+        default="nano",
+        metadata={"help": "Size of a new model: tiny, small, base or nano, see ClusTRConfig.from_variant."},
+    )
+    config_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the configuration to change, as a JSON object."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration to load in place of the checkpoint's own."}
+    )
+    image_processor_name: str | None = field(
+        default=None, metadata={"help": "Image processor to load in place of the checkpoint's own."}
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Image size in pixels. Default: the checkpoint's, or the paper's."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention function, sdpa or eager (faster in bf16 on CPUs). Default: transformers' choice."},
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for downloads. Default: that of the Hugging Face libraries."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
+    token: str | None = field(
+        default=None, metadata={"help": "Access token for the Hub. Default: the one of `hf auth login`."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run code from the checkpoint's repository."}
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Whether to train a new head if the checkpoint's classes differ from those of the data."},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.config_overrides, str):
+            try:
+                self.config_overrides = json.loads(self.config_overrides)
+            except ValueError as error:
+                raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
+        if not isinstance(self.config_overrides, dict | None):
+            raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
+        if self.model_name_or_path is None:
+            self._check_overrides(ClusTRConfig())
+            ClusTRConfig.from_variant(self.variant, **(self.config_overrides or {}))
+
+    def override(self, config: PreTrainedConfig, **fields: Any) -> PreTrainedConfig:
+        """
+        A copy of a configuration with other fields; `--config_overrides` has precedence over `fields`.
+
+        Raises:
+            ValueError: if `--config_overrides` names an unknown field, or a value is invalid.
+        """
+        self._check_overrides(config)
+        overrides = self.config_overrides or {}
+        return type(config).from_dict({**config.to_dict(), **fields, **overrides})
+
+    @property
+    def hub_arguments(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that say where a checkpoint is."""
+        return {**self.download_arguments, "revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
+
+    @property
+    def download_arguments(self) -> dict[str, Any]:
+        """Arguments of all downloads, of checkpoints and of data sets."""
+        return {"cache_dir": self.cache_dir, "token": self.token}
+
+    def load_processor(self):
+        """The image processor of the checkpoint, or of `--image_processor_name`."""
+        return AutoImageProcessor.from_pretrained(
+            self.image_processor_name or self.model_name_or_path, **self.hub_arguments
+        )
+
+    def _check_overrides(self, config: PreTrainedConfig):
+        unknown = sorted(set(self.config_overrides or {}) - set(config.to_dict()))
+        if unknown:
+            raise ValueError(f"--config_overrides names {unknown}, which are no fields of {type(config).__name__}")
+
+    def choose_attention(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, with the attention function of `--attn_implementation` if that is given."""
+        if self.attn_implementation is not None:
+            model.set_attn_implementation(self.attn_implementation)
+        return model
+
+
+@dataclass
+class RecipeArguments:
+    """Regularisation."""
+
+    drop_path_rate: float | None = field(
+        default=None,
+        metadata={"help": "Stochastic depth rate of the last block. Default: that of the configuration."},
+    )
+
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the configuration that the recipe sets."""
+        return {} if self.drop_path_rate is None else {"drop_path_rate": self.drop_path_rate}
+
+
+def name_labels(labels: list[str]) -> dict[str, dict]:
+    """`id2label` and `label2id` of a configuration."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+
+
+def head_name(model_class: type[PreTrainedModel]) -> str:
+    """The part of a model's class name that all classes with the same head have in common."""
+    return model_class.__name__.removeprefix("ClusTR")
+
+
+def has_head(config: PreTrainedConfig, heads: Sequence[str]) -> bool:
+    """Whether a checkpoint's architecture has one of the given heads; true if the configuration names none."""
+    architectures = config.architectures or heads
+    return any(head in architecture for head in heads for architecture in architectures)
+
+
+def load_model(
+    args: ModelArguments,
+    labels: list[str],
+    model_class: type[PreTrainedModel],
+    auto_class: type,
+    processor,
+    **fields: Any,
+) -> tuple[PreTrainedModel, Any]:
+    """
+    A model with a head for the labels, and its image processor.
+
+    Args:
+        args: The checkpoint; without one, the weights are random.
+        labels (`list[str]`): Class names.
+        model_class, auto_class (`type`): Class of a new model, and the auto class that loads a checkpoint.
+        processor: Image processor of a new model.
+        fields: Fields of the configuration; `--config_overrides` has precedence.
+
+    Raises:
+        ValueError: if the checkpoint has a head for other classes, or for the same classes in another order, and
+            `--ignore_mismatched_sizes` is not given.
+    """
+    fields = {**name_labels(labels), **fields}
+    if args.model_name_or_path is None:
+        settings = {**fields, **(args.config_overrides or {})}
+        return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor
+    saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
+    model = load_weights(args, labels, [head_name(model_class)], auto_class, args.override(saved, **fields), saved)
+    return args.choose_attention(model), args.load_processor()
+
+
+def load_weights(
+    args: ModelArguments,
+    labels: list[str],
+    heads: Sequence[str],
+    auto_class: type,
+    config: PreTrainedConfig,
+    saved: PreTrainedConfig,
+) -> PreTrainedModel:
+    """
+    The checkpoint's weights in a model of another configuration, with a new head if the checkpoint's is for other
+    classes.
+
+    Args:
+        args: The checkpoint.
+        labels (`list[str]`): Class names.
+        heads (`Sequence[str]`): As in [`has_head`].
+        auto_class (`type`): Class that loads the checkpoint.
+        config, saved (`PreTrainedConfig`): Configurations of the model and of the checkpoint.
+    """
+    source = f"the checkpoint {args.model_name_or_path}"
+    warn_of_changed_weights(Path(args.model_name_or_path))
+    names = names_of(saved, source) if has_head(saved, heads) else []
+    is_other = bool(names) and names != labels and not (are_placeholders(names) and len(names) == len(labels))
+    if is_other and (not args.ignore_mismatched_sizes or set(names) == set(labels)):
+        raise ValueError(KnownNames(names, source).refusal(labels))
+    try:
+        with naming_unreadable_weights("--model_name_or_path", args.model_name_or_path):
+            model = auto_class.from_pretrained(
+                args.model_name_or_path,
+                config=config,
+                ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+                **args.hub_arguments,
+            )
+    except RuntimeError as error:
+        if FLAG.removeprefix("--") not in str(error):
+            raise
+        raise ValueError(
+            f"weights of {source} differ in shape from the model's for {len(labels)} classes: {FLAG} trains new ones"
+        ) from error
+    # The shapes do not reveal other classes of the same number.
+    return replace_head(model, labels) if is_other and len(names) == len(labels) else model
+
+
+def replace_head(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
+    """Give random weights to all parameters whose shapes depend on the number of classes."""
+    fields = model.config.to_dict()
+    fields.update({name: None for name in ("semantic_class_weights",) if name in fields})
+    larger = type(model.config).from_dict({**fields, **name_labels([*labels, "one more"])})
+    shapes = {name: weight.shape for name, weight in type(model)(larger).state_dict().items()}
+    kept = {name: weight for name, weight in model.state_dict().items() if weight.shape == shapes[name]}
+    fresh = type(model)(model.config).to(model.dtype)
+    fresh.load_state_dict(kept, strict=False)
+    return fresh

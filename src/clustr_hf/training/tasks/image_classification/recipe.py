@@ -1,0 +1,114 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Augmentation, regularisation and fine-tuning of a classifier."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from peft import LoraConfig, get_peft_model
+from timm.data import Mixup
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from ...augmentation import check_probabilities
+from ...models import RecipeArguments
+
+
+# Query, key-value and output projections of every block, to which LoRA adds adapters.
+ATTENTION_PROJECTIONS = r".*\.attention\.(q_proj|kv_projs\.\d+|o_proj)"
+
+
+@dataclass
+class ClassificationRecipe(RecipeArguments):
+    """Augmentation, regularisation and fine-tuning of a classifier; all of it is off by default."""
+
+    streaming: bool = field(
+        default=False, metadata={"help": "Whether to stream the training data instead of downloading it first."}
+    )
+    min_crop_scale: float = field(
+        default=0.08, metadata={"help": "Minimum share of an image's area in a random training crop."}
+    )
+    rand_augment: str | None = field(
+        default=None, metadata={"help": "RandAugment policy in timm's notation, such as rand-m9-mstd0.5-inc1."}
+    )
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Number of consecutive draws of each image, with different augmentation."}
+    )
+    random_erasing: float = field(
+        default=0.0, metadata={"help": "Probability of erasing a random rectangle, which is filled with noise."}
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "Share of the target that is spread over all classes."}
+    )
+    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0 turns mixup off."})
+    cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix; 0 turns cutmix off."})
+    mixup_probability: float = field(default=1.0, metadata={"help": "Probability of mixup or cutmix for a batch."})
+    cutmix_probability: float = field(
+        default=0.5, metadata={"help": "Probability of cutmix in place of mixup if both are on."}
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rank of LoRA adapters on the attention projections, trained together with the head. Default: "
+            "none, all weights are trained."
+        },
+    )
+
+    def __post_init__(self):
+        check_probabilities(
+            self, "random_erasing", "label_smoothing", "mixup_probability", "cutmix_probability", "min_crop_scale"
+        )
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("repeated_augmentation", "lora_rank"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {getattr(self, name)}")
+
+    def check_batch(self, per_device_batch_size: int):
+        """Raise a `ValueError` if mixup or cutmix is on and cannot pair the images of a batch."""
+        if (self.mixup > 0 or self.cutmix > 0) and per_device_batch_size % 2:
+            raise ValueError(
+                f"--mixup and --cutmix need an even number of images on a device, got {per_device_batch_size}: change "
+                f"--train_batch_size or --per_device_train_batch_size"
+            )
+
+
+def make_loss(
+    args: ClassificationRecipe, num_labels: int
+) -> Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]:
+    """Cross-entropy with label smoothing, mixup and cutmix."""
+    mix = None
+    if args.mixup > 0 or args.cutmix > 0:
+        mix = Mixup(
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            prob=args.mixup_probability,
+            switch_prob=args.cutmix_probability,
+            label_smoothing=args.label_smoothing,
+            num_classes=num_labels,
+        )
+
+    def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        if mix is None:
+            logits = model(pixel_values=batch["pixel_values"]).logits
+            return cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing)
+        pixel_values, targets = mix(batch["pixel_values"], batch["labels"])
+        return cross_entropy(model(pixel_values=pixel_values).logits, targets)
+
+    return compute_loss
+
+
+def add_adapters(model: nn.Module, rank: int | None) -> nn.Module:
+    """Add LoRA adapters to the attention projections; only these and the head are trained. None adds nothing."""
+    if rank is None:
+        return model
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=ATTENTION_PROJECTIONS, modules_to_save=["classifier"]
+    )
+    return get_peft_model(model, config)
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """A plain model whose weights include the adapters; a model without adapters is returned unchanged."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
