@@ -1,3 +1,4 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The command of `examples/benchmark/` under its earlier path."""
 
 from benchmark.command import main

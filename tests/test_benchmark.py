@@ -337,7 +337,7 @@ def test_precision_of_images_weights_and_features(dtype, expected):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
 def test_training_in_each_precision_moves_the_weights(monkeypatch, dtype):
-    monkeypatch.setattr("LEARNING_RATE", 1.0)
+    monkeypatch.setattr(steps, "LEARNING_RATE", 1.0)
     model = models.build_model("clustr-nano", OPTIONS)
     before = model.classifier.weight.detach().clone()
     steps.make_step(model, torch.rand(1, 3, 32, 32), "training", compiled=False, dtype=dtype)()
@@ -354,8 +354,8 @@ def test_batches_double_until_memory_is_full(largest_batch, stops):
 
 def test_large_batches_repeat_images(monkeypatch):
     seen = []
-    monkeypatch.setattr("MOST_DIFFERENT_IMAGES", 2)
-    monkeypatch.setattr("make_step", lambda model, images, *args, **kwargs: lambda: seen.append(images))
+    monkeypatch.setattr(throughput, "MAX_DIFFERENT_IMAGES", 2)
+    monkeypatch.setattr(throughput, "make_step", lambda model, images, *args, **kwargs: lambda: seen.append(images))
     throughput._time_batch(None, inputs.Setting(8, 8, 5), "forward", "float32", "cpu", seed=0)
     assert seen[0].shape == (5, 3, 8, 8) and torch.equal(seen[0][:2], seen[0][2:4])
 
@@ -376,8 +376,8 @@ class FakeClock:
 
 def test_share_of_the_clustering_is_between_its_marks(monkeypatch):
     """n clusterings of a second each, and n + 1 seconds around them."""
-    monkeypatch.setattr("make_clock", lambda device: FakeClock())
-    monkeypatch.setattr("clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
+    monkeypatch.setattr(clusterings, "make_clock", lambda device: FakeClock())
+    monkeypatch.setattr(clusterings, "clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
     model = models.build_model("clustr-nano", OPTIONS)
     step = steps.make_step(model, torch.rand(1, 3, 32, 32), "forward", compiled=False)
     number = sum(
@@ -465,7 +465,7 @@ def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, monkeypatc
     def fails(tokens, num_neighbors):
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr(broken, wrong if broken == "find_clusters" else fails)
+    monkeypatch.setattr(clusterings, broken, wrong if broken == "find_clusters" else fails)
     results, ended = run_in_this_process(*TINY)
     assert results["times"] == results["operations"] == []
     if broken == "find_clusters":

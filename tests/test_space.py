@@ -293,7 +293,7 @@ def test_without_the_hub_the_packages_checkpoint_is_shown(tmp_path, monkeypatch)
     features = build_repository(*make_model("features"), tmp_path / "features")
     cats = build_repository(*make_model("classification"), tmp_path / "cats")
     models = space_models.load_models([str(features), str(cats), str(cats)])
-    assert "must be a model of a task, got a ClusTRModel" in models.notes[0]
+    assert "must be a model with a head for one of the tasks, got a ClusTRModel" in models.notes[0]
     assert "is shown for classification, instead of cats" in models.notes[1]
     assert type(models.pipelines["Classification"].model) is ClusTRForImageClassification  # not the repository's code
     listed = tmp_path / "models.json"

@@ -46,7 +46,7 @@ class SpaceModels:
         kind = type(loaded.model).__name__
         title = next((title for title, name in TASKS.items() if name == kind), None)
         if title is None:
-            raise ValueError(f"{model} must be one of {list(TASKS.values())}, got a {kind}.")
+            raise ValueError(f"{model} must be a model with a head for one of the tasks, got a {kind}.")
         if title in self.pipelines:
             self.notes.append(f"{model} is shown for {title.lower()}, instead of {self.names[title]}.")
         self.pipelines[title], self.names[title] = loaded, Path(model).name if Path(model).is_dir() else model
