@@ -61,19 +61,19 @@ def reference_clusters(
     num_tokens, channels = tokens.shape[1:]
     distance = torch.cdist(tokens, tokens) / math.sqrt(channels)  # d(x_i, x_j), (B, N, N)
 
-    # Eq. 1, the local density rho of each token. Its logarithm gives the same order without underflow.
+    # Eq. 1, local density: rho_i = exp(-mean of d(x_i, x_j)^2 over the k nearest x_j). The logarithm cannot underflow.
     to_neighbors = distance.topk(min(num_neighbors, num_tokens), largest=False).values
     log_density = -to_neighbors.square().mean(dim=-1)
     density_rank = log_density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
-    # Eq. 2, the distance delta to the nearest denser token, its parent; for the densest token to the farthest token.
+    # Eq. 2, separation: delta_i = min of d(x_i, x_j) over denser x_j; for the densest token, max of d(x_i, x_j).
     is_denser = density_rank.unsqueeze(1) < density_rank.unsqueeze(2)  # [i, j]: j is denser than i
     parent = distance.masked_fill(~is_denser, torch.inf).argmin(dim=-1)
     is_densest = density_rank == 0
     to_parent = distance.gather(2, parent.unsqueeze(2)).squeeze(2)
     separation = torch.where(is_densest, distance.amax(dim=-1), to_parent)
 
-    # The decision value gamma = rho delta: the M tokens with the largest values are the centres, the densest first.
+    # Decision value: gamma_i = rho_i delta_i. The M tokens with the largest values are the centres, the densest first.
     log_decision_value = (log_density + separation.log()).masked_fill(is_densest, torch.inf)
     centers = log_decision_value.argsort(dim=1, descending=True, stable=True)
     decision_rank = centers.argsort(dim=1)
@@ -85,7 +85,7 @@ def reference_clusters(
             to_centers = distance.gather(2, centers[:, None, :number].expand(-1, num_tokens, -1))
             label = to_centers.argmin(dim=-1)
         else:
-            # A token joins the cluster of its parent, up to a centre; each step doubles the length of the path.
+            # A token joins the cluster of its nearest denser token, and so on up to a centre. Steps double the path.
             ancestor = torch.where(is_center, torch.arange(num_tokens, device=tokens.device), parent)
             for _ in range(num_tokens.bit_length()):
                 ancestor = ancestor.gather(1, ancestor)

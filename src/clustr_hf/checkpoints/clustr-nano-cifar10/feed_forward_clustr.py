@@ -174,9 +174,9 @@ def _convolve_with_gelu_works() -> bool:
     Whether this release of PyTorch has the private operator with the arguments and the result that are expected here:
     checked once, on a small example.
     """
-    settings = {"dtype": torch.float32, "device": "cpu"}
-    features = torch.linspace(-2, 2, 72, **settings).view(1, 2, 6, 6).contiguous(memory_format=torch.channels_last)
-    kernel, bias = torch.linspace(-1, 1, 18, **settings).view(2, 1, 3, 3), torch.tensor([0.5, -0.5], **settings)
+    values = torch.linspace(-2, 2, 92, dtype=torch.float32, device="cpu")
+    features = values[:72].view(1, 2, 6, 6).contiguous(memory_format=torch.channels_last)
+    kernel, bias = values[72:90].view(2, 1, 3, 3), values[90:]
     expected = nn.functional.gelu(nn.functional.conv2d(features, kernel, bias, padding=1, groups=2))
     try:
         found = _convolve_with_gelu(features, kernel, bias)
