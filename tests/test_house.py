@@ -21,7 +21,8 @@ SOURCES = [
 # Rooms from the bottom to the top: a file imports from its own room and from those before it.
 ROOMS = (
     ("remote_code",),
-    ("bundled", "convert_checkpoint", "clustering_clustr", "hub_kernel", "keypoints", "loading"),
+    ("bundled", "devices", "names"),
+    ("convert_checkpoint", "export", "hub_kernel", "keypoints", "loading"),
     ("metrics", "visualization", "publish"),
     ("training",),
 )
