@@ -33,7 +33,7 @@ test: $(INSTALLED)
 
 # Tests of the compiled kernel with address, undefined-behaviour and thread sanitizers; `make test` runs fewer cases.
 sanitize: $(INSTALLED)
-	SANITIZER_CASES=1000 $(BIN)/python -m pytest tests/test_kernel_sanitizers.py -rs
+	SANITIZER_CASES=1000 $(BIN)/python -m pytest tests/remote_code/test_kernel_sanitizers.py -rs
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)

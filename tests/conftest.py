@@ -92,7 +92,7 @@ class PreloadedPython:
     def run(self, command: list[str], cwd, environment: dict[str, str], timeout: float) -> tuple[int, str, str]:
         """The exit status of a command, what it printed, and its errors."""
         if self.process is None:
-            server = [sys.executable, str(Path(__file__).with_name("preloaded_python.py"))]
+            server = [sys.executable, str(Path(__file__).parent / "helpers" / "preloaded_python.py")]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.process = subprocess.Popen(server, **pipes, text=True, start_new_session=True)
         with tempfile.TemporaryDirectory() as folder:

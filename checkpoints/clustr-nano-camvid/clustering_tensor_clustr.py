@@ -1,6 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The clustering and the aggregation as tensor operations, for every device and dtype.
+The clustering and the aggregation as tensor operations, for every device and dtype: the fast form of Eqs. 1 to 3, which
+clustering_equations_clustr.py has as written.
 
 Shapes: B images, N tokens, C channels, k neighbours, M clusters, S scales, R rows of a block.
 

@@ -4,10 +4,10 @@
 from typing import Any
 
 import torch
-from benchmark.inputs import Setting, image_like_noise
-from benchmark.operations import count_operations
-from benchmark.steps import make_step
-from benchmark.timing import interleaved_seconds, summarize
+from benchmark.measurements.inputs import Setting, image_like_noise
+from benchmark.measurements.operations import count_operations
+from benchmark.measurements.steps import make_step
+from benchmark.measurements.timing import interleaved_seconds, summarize
 from torch import nn
 
 from ablations.tables import ROWS, Table, row_overrides

@@ -6,9 +6,9 @@ import itertools
 import re
 from pathlib import Path
 
-from benchmark.inputs import Setting
+from benchmark.measurements.inputs import Setting
+from benchmark.measurements.steps import DTYPES
 from benchmark.models import BASELINES, is_model_name, min_image_side
-from benchmark.steps import DTYPES
 from clustr_hf.devices import default_device, is_accelerator, parse_device
 
 

@@ -22,10 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package `benchmark`
 
 from benchmark.arguments import parse_setting
-from benchmark.cost_tables import cost_rows, operation_rows
-from benchmark.inputs import Setting
-from benchmark.report_cells import markdown_table
-from benchmark.sweep_shares import photograph_rows
+from benchmark.cost.sweep_shares import photograph_rows
+from benchmark.cost.tables import cost_rows, operation_rows
+from benchmark.measurements.inputs import Setting
+from benchmark.report.cells import markdown_table
 
 
 def format_rows(rows: list[dict[str, Any]]) -> str:

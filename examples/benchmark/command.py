@@ -21,14 +21,14 @@ import sys
 from typing import Any
 
 from benchmark.arguments import parse_args
-from benchmark.attempts import attempt, attempt_in_fresh_process
-from benchmark.clustering_measurements import (
+from benchmark.environment import describe_environment
+from benchmark.measurements.attempts import attempt, attempt_in_fresh_process
+from benchmark.measurements.clustering import (
     MIN_AGREEMENT,
 )
-from benchmark.clusterings import device_agreement
-from benchmark.environment import describe_environment
+from benchmark.measurements.clusterings import device_agreement
 from benchmark.plan import Measurement, planned_measurements
-from benchmark.report_tables import (
+from benchmark.report.tables import (
     markdown_tables,
 )
 from benchmark.results import SECTIONS, growth_of, write_results

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package `benchmark`
 
-from benchmark.triton_launches import record_launches
-from benchmark.triton_usage import SHARED_MEMORY, compile_launch
+from benchmark.triton_programs.launches import record_launches
+from benchmark.triton_programs.usage import SHARED_MEMORY, compile_launch
 from clustr_hf.remote_code.clustering_triton_launches_clustr import load_kernels
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import clustr_hf
-from benchmark.inputs import random_tokens
+from benchmark.measurements.inputs import random_tokens
 from clustr_hf.devices import describe_device, is_accelerator
 from clustr_hf.remote_code.clustering_clustr import clustering_path
 from clustr_hf.remote_code.clustering_kernel_clustr import supported_instruction_sets

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from benchmark.clustering_measurements import (
+from benchmark.measurements.clustering import (
     compare_clusterings,
 )
-from benchmark.model_measurements import (
+from benchmark.measurements.models import (
     count_model,
     measure_memory,
     measure_throughput,

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmark.report_pictures import draw_results
-from benchmark.report_tables import markdown_tables
-from benchmark.timing import growth_exponent
+from benchmark.measurements.timing import growth_exponent
+from benchmark.report.pictures import draw_results
+from benchmark.report.tables import markdown_tables
 
 
 SECTIONS = ("agreement", "operations", "clustering", "times", "growth", "memory", "throughput", "failures")

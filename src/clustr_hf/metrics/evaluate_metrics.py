@@ -19,7 +19,7 @@ import transformers
 from transformers import EvalPrediction
 
 from ..keypoints import CONVENTIONS
-from ..names import join_names
+from ..name_lists import join_names
 from ..remote_code.annotations_clustr import run_lengths
 from .coco import coco_average_precision
 from .keypoints import PART_NAMES, given_part_scores, keypoint_average_precision

@@ -14,7 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from ..names import join_names
+from ..name_lists import join_names
 from ..remote_code.handler_clustr import pipeline_task
 
 

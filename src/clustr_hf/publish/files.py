@@ -3,7 +3,8 @@
 The files of a Hub repository: weights, configurations, card, pictures, results, and code.
 
 The code files are those of the folder `clustr_hf/remote_code`; its `handler_clustr.py` is uploaded as `handler.py`,
-the name that Inference Endpoints look for.
+the name that Inference Endpoints look for. Of that folder, a repository holds the files of its model and image
+processor and all files that these import: `repository.py` and `save_pretrained` copy them.
 """
 
 import re

@@ -31,7 +31,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .clustering_kernel_clustr import is_plain
 from .configuration_clustr import ClusTRConfig
-from .feed_forward_clustr import fuse_if_possible
+from .feed_forward_fused_clustr import fuse_if_possible
 from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
 
 

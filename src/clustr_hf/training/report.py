@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..names import join_names
+from ..name_lists import join_names
 from ..visualization import plot_training_curves
 from .checkpoints import TrainingState, write_atomically, write_json
 from .distributed import is_main_process

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from ...names import MAX_NAMES, shorten
+from ...name_lists import MAX_NAMES, shorten
 
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, Image
 
-from ...names import shorten
+from ...name_lists import shorten
 from ...remote_code.annotations_clustr import join_pairs
 from .class_names import find_places
 

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..arguments import LoopArguments, parse_arguments
-from ..card import TrainingCard
 from ..data.class_names import KnownNames
 from ..data.loaders import collate
 from ..data.samples import EvaluationSamples, TrainingData, TrainingSamples
@@ -27,7 +26,8 @@ from ..loop import train
 from ..models import ModelArguments, RecipeArguments
 from ..optimizers import freeze_stages
 from ..task import Task
-from .report import Report, Scores
+from ..training_card import TrainingCard
+from .evaluation_report import Report, Scores
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 
-from ....names import shorten
+from ....name_lists import shorten
 from ...data.arguments import CocoArguments, DataArguments
 from ...data.class_names import find_place, find_places
 from ...data.coco_files import ANNOTATIONS, IMAGE, flatten_polygons, read_coco, renumber

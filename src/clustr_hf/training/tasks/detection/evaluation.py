@@ -12,7 +12,7 @@ from torch import nn
 from ....metrics import coco_average_precision
 from ....remote_code.modeling_clustr_dense import image_sizes
 from ...augmentation import check_probabilities
-from ..report import EvaluationArguments, Table
+from ..evaluation_report import EvaluationArguments, Table
 
 
 # Minimum score of RetinaNet's detections in an evaluation, as in torchvision; Mask R-CNN's is in its configuration.

@@ -21,7 +21,7 @@ from ...data.samples import EvaluationSamples, spread_evenly
 from ...data.splits import load_data as load_rows
 from ...models import ModelArguments, RecipeArguments, head_name
 from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
-from ..report import Scores, warn_of_empty_rows
+from ..evaluation_report import Scores, warn_of_empty_rows
 from .data import DetectionDataArguments, ParseObjects, detection_format
 from .evaluation import DetectionEvaluationArguments, detect, predict, score
 from .model import load_detector

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from datasets import ClassLabel, Dataset, DatasetBuilder, DatasetDict, Features, Image, Value
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from ....names import shorten
+from ....name_lists import shorten
 
 
 # Folders with these names are splits and not classes.

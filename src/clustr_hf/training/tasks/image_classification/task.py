@@ -17,7 +17,7 @@ from ...baselines import BaselineArguments, refuse_with_baseline
 from ...data.samples import EvaluationSamples, TrainingData, TrainingSamples
 from ...schedule import divide_batch
 from ..base import Run, TaskData, TaskDefinition, TaskParts
-from ..report import Scores, Table, warn_of_empty_rows
+from ..evaluation_report import Scores, Table, warn_of_empty_rows
 from .data import HEADS, ClassificationDataArguments, label_names, load_labelled_images, load_stream
 from .model import load_classifier
 from .recipe import ClassificationRecipe, add_adapters, make_loss, merge_adapters

@@ -17,12 +17,12 @@ from transformers.utils.logging import get_logger
 
 from ....publish import full_repository_id, push
 from ....publish.card import plain_value
-from ...card import TrainingCard
 from ...command_line import command_line, settings_of
 from ...data.class_names import KnownNames, names_of
 from ...data.decoding import decode_rgb
 from ...known_names import known_names
 from ...models import ModelArguments
+from ...training_card import TrainingCard
 from .data import HEADS, ClassificationDataArguments
 from .model import training_crop
 from .transforms import fingerprint

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from ....keypoints import COCO, KeypointConvention
-from ....names import shorten
+from ....name_lists import shorten
 from ....remote_code.annotations_clustr import clean_annotation
 from ....remote_code.image_reading_clustr import MAX_COORDINATE
 from ...data.coco_files import ANNOTATIONS, CocoFile, make_rows

@@ -17,7 +17,7 @@ from ....metrics import keypoint_average_precision, suppress_similar_poses
 from ....remote_code.image_processing_clustr_pose import box_regions
 from ...augmentation import check_probabilities
 from ...report import warn_of_absent
-from ..report import EvaluationArguments, Table
+from ..evaluation_report import EvaluationArguments, Table
 from .annotations import parse_persons
 from .person_boxes import PersonBox
 

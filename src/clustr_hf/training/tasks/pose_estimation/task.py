@@ -16,7 +16,7 @@ from ...data.samples import EvaluationSamples, spread_evenly
 from ...data.splits import load_data as load_rows
 from ...models import ModelArguments, RecipeArguments
 from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
-from ..report import Scores
+from ..evaluation_report import Scores
 from .data import PoseDataArguments, pose_format
 from .evaluation import PoseEvaluationArguments, PoseScores, group_by_image, predict
 from .model import HEADS, load_pose_estimator

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Image
 from huggingface_hub import hf_hub_download
 
-from ....names import shorten
+from ....name_lists import shorten
 from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ...data.arguments import DataArguments
 from ...data.splits import DataFormat

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from ....metrics import class_areas, summarize_areas
 from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ...report import warn_of_absent
-from ..report import EvaluationArguments, Table
+from ..evaluation_report import EvaluationArguments, Table
 
 
 # Advice if all labelled pixels belong to one class.

@@ -18,7 +18,7 @@ from ...data.samples import EvaluationSamples, spread_evenly
 from ...data.splits import load_data as load_rows
 from ...schedule import divide_batch
 from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
-from ..report import Scores
+from ..evaluation_report import Scores
 from .data import SegmentationDataArguments, label_names, segmentation_format
 from .evaluation import SegmentationEvaluationArguments, predict, predict_at_size, score, warn
 from .model import HEADS, SegmenterArguments, load_segmenter
