@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, run_process
 from hub_repositories import MODEL_CLASSES, make_model
 
+from clustr_hf import training
 from clustr_hf.remote_code import versions_clustr
 
 
@@ -124,6 +125,8 @@ def test_the_extra_covers_what_the_training_package_imports():
                 imported.add(node.module.partition(".")[0])
     other = imported - sys.stdlib_module_names - declared
     assert other <= {"PIL", "pyarrow"}  # of pillow, and of datasets
+    extra = re.findall(r"^[\w-]+", setup["options.extras_require"]["training"], re.MULTILINE)
+    assert sorted(training.REQUIRED) == sorted(extra)
 
 
 CLASSIFY = """

@@ -17,7 +17,7 @@ import importlib.util
 
 
 # The packages of the extra `training` in setup.cfg.
-REQUIRED = ("accelerate", "peft", "scipy", "tensorboard", "timm", "tqdm")
+REQUIRED = ("accelerate", "peft", "tensorboard", "timm", "tqdm")
 _missing = [package for package in REQUIRED if importlib.util.find_spec(package) is None]
 if _missing:
     raise ImportError(f"clustr_hf.training needs {', '.join(_missing)}: pip install clustr_hf[training]")
