@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Data and recordings that may lie beside a checkout; tests that use them skip where they do not.
 SHARED = REPOSITORY.parent / "shared"
-# Checkpoints that come along, in the package and beside it.
+# Bundled checkpoints, in the package and in the repository.
 CHECKPOINT_FOLDERS = sorted(
     path.parent
     for place in ("src/clustr_hf/checkpoints", "checkpoints")
