@@ -38,8 +38,8 @@ EXTRA_CODE = {
     "classification": set(),
     "semantic_fpn": {"modeling_clustr_dense.py", "modeling_clustr_segmentation.py"},
     "upernet": {"modeling_clustr_dense.py", "modeling_clustr_segmentation.py"},
-    "detection": DETECTION_CODE,
-    "instances": DETECTION_CODE,
+    "detection": {*DETECTION_CODE, "modeling_clustr_retinanet.py"},
+    "instances": {*DETECTION_CODE, "modeling_clustr_mask_rcnn.py"},
     "poses": POSE_CODE,
     "features": set(),
 }
