@@ -26,7 +26,7 @@ def load_classifier(
 
 
 def resized_processor(processor: Any, side: int) -> Any:
-    """A processor for square crops of `side` pixels; for 128 and more, the image is first resized to 256 / 224 of it."""
+    """A processor for square crops of `side` pixels, from an image resized to 256 / 224 of the side if that is large."""
     margin = 256 / 224 if side >= 128 else 1
     settings = {**processor.to_dict(), "do_center_crop": True, "crop_size": {"height": side, "width": side}}
     settings["size"] = {"shortest_edge": round(side * margin)}
