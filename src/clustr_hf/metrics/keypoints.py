@@ -35,9 +35,9 @@ def keypoint_average_precision(
     Average precision and recall of keypoints by the object keypoint similarity (OKS), for each part of the body and for
     the whole body, as computed by COCO-WholeBody's evaluator (Jin et al. 2020) and, for 17 keypoints, by COCO's.
 
-    The scores of a part use its keypoints only, and rank the predictions by the score of the part. Matches to crowds, and
-    to persons without an annotated keypoint in the part, do not affect the scores; a prediction whose keypoints of the
-    part all have score 0 is left out.
+    The scores of a part use its keypoints only, and rank the predictions by the score of the part. Matches to crowds,
+    and to persons without an annotated keypoint in the part, do not affect the scores; a prediction whose keypoints of
+    the part all have score 0 is left out.
 
     Args:
         predictions (`Sequence[Mapping]`): Persons of each image: `keypoints` `(n, K, 3)`, (x, y, score) in pixels, and
