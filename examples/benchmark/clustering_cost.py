@@ -7,8 +7,8 @@ Estimate the cost of clustering on an H100 from counted operations and the chip'
 
 Networks run on the meta device, eager and in bfloat16; the script counts their floating point operations, the bytes
 that each operation reads and writes, and their launches. The cost of the clustering follows from the sizes of its
-sweeps in clustering_triton_nearest_kernels_clustr.py: matrix products, instructions for each pair of tokens, and the bytes
-of its passes over the tokens. The minimum time assumes that the chip runs at its limits; real kernels take longer.
+sweeps in clustering_triton_nearest_kernels_clustr.py: matrix products, instructions for each pair of tokens, and the
+bytes of its passes over the tokens. The minimum time assumes a chip at its limits; real kernels take longer.
 
 `--images` adds the share of tokens that the sweeps must process again, in the photographs of scikit-image.
 """
