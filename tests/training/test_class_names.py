@@ -289,7 +289,9 @@ def test_a_checkpoint_without_names_is_taken_by_position_and_that_is_said(score,
 def test_a_checkpoint_of_another_task_has_no_classes_to_match(tmp_path):
     args = ModelArguments(model_name_or_path=make_checkpoint(tmp_path / "it", **named("cat", "dog")))
     assert known_names(args, ["ForObjectDetection"]) is None
-    with pytest.raises(ValueError, match=r"is of \['ClusTRForImageClassification'\]: to evaluate, it must be one For"):
+    with pytest.raises(
+        ValueError, match=r"is of \['ClusTRForImageClassification'\]: to evaluate it, its class must be a For"
+    ):
         known_names(args, ["ForObjectDetection"], only_evaluates=True)
 
 

@@ -408,7 +408,7 @@ class TrueHeat(torch.nn.Module):
     ],
 )
 def test_the_truth_through_the_whole_chain_is_worth_all_there_is(shared, folder, images, file, name):
-    """From boxes and crops to targets, decoding and metric. Three persons of coco-mini have keypoints outside the crop."""
+    """From boxes and crops to decoding and metric. Three persons of coco-mini have keypoints outside their crops."""
     folder = shared / "data" / folder
     files = {}
     for split in ("train", "validation"):

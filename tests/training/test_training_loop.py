@@ -82,7 +82,7 @@ def test_a_run_by_muon_resumes_exactly(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def one_process(run, tmp_path_factory):
-    """Folder and weights after eight steps on one process. Drop path and mixup are off: they depend on the processes."""
+    """Folder and weights after eight steps on one process, without drop path and mixup, which differ on several."""
     output_dir = tmp_path_factory.mktemp("processes") / "one"
     return output_dir, run(output_dir, *EIGHT_STEPS)
 

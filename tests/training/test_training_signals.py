@@ -76,7 +76,7 @@ def steps_of(folder):
 
 
 def test_a_run_that_is_stopped_resumes_exactly(train, tmp_path, caplog):
-    """Signals arrive in a step, in an evaluation, which is then repeated, and in the last step before its evaluation."""
+    """Signals arrive in a step, in an evaluation, which is then repeated, and in the last step before evaluation."""
     arguments = ["--max_train_steps", 6, "--eval_steps", 4, "--checkpointing_steps", 4, "--ema_decay", 0.9]
     handlers = [signal.getsignal(number) for number in SIGNALS]
     whole, stopped = train(*arguments, output_dir=tmp_path / "whole"), tmp_path / "stopped"
