@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The command of `examples/benchmark/` under its earlier path."""
+"""Runs the command of `examples/benchmark/` from its earlier path."""
 
 from benchmark.command import main
 

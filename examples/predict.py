@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def choose_task(model: str) -> str:
-    """The task of the checkpoint's own class; any other class would have a randomly initialised head."""
+    """The pipeline task for the class of the checkpoint; any other class would have a randomly initialised head."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=True)
     [architecture] = config.architectures or [None]
     if architecture not in TASKS:
@@ -50,7 +50,7 @@ def choose_task(model: str) -> str:
 
 
 def write_masks(answers: list[dict], folder: Path, stem: str) -> list[dict]:
-    """Write the masks of an image, and replace them in its answers by the paths of the files."""
+    """Write the masks of an image as PNG files, and replace them in the answers by the paths of the files."""
     for index, answer in enumerate(answers):
         if "mask" in answer:
             folder.mkdir(exist_ok=True)

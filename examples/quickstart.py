@@ -94,7 +94,7 @@ def describe(command: str, accuracy: float, num_test_images: int) -> CardContent
 
 
 def draw(trainer: Trainer, folder: Path, images: list, predicted: list[str], expected: list[str], out: Path) -> dict:
-    """Write all pictures; returns what the bundled checkpoint sees in a photograph of a cat."""
+    """Write all pictures; returns the bundled checkpoint's prediction for a photograph of a cat."""
     wrong_first = sorted(range(len(expected)), key=lambda i: predicted[i] == expected[i])[:32]
     model, processor = ClusTRForImageClassification.from_pretrained(folder), trainer.processing_class
     classify, cat = pipeline("image-classification", model=str(bundled_checkpoint())), Image.fromarray(chelsea())

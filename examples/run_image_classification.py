@@ -56,7 +56,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
     trainer.save_state()
     if trainer.is_world_process_zero():
         plot_training_curves(trainer.state.log_history).savefig(f"{trainer.args.output_dir}/training_curve.png")
-    # A resumed training knows the time of its last part only.
+    # Trainer reports only the time since the last resume.
     return {"train_runtime": result.metrics["train_runtime"]} if checkpoint is None else {}
 
 

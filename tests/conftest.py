@@ -1,9 +1,9 @@
-"""What several test files need."""
+"""Fixtures and helpers that several test files share."""
 
 import os
 
 
-# Triton then interprets its kernels, on CPUs. It reads this when it is imported, which torch and others do.
+# Makes Triton interpret its kernels on CPUs. Triton reads the variable on import, and torch imports Triton.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import json
@@ -29,7 +29,7 @@ from clustr_hf.remote_code.image_processing_clustr_detection import encode_mask
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Data and recordings that may lie beside a checkout; tests that use them skip where they do not.
+# Data and recordings beside the checkout; tests that use them are skipped if the folder does not exist.
 SHARED = REPOSITORY.parent / "shared"
 # Bundled checkpoints, in the package and in the repository.
 CHECKPOINT_FOLDERS = sorted(
@@ -39,7 +39,7 @@ CHECKPOINT_FOLDERS = sorted(
 )
 
 
-# Files that take minutes, the longest first.
+# Test files that take minutes, the longest first.
 LONGEST = (
     *("test_publish", "test_training_loop", "test_clustering_triton_clustr", "test_docs", "test_bundled"),
     *("test_clustering_kernel_clustr", "test_modeling_clustr_detection", "test_export", "test_evaluation_loop"),
@@ -50,7 +50,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
-    """Long files begin first, or a worker of several would wait for another that has begun one at the end."""
+    """Run long files first, so that no worker of pytest-xdist is left with one at the end."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
@@ -65,7 +65,7 @@ def shared():
 
 @pytest.fixture
 def recording(shared):
-    """Tensors that the authors' released model made, by name, and the settings of that model."""
+    """Tensors recorded from the authors' released model, by name, and the settings of that model."""
     with safe_open(shared / "parity" / "clustr_release_small.safetensors", framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
@@ -75,12 +75,12 @@ def seed():
     torch.manual_seed(0)
 
 
-# What a preloaded process cannot take on: it has read these.
+# Variables that a preloaded process has already read; a command that changes one needs a new process.
 READ_BY_IMPORTS = ("OMP_NUM_THREADS", "PYTHONPATH", "TRITON_INTERPRET", "PYTHONWARNINGS")
 
 
 class PreloadedPython:
-    """Runs Python commands in forks of a process that has imported what takes long to import: preloaded_python.py."""
+    """Runs Python commands in forks of preloaded_python.py, a process that has already imported slow libraries."""
 
     def __init__(self):
         self.process = None
@@ -90,7 +90,7 @@ class PreloadedPython:
         return is_plain and all(environment.get(name) == os.environ.get(name) for name in READ_BY_IMPORTS)
 
     def run(self, command: list[str], cwd, environment: dict[str, str], timeout: float) -> tuple[int, str, str]:
-        """The exit status of a command, what it printed, and its errors."""
+        """Exit status, standard output and standard error of a command."""
         if self.process is None:
             server = [sys.executable, str(Path(__file__).parent / "helpers" / "preloaded_python.py")]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -113,7 +113,7 @@ class PreloadedPython:
         return int(answer), *texts
 
     def stop(self):
-        """End the process and what it runs."""
+        """Kill the process and its forks."""
         if self.process is not None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -130,8 +130,8 @@ def preloaded():
 
 def run_process(command, cwd, is_new: bool = False, **environment: str) -> str:
     """
-    Run a command offline and without a GPU; returns what it printed, fails with what it said if it fails. Python runs
-    with libraries that are imported already, unless it must be new.
+    Run a command offline and without a GPU; returns its standard output, and fails with its output if it fails. Python
+    commands run in a preloaded process unless `is_new` is set.
     """
     command = list(map(str, command))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
@@ -146,7 +146,7 @@ def run_process(command, cwd, is_new: bool = False, **environment: str) -> str:
 
 @pytest.fixture
 def run_without_package(tmp_path):
-    """Run Python code in a new process that cannot import clustr_hf; returns what it printed."""
+    """Run Python code in a process that cannot import clustr_hf; returns its standard output."""
 
     def run(code: str, *arguments: object, is_new: bool = False, **environment: str) -> str:
         blocked = f"import sys; sys.modules['clustr_hf'] = None\n{code}"
@@ -158,7 +158,7 @@ def run_without_package(tmp_path):
 
 @pytest.fixture(scope="session")
 def image_folders(tmp_path_factory):
-    """Digits 0 to 2 as a folder of images for each class, to train and to validate."""
+    """Digits 0 to 2 as class folders of images, for training and validation."""
     folder = tmp_path_factory.mktemp("images")
     digits = load_digits(n_class=3)
     for split, part in (("train", slice(0, 60)), ("validation", slice(60, 91))):
@@ -171,7 +171,7 @@ def image_folders(tmp_path_factory):
 
 @pytest.fixture
 def run_script(monkeypatch):
-    """Run the `main` of a training script in this process, with arguments by name and others as they are."""
+    """Run the `main` of a training script in this process, with named settings and further arguments."""
 
     def run(script, settings: dict, *arguments):
         command = [*(str(part) for pair in settings.items() for part in pair), *map(str, arguments)]
@@ -185,8 +185,8 @@ def run_script(monkeypatch):
 
 def shapes_on_ground(number: int, seed: int = 1, size: tuple[int, int] = (96, 96)):
     """
-    Images `(3, height, width)` of a bright disc (1) and a striped square (2) on a dark ground (0), and their label maps
-    `(height, width)`, all uint8.
+    Images `(3, height, width)` of a bright disc (1) and a striped square (2) on a dark background (0), and their label
+    maps `(height, width)`, all uint8.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(*(torch.arange(extent) for extent in size), indexing="ij")
@@ -205,7 +205,7 @@ def shapes_on_ground(number: int, seed: int = 1, size: tuple[int, int] = (96, 96
 
 @pytest.fixture(scope="session")
 def segmentation_folders(tmp_path_factory):
-    """Those shapes as folders of images and label maps, to train and to validate; validation has two sizes."""
+    """These shapes as folders of images and label maps; the validation images have two sizes."""
     folder = tmp_path_factory.mktemp("shapes")
     (folder / "id2label.json").write_text('{"0": "ground", "1": "disc", "2": "square"}')
     parts = [("train", 0, 12, (96, 96)), ("validation", 12, 3, (90, 120)), ("validation", 15, 2, (128, 96))]
@@ -219,7 +219,7 @@ def segmentation_folders(tmp_path_factory):
 
 
 def coco_annotations(label_map: np.ndarray, first_id: int, image_id: int, as_polygons: bool) -> list[dict]:
-    """COCO's dictionaries of the discs (category 3) and squares (category 7) of a label map, with their masks."""
+    """COCO annotations, with masks, of the disc (category 3) and the square (category 7) of a label map."""
     annotations = []
     for value, category in ((1, 3), (2, 7)):
         rows, columns = np.nonzero(label_map == value)
@@ -239,7 +239,7 @@ def coco_annotations(label_map: np.ndarray, first_id: int, image_id: int, as_pol
 
 @pytest.fixture(scope="session")
 def coco_folders(segmentation_folders, tmp_path_factory):
-    """The same shapes as COCO files: `train.json`, `validation.json`, images in the folders of that name."""
+    """The same shapes as COCO files: `train.json`, `validation.json`, and images in folders of the same names."""
     folder = tmp_path_factory.mktemp("coco")
     for split in ("train", "validation"):
         images, annotations = [], []
@@ -249,7 +249,7 @@ def coco_folders(segmentation_folders, tmp_path_factory):
             images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
             annotations += coco_annotations(label_map, len(annotations) + 1, image_id, as_polygons=image_id % 2 == 0)
         crowd = {**annotations[0], "id": 1000, "iscrowd": 1, "bbox": [0, 0, 20, 20], "area": 400}
-        images.append({**images[0], "id": 99})  # the first image again, as one without objects
+        images.append({**images[0], "id": 99})  # the first image again, without objects
         content = {
             "images": images,
             "annotations": [*annotations, crowd],
@@ -262,8 +262,8 @@ def coco_folders(segmentation_folders, tmp_path_factory):
 
 def draw_persons(image_id: int, size: tuple[int, int], first_id: int) -> tuple[Image.Image, list[dict]]:
     """
-    An image (height, width) of persons whose 17 keypoints are dots of colours of their own, and their annotations: two
-    persons, a crowd, and one without keypoints.
+    An image (height, width) of persons whose 17 keypoints are dots of different colours, and their annotations: two
+    persons, a crowd, and a person without keypoints.
     """
     generator = np.random.default_rng(image_id)
     image = Image.fromarray(generator.integers(0, 40, (*size, 3), dtype=np.uint8))
@@ -288,7 +288,7 @@ def draw_persons(image_id: int, size: tuple[int, int], first_id: int) -> tuple[I
 
 @pytest.fixture(scope="session")
 def person_folders(tmp_path_factory):
-    """Those persons as COCO files: `train.json`, `validation.json`, images in the folders of that name."""
+    """These persons as COCO files: `train.json`, `validation.json`, and images in folders of the same names."""
     folder = tmp_path_factory.mktemp("persons")
     for split, first, number in (("train", 10, 12), ("validation", 50, 4)):
         (folder / split).mkdir()
@@ -299,7 +299,7 @@ def person_folders(tmp_path_factory):
             image.save(folder / split / f"{image_id}.png")
             images.append({"id": image_id, "file_name": f"{image_id}.png", "height": size[0], "width": size[1]})
             annotations += persons
-        images.append({**images[0], "id": 99})  # the first image again, as one without persons
+        images.append({**images[0], "id": 99})  # the first image again, without persons
         content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
         (folder / f"{split}.json").write_text(json.dumps(content))
     return folder

@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Tables 6 and 7 of the paper on small data: all rows with the same seeds, schedule and budget, by the training scripts.
+Tables 6 and 7 of the paper on small data: the training scripts run all rows with the same seeds, schedule and budget.
 
     python examples/ablations --table 6 7 --data imagenette128 --segmentation_data camvid --output_dir out/ablations
 
@@ -23,10 +23,10 @@ from ablations.runs import belongs_to, plan_runs
 
 
 def main():
-    """Train what is not complete, and report."""
+    """Train all incomplete runs, and report."""
     (args,) = HfArgumentParser(AblationArguments, allow_abbrev=False).parse_args_into_dataclasses()
     runs = plan_runs(args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the current run is stopped, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception also stops the current run
     complete = [run.is_complete() for run in runs]  # refuses folders with other settings before any training starts
     if not args.report:
         for run in tqdm(runs, desc=f"runs, {sum(complete)} of them complete"):

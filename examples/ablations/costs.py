@@ -21,7 +21,7 @@ NUM_LABELS = 10
 
 def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
     """
-    Parameters and operations of each row, and its time per image, measured in turns with the other rows.
+    Parameters and operations of each row, and its time per image, measured in interleaved rounds with the other rows.
 
     The time is that of a forward pass of a batch in float32, with the attention function that transformers chooses for
     each model (PVTv2 has only the eager one).

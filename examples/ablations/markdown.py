@@ -11,12 +11,12 @@ from ablations.scores import METRICS
 from ablations.tables import Table
 
 
-# The paper's columns, which are about ClusTR-T.
+# The paper's columns, for ClusTR-T.
 PAPER = {"parameters": "parameters (M)", "flops": "FLOPs (G)", "top1": "top-1 (%)", "mean_iou": "mean IoU (%)"}
 
 
 def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
-    """A table in Markdown, with the paper's columns if the paper has all of its rows."""
+    """A table in Markdown, with the paper's columns if all rows are in the paper."""
     tasks = [task for task in METRICS if any(row[task] for row in rows.values())]
     with_paper = all(row["paper"] for row in rows.values())
     paper = {name: title for name, title in PAPER.items() if table.has_segmentation or name != "mean_iou"}

@@ -19,8 +19,8 @@ SCRIPTS = {
     "segmentation": "run_semantic_segmentation_no_trainer.py",
 }
 SETTINGS = "ablation.json"
-# Arguments that are not stored: the result does not depend on them, or the settings store the contents of the recipe
-# and the run of the checkpoint instead.
+# Arguments that are not stored, because the result does not depend on them, or because the settings store the contents
+# of the recipe and the run of the checkpoint instead.
 HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe", "--model_name_or_path")
 
 
@@ -93,7 +93,7 @@ def _absolute(name: str, value: str) -> str:
 
 
 def plan_runs(args: AblationArguments) -> list[Run]:
-    """All runs of the tables, each once, seed by seed; a segmentation starts from the classification before it."""
+    """All runs of the tables, each once, seed by seed; a segmentation run starts from its classification run."""
     rows = dict.fromkeys(row for table in args.table for row in TABLES[table].rows)
     tasks = ["classification"] + ([] if args.segmentation_data is None else ["segmentation"])
     runs = [make_run(args, row, seed, task) for seed in args.seeds for task in tasks for row in rows]
@@ -111,7 +111,7 @@ def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
         start_from = make_run(args, row, seed, "classification")
         specific = _segmentation(args, start_from.folder)
     baseline = ROWS[row].baseline
-    # `--peer` is the earlier name of `--baseline`, under which complete runs have stored it.
+    # `--peer` is the earlier name of `--baseline`; complete runs have stored their arguments with it.
     common = ["--seed", str(seed), "--resume_from_checkpoint", "latest", *(["--peer", baseline] if baseline else [])]
     common += ["--dataloader_num_workers", str(args.dataloader_num_workers)]
     folder = Path(args.output_dir) / task / f"{row}-seed{seed}"

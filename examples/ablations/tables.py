@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The tables: rows of Tables 6 and 7 of the paper, baselines with as many parameters, and ClusTR's options."""
+"""The tables: rows of Tables 6 and 7 of the paper, baselines with equal parameters, and ClusTR's options."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,7 @@ class Table:
         title (`str`): Title of the table.
         rows (`tuple[str, ...]`): Names of the rows.
         reference (`str`): The row that the others are compared with.
-        has_segmentation (`bool`): Whether the rows are also compared by the mean IoU of a segmentation.
+        has_segmentation (`bool`): Whether the rows are also compared by mean IoU in semantic segmentation.
         image_size (`int`, *optional*): Image size in pixels that the rows are designed for; default: any.
     """
 
@@ -49,10 +49,10 @@ def single_scale(coarsest: list[int]) -> dict[str, Any]:
 
 COARSE = [64, 16, 4, 1]
 
-# Depths, heads and widths with as many parameters as ClusTR nano, within 3 %: at 128 pixels (stem stride 4, the paper's
-# ratios), and at 32 (the variant as it is). Swin has two blocks in each stage with several windows, since the second
-# block shifts them. (On the larger images of a segmentation, its last stage has several windows, too, which then do not
-# exchange information.)
+# Depths, heads and widths that give the baselines the parameters of ClusTR nano within 3 %: at 128 pixels (stem stride
+# 4, the paper's ratios), and at 32 pixels (the variant unchanged). Swin has two blocks in each stage with several
+# windows, since the second block shifts them. (On the larger images of segmentation, its last stage also has several
+# windows, which do not exchange information.)
 PVT_V2 = {"hidden_sizes": [32, 64, 120, 144], "num_attention_heads": [1, 2, 4, 6]}
 SWIN = {"depths": [2, 2, 2, 1], "num_attention_heads": [1, 2, 4, 8]}
 
@@ -65,7 +65,7 @@ ROWS = {
         {"attention_type": "spatial_reduction", **single_scale(COARSE)},
         paper={"parameters": 13.2, "flops": 2.1, "top1": 76.7},
     ),
-    # Half of the 16 keys at 128 pixels. With the 100 keys of the method's authors the row would equal SRA, here as in
+    # Half of the 16 keys at 128 pixels. With the 100 keys of the method's authors, the row would equal SRA, here and in
     # the paper's setting, where 224 pixels give 49 keys.
     "sra-knn": Row(
         "SRA + k-NN attention, top 8 keys: grid",

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Time per image on a busy machine, by number of threads, with and without the compiled clustering kernel.
+Measure the time per image on a busy machine, by number of threads, with and without the compiled clustering kernel.
 
     python examples/benchmark/busy_machine.py
     OMP_WAIT_POLICY=PASSIVE python examples/benchmark/busy_machine.py    # waiting threads sleep
 
 Times the forward pass of the bundled classifier on one image of 32 x 32 pixels: first on the machine as it is, then
-beside busy loops, one for each processor. Every round times each case once. Prints a table of medians, quartiles, and
+while busy loops occupy all processors. Every round times each case once. Prints a table of medians, quartiles, and
 the median ratio to tensor operations on the same number of threads, taken round by round.
 """
 
@@ -60,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def busy_loops(number: int) -> Iterator[None]:
-    """Keep this number of processors busy within the context."""
+    """Keep `number` processors busy within the context."""
     loops = [subprocess.Popen([sys.executable, "-c", BUSY_LOOP]) for _ in range(number)]
     try:
         yield
@@ -73,7 +73,7 @@ def busy_loops(number: int) -> Iterator[None]:
 def seconds(step: Callable[[], None], case: Case) -> float:
     os.environ["CLUSTR_KERNEL"] = case.kernel
     torch.set_num_threads(case.threads)
-    step()  # lets this case's threads start, and those of the previous case fall asleep
+    step()  # lets the threads of this case start, and the threads of the previous case fall asleep
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Estimate what clustering costs on an H100 from counted operations and the published limits of the chip, untimed.
+Estimate the cost of clustering on an H100 from counted operations and the chip's published limits; nothing is timed.
 
     python examples/benchmark/clustering_cost.py --settings 224x128 512x16 --images 224 512
 
-Networks run on the meta device, eager and in bfloat16, while their floating point operations, the bytes that each
-operation reads and writes, and their launches are counted. The cost of the clustering follows from the sizes of its
-sweeps in clustering_triton_kernels_clustr.py: matrix products, instructions for each pair of tokens, and the bytes of
-its passes over the tokens. The minimum time is what the chip needs at its limits; real kernels take longer.
+Networks run on the meta device, eager and in bfloat16; the script counts their floating point operations, the bytes
+that each operation reads and writes, and their launches. The cost of the clustering follows from the sizes of its
+sweeps in clustering_triton_nearest_kernels_clustr.py: matrix products, instructions for each pair of tokens, and the
+bytes of its passes over the tokens. The minimum time assumes a chip at its limits; real kernels take longer.
 
 `--images` adds the share of tokens that the sweeps must process again, in the photographs of scikit-image.
 """

@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Time, memory and operations of ClusTR and of models of its size.
+Measure time, memory and operations of ClusTR and of models of similar size.
 
     python examples/benchmark --settings 224x4 512x1 --passes forward training --memory --output_dir out/benchmark
     python examples/benchmark --settings --clustering 3136x64 16384x64 65536x64 --output_dir out/clustering

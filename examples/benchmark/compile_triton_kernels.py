@@ -30,8 +30,6 @@ from clustr_hf.remote_code.clustering_triton_launches_clustr import load_kernels
 
 
 CHANNELS = (64, 128, 256, 320, 512)
-
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -58,7 +56,7 @@ def find_problems(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Maxima over the launches: of `filter_nearest` by tokens and channels, of all other kernels by chip."""
+    """Maxima over the launches of a kernel for a chip; for `filter_nearest`, by dtype and channels."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         is_sweep = row["kernel"] == "filter_nearest"

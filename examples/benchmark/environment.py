@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The environment that the numbers depend on."""
+"""The hardware, versions and settings that the measurements depend on."""
 
 import importlib
 import importlib.util

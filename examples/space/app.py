@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-A Gradio Space with ClusTR's predictions for an image, a tab for each task, and the clusters that it forms.
+A Gradio Space that shows ClusTR's predictions for an image, with a tab for each task, and its clusters.
 
     python examples/space/app.py                              # the bundled checkpoint
     python examples/space/app.py out/camvid me/clustr-bccd@4f2a0c9
@@ -25,8 +25,8 @@ from space_tasks import add_task_tab
 from clustr_hf.remote_code.handler_clustr import MAX_FILE_BYTES
 
 
-# System fonts, so that the page loads without a font server. The theme's own labels and buttons lack the contrast of
-# 4.5 that text needs.
+# System fonts, so that the page loads without a font server. The colours give labels and buttons the contrast of 4.5
+# that text needs, which the theme's own colours do not.
 THEME = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
     block_label_text_color="*primary_800",
     block_title_text_color="*primary_800",

@@ -11,20 +11,20 @@ from clustr_hf.visualization import ClusterMap
 
 
 SIDES = (32, 448)  # minimum and maximum of the image's shorter side in pixels
-# What the page opens with.
+# Initial settings.
 SIDE = 224
 COARSENESS = "16 times"
 
 
 def chosen_view(views: dict[str, ClusterView], title: str | None, *settings) -> ClusterView:
-    """The view of a title, or a message on the page if a setting is missing, as API calls may leave it out."""
+    """The view of a title, or a message on the page if a setting is missing, which API calls may leave out."""
     if title is None or None in settings:
         raise gr.Error("Choose a model and all settings first.")
     return views[title]
 
 
 def find_first(view: ClusterView) -> tuple[Image.Image, list[ClusterMap]] | None:
-    """What the tab opens with: the clusters of its first example."""
+    """The clusters of the first example, which the tab shows when the page opens."""
     try:
         return view.find(example_paths("Clusters")[0], SIDE, COARSENESS)
     except Exception:  # the page opens even if the first example fails

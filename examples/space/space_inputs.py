@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""User inputs: images and boxes. Invalid ones raise `gr.Error`, which is a message on the page."""
+"""User inputs: images and boxes. Invalid inputs raise `gr.Error`, which gradio shows as a message on the page."""
 
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,7 @@ def example_paths(title: str) -> list[str]:
 
 
 def add_image(title: str) -> gr.Image:
-    """
-    The image input of a tab. Its value is a path, since gradio's own decoding fails on malformed EXIF.
-    """
+    """The image input of a tab. Its value is a path, since gradio's own decoding fails on malformed EXIF."""
     slug = slug_of(title)
     first = example_paths(title)[0]
     return gr.Image(first, type="filepath", image_mode=None, label="Image", height=320, elem_id=f"image-{slug}")

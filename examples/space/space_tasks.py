@@ -63,7 +63,7 @@ def _add_outputs(title: str, values: tuple) -> list:
 
 
 def first_answer(title: str, predict: Callable) -> tuple:
-    """What a tab opens with: the predictions for its first example."""
+    """The predictions for the first example, which the tab shows when the page opens."""
     threshold = () if title in ("Classification", "Semantic segmentation") else (THRESHOLD,)
     try:
         answer = predict(example_paths(title)[0], *threshold)

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""ClusTR for Hugging Face transformers: public names, and registration with the Auto classes and pipelines."""
+"""ClusTR for Hugging Face transformers: public names; registers the models with the Auto classes and pipelines."""
 
 from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
 
@@ -50,7 +50,7 @@ __version__ = "0.1.0"
 for _module in pkgutil.iter_modules(remote_code.__path__):
     globals()[_module.name] = importlib.import_module(f".{_module.name}", remote_code.__name__)
     sys.modules[f"{__name__}.{_module.name}"] = globals()[_module.name]
-# Former names in `clustr_hf.modeling_clustr_detection`.
+# Names that `clustr_hf.modeling_clustr_detection` had in earlier releases.
 for _class in (
     ClusTRDetectionOutput,
     ClusTRForInstanceSegmentation,
@@ -67,16 +67,16 @@ AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegment
 AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
 AutoModelForPoseEstimation.register(ClusTRConfig, ClusTRForPoseEstimation, exist_ok=True)
-# The image-segmentation pipeline tries this mapping first. Given several classes, it loads that of the checkpoint.
+# The image-segmentation pipeline tries this mapping first and loads the class that the checkpoint names.
 MODEL_FOR_IMAGE_SEGMENTATION_MAPPING.register(
     ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
 )
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
-# Further processors of the same configuration: a saved one is found by its name among all registered classes.
+# Other processors of the same configuration: a saved processor is found by its name among all registered classes.
 for _processor in (ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor):
     AutoImageProcessor.register(_processor, image_processor_classes={"torchvision": _processor}, exist_ok=True)
-# ClusTR has no video processor. Unless that is registered, pipelines look for one in the checkpoint's `auto_map` and
-# ask for permission to run its code.
+# Registers that ClusTR has no video processor: otherwise pipelines look for one in the checkpoint's `auto_map` and ask
+# for permission to run its code.
 AutoVideoProcessor.register(ClusTRConfig, None, exist_ok=True)
 if "keypoint-detection" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(

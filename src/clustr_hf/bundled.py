@@ -12,7 +12,7 @@ def bundled_checkpoint(name: str = "clustr-nano-cifar10") -> Path:
     Folder of a checkpoint that the package ships with, for `from_pretrained`.
 
     `clustr-nano-cifar10` classifies images into the ten classes of CIFAR-10; its card is the README.md in the folder.
-    The folder is a complete repository, which also runs without the package, with `trust_remote_code=True`.
+    The folder is a complete repository, which also runs without the package (`trust_remote_code=True`).
 
     Args:
         name (`str`, defaults to `"clustr-nano-cifar10"`): Name of the checkpoint.

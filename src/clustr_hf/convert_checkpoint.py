@@ -23,7 +23,7 @@ from .remote_code.image_processing_clustr import ClusTRImageProcessor
 from .remote_code.modeling_clustr import ClusTRForImageClassification
 
 
-# Channels of a head in the paper (Table A1); the shapes of the weights do not tell.
+# Channels per attention head in the paper (Table A1); the shapes of the weights do not reveal it.
 PAPER_HEAD_DIM = 64
 
 # The authors' name -> ours. The authors count stages from 1, we count them from 0.
@@ -84,10 +84,10 @@ def infer_config(
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): As [`convert_state_dict`] returns it.
         num_attention_heads (`list[int]`, *optional*):
-            Number of heads in each stage, which the shapes do not tell; default is one for 64 channels, as in the
-            paper.
+            Number of heads in each stage, which the shapes do not reveal. Default: one head per 64 channels, as in
+            the paper.
         reduction_ratios (`list`, *optional*):
-            Reduction ratios of each stage, which the shapes do not tell either; default is the paper's two scales, or
+            Reduction ratios of each stage, which the shapes do not reveal either. Default: the paper's two scales, or
             the coarser one for stages with one scale.
 
     Returns:
@@ -138,7 +138,7 @@ def load_authors_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], 
         raise FileNotFoundError(f"`IN` must be a checkpoint file, got {path}.")
     try:
         checkpoint, metadata = _read_file(path)
-    except Exception as error:  # the readers raise many kinds for files of other formats
+    except Exception as error:  # the readers raise many kinds of errors for files of other formats
         raise ValueError(f"`IN` must hold nothing but tensors and plain containers, got {path}: {error!r}") from error
     for _ in range(MAX_WRAPPERS):
         if isinstance(checkpoint, Mapping):

@@ -2,8 +2,8 @@
 """
 The devices of this machine: their names, clocks and memory.
 
-The same functions serve CUDA, ROCm, XPU, MPS and CPUs, through `torch.accelerator` and the module of torch for each
-kind of device. Values that a backend does not provide are None.
+The functions work for CUDA, ROCm, XPU, MPS and CPUs, through `torch.accelerator` and torch's module for each kind of
+device. Values that a backend does not provide are None.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def peak_memory(action: Callable[[], Any], device: str | torch.device) -> dict[s
 
     Returns:
         `dict[str, int | None]`: `peak_bytes`, allocated on the accelerator or, on a CPU, resident in this process; and
-        `increase_bytes`, the difference to the memory before the action. None if the backend does not count.
+        `increase_bytes`, the difference to the memory before the action. None if the backend does not count memory.
     """
     if not is_accelerator(device):
         before, _ = _resident_bytes()
@@ -164,7 +164,7 @@ def peak_memory(action: Callable[[], Any], device: str | torch.device) -> dict[s
 
 
 def free_memory(device: str | torch.device) -> None:
-    """Free cached memory, including that of models which only reference cycles keep alive."""
+    """Free cached memory, including the memory of models that only reference cycles keep alive."""
     gc.collect()
     if is_accelerator(device):
         _call(device, "empty_cache")
@@ -180,7 +180,7 @@ def _resident_bytes() -> tuple[int, int]:
     """
     The resident set size of this process and its peak, in bytes (Linux).
 
-    `getrusage` is no alternative: its `ru_maxrss` starts at the size of the parent process.
+    `getrusage` is not an alternative: its `ru_maxrss` starts at the size of the parent process.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     kibibytes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS", "VmHWM"))}

@@ -22,7 +22,7 @@ TRACED_BATCH, CHECKED_BATCHES = 2, (1, 3, 4)
 TOLERANCE = 1e-4
 MIN_EQUAL_LABELS = 0.99
 
-# Class -> its outputs, besides the clusters.
+# Class -> its outputs, apart from the clusters.
 OUTPUTS = {
     "ClusTRForImageClassification": ["logits"],
     "ClusTRForSemanticSegmentation": ["logits"],

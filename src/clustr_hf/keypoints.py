@@ -23,7 +23,7 @@ class KeypointConvention:
         edges (`tuple[tuple[int, int], ...]`): Pairs of keypoints that a line of the skeleton connects.
         parts (`dict[str, range]`): Keypoints of each part that is evaluated separately.
         other_flip_pairs (`tuple[tuple[int, int], ...]`): Pairs that a horizontal flip swaps, besides those whose names
-            tell their sides.
+            begin with their sides.
         lower_body (`frozenset[int]`): Keypoints from the hips down, which half-body augmentation separates from the
             others.
     """

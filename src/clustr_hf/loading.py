@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Load trained models and require every weight, where `from_pretrained` initialises missing ones with a warning."""
+"""Load trained models; a missing weight, which `from_pretrained` only warns of, is an error."""
 
 import importlib
 import pickle
@@ -23,7 +23,7 @@ def load_trained(
     Args:
         name_or_path (`str` or `Path`): Folder, or id on the Hub.
         model_class (`type`, *optional*):
-            A class of this package, for instance [`ClusTRModel`], whose weights every checkpoint has. Default: the
+            A class of this package, such as [`ClusTRModel`], whose weights are part of every checkpoint. Default: the
             class that was saved.
         arguments: Further arguments of `from_pretrained`, such as `revision` or a field of the configuration.
 
@@ -48,7 +48,7 @@ def load_trained(
 @contextmanager
 def naming_unreadable_weights(argument: str, name_or_path: str | Path) -> Iterator[None]:
     """
-    A context for `from_pretrained` that names the unreadable file, which the errors of `from_pretrained` do not.
+    A context for `from_pretrained` whose errors name the unreadable file, unlike those of `from_pretrained` itself.
 
     Args:
         argument (`str`): Name of the argument that gave the checkpoint, for the message.

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Lists of names, such as those of classes, in messages and on cards: long ones are shortened."""
+"""Lists of names, such as class names, in messages and on cards; long lists are shortened."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ MAX_NAMES = 20
 
 
 def join_names(names: Iterable[object]) -> str:
-    """The names, separated by commas; of more than `MAX_NAMES` only the first ones."""
+    """The names, separated by commas; if there are more than `MAX_NAMES`, only the first ones."""
     names = list(map(str, names))
     return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The names as Python prints a list; of more than `MAX_NAMES` only the first ones and their number."""
+    """The names as Python prints a list; if there are more than `MAX_NAMES`, only the first ones and their number."""
     names = list(names)
     if len(names) <= MAX_NAMES:
         return str(names)

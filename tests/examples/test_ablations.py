@@ -1,4 +1,4 @@
-"""Tables 6 and 7: which commands run, what is repeated, and what the tables say of the runs."""
+"""Tables 6 and 7: the commands that run, which runs are skipped or refused, and the content of the tables."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ RECIPE = {"variant": "nano", "config_overrides": {"depths": [1, 1, 1, 1]}, "imag
 
 @pytest.fixture
 def folders(tmp_path):
-    """Folders of the two tasks' data, without data, and recipes."""
+    """Folders with recipes, and with empty data files for the two tasks."""
     for name in ("images/train.parquet", "maps/train.parquet", "maps/val.parquet", "maps/id2label.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -55,7 +55,7 @@ def make_args(folder, **settings):
 
 
 class FakeTraining:
-    """Stands for the scripts: writes the results that a run is given, or fails."""
+    """Stands in for the scripts: writes given results of a run, or fails."""
 
     def __init__(self, monkeypatch, scores=None):
         self.scores, self.started, self.returncode = scores or {}, [], 0
@@ -104,7 +104,7 @@ def test_a_run_that_failed_is_started_again(folders, monkeypatch):
 
 
 def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
-    """Whether it is to go on or to be reported, and whatever else of the recipe has changed."""
+    """A folder is refused for training and for `--report` if any setting of the recipe has changed."""
     training = FakeTraining(monkeypatch)
     run_all(make_args(folders))
     (folders / "classification.json").write_text(json.dumps({**RECIPE, "learning_rate": 0.1}))
@@ -118,7 +118,7 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
 
 
 def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
-    """A segmentation of another classifier, here, or results of nobody knows what."""
+    """Refuses a segmentation run that started from another classifier, and a run without stored settings."""
     training = FakeTraining(monkeypatch)
     args = make_args(folders)
     runs.make_run(args, "clustr", 3, "segmentation").start()
@@ -148,7 +148,7 @@ def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, m
 
 @pytest.mark.parametrize("row", ROWS)
 def test_scripts_take_the_commands(folders, row):
-    """All runs of a seed differ in the model alone."""
+    """All runs with the same seed differ only in the model."""
     args = make_args(folders)
     args.recipe, args.segmentation_recipe = (
         str(RECIPES / f"ablation_{name}.json") for name in ("imagenette", "camvid")
@@ -234,7 +234,7 @@ def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
 def test_stored_tables_are_those_of_their_runs_and_shown(path):
-    """Of at least three seeds, the same for all rows; every line is in docs/ablations.md."""
+    """Stored tables have at least three seeds, equal for all rows; docs/ablations.md has every line."""
     table, results = TABLES[path.stem.removeprefix("table-")], json.loads(path.read_text())
     for row in table.rows:
         kept = results["rows"][row]
@@ -251,11 +251,11 @@ def test_stored_tables_are_those_of_their_runs_and_shown(path):
 
 @pytest.mark.parametrize("name", ["6", "7"])
 def test_costs_are_those_of_the_paper(folders, name):
-    """At 224 pixels, of the tiny variant. FLOPs are printed to 0.1 G, and ours are 3 to 4 % less."""
+    """The tiny variant at 224 pixels. The paper prints FLOPs to 0.1 G; our counts are 3 to 4 % lower."""
     (folders / "classification.json").write_text(json.dumps({"variant": "tiny", "image_size": 224}))
     for row, cost in measure_costs(TABLES[name], make_args(folders)).items():
         paper = ROWS[row].paper
-        head = 990 * 513  # of 1,000 classes instead of 10
+        head = 990 * 513  # 1,000 classes instead of 10
         assert (cost["parameters"] + head) / 1e6 == pytest.approx(paper["parameters"], abs=0.06)
         assert cost["paper_macs"] / 1e9 == pytest.approx(0.965 * paper["flops"], abs=0.06)
         assert cost["flops"] > 2 * cost["paper_macs"]
@@ -266,7 +266,7 @@ def test_every_row_has_costs(folders, name):
     recipe = "ablation_cifar10" if name == "peers-32" else "ablation_imagenette"
     args = make_args(folders)
     args.table, args.recipe = [name], str(RECIPES / f"{recipe}.json")
-    args.__post_init__()  # takes the table for this recipe
+    args.__post_init__()  # accepts the table for this recipe
     costs = measure_costs(TABLES[name], args)
     assert list(costs) == list(TABLES[name].rows) and min(cost["flops"] for cost in costs.values()) > 1e7
 
@@ -295,7 +295,7 @@ def test_wrong_arguments_are_named(folders, settings, message):
 
 @pytest.mark.parametrize("row", ["clustr", "swin-32"])
 def test_runs_train_and_go_on_to_segment(folders, row):
-    """The real commands, on noise."""
+    """Runs the real commands on generated images."""
     pixels = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(0, 240, 20)]
     images = [Image.fromarray(values) for values in pixels]
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["dark", "light"])})
@@ -315,7 +315,7 @@ def test_runs_train_and_go_on_to_segment(folders, row):
         assert 0 <= results[METRICS[task][0]] <= 1
 
 
-# In the scripts' folder, as a user's Python has it.
+# The scripts' folder is on the path, as when a user runs them.
 START = """
 import sys
 from pathlib import Path

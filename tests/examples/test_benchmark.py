@@ -1,4 +1,4 @@
-"""The benchmark: what it records, what it reports, and that it counts and compares what it says."""
+"""The benchmark: its records and reports, and the correctness of its counts and comparisons."""
 
 import json
 import math
@@ -29,14 +29,14 @@ OPTIONS = {"cluster_window": 5, "cluster_sharing": "stage", "max_clusters": 7}
 
 
 def run_benchmark(folder, *given, script="benchmark.py"):
-    """Run the script on clustr-nano unless the arguments say otherwise; what it wrote to `benchmark.json`."""
+    """Run the script, by default on clustr-nano; returns the content of `benchmark.json`."""
     default = ["--repeats", 2, "--warmup", 1, "--models", "clustr-nano"]
     run_process([sys.executable, EXAMPLES / script, *default, *given, "--output_dir", folder / "out"], folder)
     return json.loads((folder / "out" / "benchmark.json").read_text())
 
 
 def assert_summary_follows_from_rounds(summary, seconds, reference, batch):
-    """Everything that is reported, computed again from the raw times."""
+    """Recompute all reported statistics from the raw times."""
     assert summary.keys() == seconds.keys()
     for name, times in seconds.items():
         ratios = sorted(time / other for time, other in zip(times, seconds[reference]))
@@ -96,7 +96,7 @@ def test_measures_memory_of_a_backbone(tmp_path):
     (entry,) = results["memory"]
     assert results["times"] == []
     assert (entry["model"], entry["height"], entry["width"], entry["pass"]) == (*arguments[1:2], 48, 64, "training")
-    # Gradients and both moments of AdamW are there at once, four bytes for each parameter.
+    # Gradients and both moments of AdamW are in memory at once, four bytes per parameter each.
     assert entry["peak_bytes"] > entry["increase_bytes"] > 3 * 4 * results["operations"][0]["parameters"]
 
 
@@ -106,7 +106,7 @@ def test_compares_clusterings(tmp_path):
     assert list(entry["seconds"]) == ["find_clusters", "direct"]
     assert_summary_follows_from_rounds(entry["algorithms"], entry["seconds"], "direct", batch=1)
     assert entry["agreement"] > 0.98
-    # The direct one holds N x N matrices of four bytes an entry; the memory of the other one is linear in N.
+    # `direct` holds N x N matrices with four bytes per entry; the memory of `find_clusters` is linear in N.
     matrix = 4 * 3000**2
     assert entry["memory"]["find_clusters"]["increase_bytes"] < matrix < entry["memory"]["direct"]["increase_bytes"]
 
@@ -201,7 +201,7 @@ def test_growth_exponent_of_a_power_law(exponent):
 
 
 def test_noise_is_like_images():
-    """As much variance in coarse structure as photographs have: neighbours are alike, unlike in white noise."""
+    """Like photographs and unlike white noise, it has variance in coarse structures, so that neighbours are similar."""
     noise = inputs.image_like_noise(inputs.Setting(64, 96, 2), seed=0)
     assert noise.shape == (2, 3, 64, 96) and noise.std() == pytest.approx(1)
     assert torch.equal(noise, inputs.image_like_noise(inputs.Setting(64, 96, 2), seed=0))
@@ -242,7 +242,7 @@ def test_operations_of_nano_by_hand(count_operations, switch, most_compared):
         ("clustr-tiny", 11.7, 2.15),
         ("clustr-small", 22.7, 4.8),
         ("clustr-base", 40.2, 7.48),
-        # The figures of their own papers. Swin's includes attention, 3 %.
+        # The figures of their own papers. Swin's figure includes attention, 3 %.
         ("swin-tiny", 28.3, 4.5),
         ("swin-small", 49.6, 8.7),
         ("pvtv2-b1", 14.0, 2.1),
@@ -295,7 +295,7 @@ def test_ratios_need_the_reference():
 
 
 class Recorder(nn.Module):
-    """A model of one layer that notes what it is given, and has no memory for eight images."""
+    """A model of one layer that records its dtypes, and runs out of memory for eight images."""
 
     def __init__(self):
         super().__init__()
@@ -350,7 +350,7 @@ def test_large_batches_repeat_images(monkeypatch):
 
 
 class FakeClock:
-    """Every mark is a second after the one before."""
+    """A clock whose marks are one second apart."""
 
     def __init__(self):
         self.marks = 0
@@ -364,7 +364,7 @@ class FakeClock:
 
 
 def test_share_of_the_clustering_is_between_its_marks(monkeypatch):
-    """n clusterings of a second each, and n + 1 seconds around them."""
+    """The fake clock measures n clusterings of one second each, with n + 1 seconds around them."""
     monkeypatch.setattr(clusterings, "make_clock", lambda device: FakeClock())
     monkeypatch.setattr(clusterings, "clustering_path", lambda tokens, num_neighbors: f"{tokens.dtype} {num_neighbors}")
     model = models.build_model("clustr-nano", OPTIONS)
@@ -398,7 +398,7 @@ def test_failures_are_one_line_without_folders(message, described):
 
 @pytest.fixture
 def run_in_this_process(monkeypatch, tmp_path):
-    """Run the script here, by default on a CPU that passes for an accelerator; the results, and what it exits with."""
+    """Run the script in this process, by default treating the CPU as an accelerator; returns results and exit code."""
 
     def run(*given, is_accelerator=True):
         for module in (command, model_measurements):
@@ -443,7 +443,7 @@ def test_an_accelerators_clusters_and_memory_are_in_the_report(run_in_this_proce
 
 @pytest.mark.parametrize("broken", ["find_clusters", "clustering_path"])
 def test_wrong_clusters_are_recorded_and_refused(run_in_this_process, monkeypatch, broken):
-    """Labels of the second clustering, which is the accelerator's, are turned; or it fails."""
+    """The accelerator's clustering, which is the second one, returns shifted labels or fails."""
     calls = []
 
     def wrong(tokens, num_clusters):

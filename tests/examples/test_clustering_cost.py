@@ -1,4 +1,4 @@
-"""The cost model of the clustering: what it counts, by hand; nothing is timed."""
+"""The cost model of the clustering, compared with counts by hand; nothing is timed."""
 
 import sys
 

@@ -1,5 +1,5 @@
 """
-README.md and docs/: every code block runs, every link leads somewhere.
+README.md and docs/: every code block runs, and every link has a target.
 
 Python blocks run, and what they print or compute is compared with `CHECKS`. Commands are parsed by the script that they
 call (`test_commands_are_valid`); those of the README, and others that are quick on small data, also run. JSON is sent
@@ -45,13 +45,13 @@ from transformers import AutoModelForImageClassification, HfArgumentParser
 from clustr_hf.publish.card import TEMPLATE
 
 
-# Other pages, whose links are checked; of the cards also the commands, since published cards quote them.
+# Other pages: links are checked, and on the cards also commands.
 CARDS = [f"model_cards/{path.name}" for path in sorted((REPOSITORY / "model_cards").glob("*.md"))]
 LINKED = [*GUIDES, "examples/README.md", "examples/space/README.md", *CARDS]
 
 EXAMPLES, TRAINING = REPOSITORY / "examples", REPOSITORY / "src" / "clustr_hf" / "training"
 
-# Python blocks by page and heading: what is printed after them, and what the output must be.
+# Python blocks by page and heading -> code to append, and a pattern of the output.
 CHECKS = {
     ("README.md", "Predict"): ("", r"\{'label': 'cat', 'score': 0\.\d+\}"),
     ("docs/image_classification.md", "Build a model"): ("print(*logits.shape)", "1 1000"),
@@ -86,19 +86,19 @@ CHECKS = {
     ),
     ("docs/composites.md", "With the package"): ("print(model.encoder.config.model_type)", "clustr"),
 }
-# Python blocks that tests of their own run.
+# Python blocks with separate tests.
 TESTED_APART = {
     ("docs/image_classification.md", "Predict with a checkpoint's own code"),
     ("docs/composites.md", "Without the package"),
     ("docs/hub_kernel.md", "Load and use"),
     ("docs/hub_kernel.md", "In a ClusTR model"),
 }
-OTHER_LANGUAGES = {"json": 1, "bibtex": 1, "": 1}  # how many blocks, each with a test
+OTHER_LANGUAGES = {"json": 1, "bibtex": 1, "": 1}  # number of blocks, each with a test
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A short run of the quickstart; the folder it ran in, with its `out`, and the examples beside it."""
+    """A folder with the output `out` of a short run of the quickstart, and a link to the examples."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "examples").symlink_to(REPOSITORY / "examples")
     run_process([sys.executable, REPOSITORY / "examples" / "quickstart.py", "--num_train_epochs", 2], folder)
@@ -132,7 +132,7 @@ def test_readme_shows_the_space():
 
 
 def test_readme_states_results_that_the_docs_state():
-    """Every figure of the table of tasks is on the page of results, beside its data and command."""
+    """docs/results.md has every figure of the README's table of tasks."""
     rows = re.findall(
         r"^\| .* \| `ClusTR\w+` \| .* \| (.*) \| \[guide\].*$", read_page("README.md").prose, re.MULTILINE
     )
@@ -143,7 +143,7 @@ def test_readme_states_results_that_the_docs_state():
 
 
 def test_every_code_block_is_handled():
-    """A new python block needs an entry in `CHECKS`; commands are handled by the program that they run."""
+    """A new Python block needs an entry in `CHECKS`; commands are checked by the function in `PROGRAMS`."""
     python = [(block.page, block.heading) for block in all_blocks("python")]
     assert sorted(python) == sorted([*CHECKS, *TESTED_APART])
     others = [block.language for block in all_blocks() if block.language not in ("python", "bash")]
@@ -182,7 +182,7 @@ def test_the_hub_kernel_is_built_and_loaded(tmp_path, run_script, monkeypatch):
 
 
 def test_models_take_the_hub_kernel(monkeypatch):
-    """As far as no GPU is needed."""
+    """Runs the block with a mocked `from_pretrained`, since the kernel needs a GPU."""
     pytest.importorskip("kernels", reason="the package `kernels` cannot be imported")
     asked = []
     monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", lambda *names, **given: asked.append(given))
@@ -208,7 +208,7 @@ def test_the_citation_is_that_of_the_cards():
 
 
 def test_the_map_names_what_exists():
-    """Every path on the map exists; every file that is uploaded, and every module of the package, is on the map."""
+    """Every path on the map exists; the map has every uploaded code file and every top-level module of the package."""
     paths = set(paths_of_map(find_block("docs/architecture.md", "Map", "").text))
     assert [path for path in paths if not path.exists()] == []
     package = REPOSITORY / "src" / "clustr_hf"
@@ -220,10 +220,10 @@ def test_the_map_names_what_exists():
 
 
 class Parsed(Exception):
-    """Raised in the place of what a script does with its arguments, once it has parsed them."""
+    """Raised by the patched parsers once a script has parsed its arguments."""
 
 
-# What commands read while they parse their arguments; the files are never opened.
+# Files that commands look for while they parse their arguments; they are never opened.
 DATA_FILES = ("imagenette128/train.parquet", "cifar10/train.parquet")
 DATA_FILES += ("camvid/train.parquet", "camvid/val.parquet", "camvid/id2label.json")
 
@@ -264,7 +264,7 @@ def check_make(arguments, parse_command):
 
 
 def check_pip(arguments, parse_command):
-    """The extras exist."""
+    """The extras in the command exist in setup.cfg."""
     assert arguments[0] == "install"
     setup = ConfigParser(interpolation=None)
     setup.read(REPOSITORY / "setup.cfg")
@@ -277,7 +277,7 @@ def check_git(arguments, parse_command):
 
 
 def check_kernel_builder(arguments, parse_command):
-    """The upload is of the folder that another command builds."""
+    """The command uploads the folder that another command builds."""
     [build] = commands_of(find_block("docs/hub_kernel.md", "Build", "bash"))
     assert arguments == ["upload", build.words[2]]
 
@@ -300,7 +300,7 @@ def check_pytest(arguments):
 def check_python(arguments, parse_command):
     if arguments[:2] == ["-m", "pytest"]:
         check_pytest(arguments[2:])
-    elif arguments != ["serve.py"]:  # a script of the reader's
+    elif arguments != ["serve.py"]:  # a script that the reader writes
         parse_command(arguments)
 
 
@@ -329,7 +329,7 @@ def test_readme_fine_tunes(demo, image_folders):
 
 
 def launch_of(block: Block):
-    """What Accelerate makes of the only command of a block, as it is written."""
+    """Accelerate's launch arguments, parsed from the only command of a block."""
     [command] = commands_of(block)
     assert command.words[:2] == ["accelerate", "launch"]
     return launch_command_parser().parse_args(command.words[2:])
@@ -339,7 +339,7 @@ def launch_of(block: Block):
 def test_trainings_on_imagenet_are_launched(
     index, num_processes, image_folders, tmp_path, run_script, monkeypatch, capsys
 ):
-    """What Accelerate would start is tried on one process, without training."""
+    """Runs the script that Accelerate would launch on one process, without training."""
     blocks = [block for block in all_blocks("bash") if block.heading == "Train on ImageNet-1k"]
     launch = launch_of(blocks[index])
     settings = yaml.safe_load((REPOSITORY / launch.config_file).read_text())
@@ -418,7 +418,7 @@ def test_quickstart_learns_reloads_and_draws(demo):
 
 
 def test_cards_are_of_checkpoints_that_exist(demo):
-    """The demo's card is the one that the demo writes, but for the numbers; others lie beside their checkpoints."""
+    """Every checkpoint has a card; the demo's card equals the card that the demo writes, except for numbers."""
     cards = REPOSITORY / "model_cards"
     names = {
         "README.md",
@@ -456,7 +456,7 @@ def test_clusters_of_a_checkpoint_are_drawn(demo, tmp_path, run_script, monkeypa
 
 
 def broken(page: str, link: str) -> bool:
-    """Whether a link leads nowhere; nothing is downloaded."""
+    """Whether the target of a link does not exist; nothing is downloaded."""
     if re.match(r"[a-z]+:", link):
         return re.fullmatch(r"https://(?!localhost|127\.)[\w-]+(\.[\w-]+)+(/\S*)?", link) is None
     target, _, anchor = link.partition("#")
@@ -469,7 +469,7 @@ def broken(page: str, link: str) -> bool:
 @pytest.mark.parametrize("page", LINKED)
 def test_links_lead_somewhere(page):
     links = read_page(page).links
-    if page == "model_cards/clustr-nano-digits.md":  # its pictures lie beside the demo's checkpoint
+    if page == "model_cards/clustr-nano-digits.md":  # its pictures are beside the demo's checkpoint
         links = [link for link in links if not link.endswith(".png")]
     assert [link for link in links if broken(page, link)] == []
 
@@ -488,7 +488,7 @@ def test_broken_links_are_found(link):
 
 @pytest.mark.parametrize("page", [*GUIDES, "examples/README.md"])
 def test_options_in_the_text_exist(page):
-    """Options in code spans, such as `--dry_run`, are those of a script here, or of Accelerate and Trainer."""
+    """Options in code spans, such as `--dry_run`, are options of our scripts, of Accelerate or of Trainer."""
     code = "\n".join(path.read_text() for path in [*EXAMPLES.rglob("*.py"), *TRAINING.rglob("*.py")])
     options = {
         word for span in re.findall(r"`([^`]*)`", read_page(page).prose) for word in re.findall(r"--(\w+)", span)

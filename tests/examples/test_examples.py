@@ -1,4 +1,4 @@
-"""The script for Trainer: what it learns, resumes, pushes and refuses; and the timing on a busy machine."""
+"""The script for Trainer: training, resuming, pushing and its errors; and the timing on a busy machine."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def logged_losses(folder):
 
 
 def assert_resumes_exactly(data, tmp_path, first_checkpoint):
-    """An interrupted run that goes on gives the losses and the result of one that never stopped."""
+    """A resumed run has the losses and the result of an uninterrupted one."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run_process(train_command(whole, *data, "--num_train_epochs", 2), tmp_path)
     resumed.mkdir()
@@ -91,7 +91,7 @@ def test_training_script_pushes_to_the_hub_with_a_card(image_folders, tmp_path):
         output = run_process(train_command(tmp_path / "out", *data, *push), tmp_path, **environment)
         commits = hub.repositories["me/digits"]
     assert f"pin its revision={commits[-1][0]}" in output
-    assert len(commits) == 4  # the empty repository, after both epochs, and at the end
+    assert len(commits) == 4  # one for the empty repository, one per epoch, and one at the end
     weights = [files["model.safetensors"] for _, files in commits[1:]]
     assert weights[0] != weights[1] == weights[2]
     for _, files in commits[1:]:

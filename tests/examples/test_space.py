@@ -1,4 +1,4 @@
-"""The Space: what its tabs do, and the page itself in a real browser."""
+"""The Space: the functions of its tabs, and the page in a real browser."""
 
 import json
 import os
@@ -48,7 +48,7 @@ TITLES = {
     "poses": "Poses",
 }
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# Chromium asks its maker's servers for many things that a test has no use for.
+# Switches off Chromium's own requests to Google's servers.
 CHROMIUM_FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -92,12 +92,12 @@ def test_every_tab_shows_what_its_model_says():
 
 
 def rows_of(table: str) -> list[list[str]]:
-    """The cells of each row below the heads."""
+    """The cells of each row below the header."""
     return [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(<td>.*?)</tr>", table)]
 
 
 def test_objects_are_grouped_by_class():
-    """Seventy rows that say the same help nobody."""
+    """One row per class instead of one per object."""
     box = {"xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4}
     answers = [{"label": "nucleus", "score": 0.3 + 0.01 * index, "box": box} for index in range(70)]
     answers += [{"label": "cell", "score": 0.998, "box": box}]
@@ -107,7 +107,7 @@ def test_objects_are_grouped_by_class():
 
 
 def test_examples_are_what_the_script_draws(tmp_path):
-    """And all that is in the folder is shown somewhere."""
+    """Also checks that every image in the folder is an example of some tab."""
     names = {path.stem for path in space_inputs.IMAGES.iterdir()}
     assert names == {name for names in space_inputs.EXAMPLES.values() for name in names}
     assert space_inputs.EXAMPLES.keys() == {"Clusters", *space_models.TASKS}
@@ -130,7 +130,7 @@ def test_examples_are_what_the_script_draws(tmp_path):
     ],
 )
 def test_the_checkpoints_find_in_the_first_examples_what_is_drawn(title, checkpoint, expected):
-    """At least so many objects, or so much of the image in percent."""
+    """`expected` has the minimum number of objects, or the minimum share of the image in percent."""
     run = space_models.load_pipeline(str(REPOSITORY / checkpoint))
     values = space_tasks.first_answer(title, space_tasks.make_predict(title, run))
     if title == "Classification":
@@ -152,7 +152,7 @@ def test_a_first_example_that_fails_leaves_the_page_open():
 
 
 def test_files_with_malformed_metadata_are_shown(tmp_path):
-    """The page gives files to the models, not what gradio makes of them."""
+    """The page passes files to the models without gradio's decoding."""
     path = tmp_path / "image.png"
     make_image().save(path, exif=b"Exif\0\0\x00\x08\x00\x02\x01\x12\x00\x03")
     image = space_inputs.checked(str(path), run_of("classification").image_processor)
@@ -188,7 +188,7 @@ def test_nothing_that_people_do_is_a_crash():
 
 
 def test_costly_files_are_refused_before_they_are_decoded(tmp_path):
-    """By the page, which opens files itself, and by what it calls."""
+    """Both the functions of the Space and gradio, which opens files itself, refuse them."""
     run, path = run_of("classification"), tmp_path / "image.png"
     component = space_inputs.add_image("Poses")
     with restored_pil():
@@ -222,7 +222,7 @@ def test_masks_of_a_page_are_limited(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("data", [None, {}, {"index": None, "value": 1}, {"index": [1], "value": 1}, {"index": "ab"}])
 def test_calls_of_programs_without_a_click_are_answered(data):
-    """`/click` as gradio calls it: before anything was found, and with something found."""
+    """Calls `/click` as gradio does, before and after clusters were found."""
     view = space_cluster_views.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
     shown = space_cluster_views.show_clusters(found, 1, 1, 1)
@@ -334,7 +334,7 @@ def test_the_space_is_pushed_in_one_commit(tmp_path):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    """Address of an assembled Space with a model in every tab, which runs with the package that lies in it."""
+    """Address of an assembled Space with a model in every tab; it runs with its own copy of the package."""
     folder = tmp_path_factory.mktemp("space")
     place = publish_space.assemble_space(folder / "space", [])
     repositories = [build_repository(*make_model(kind), folder / kind) for kind in TITLES if kind != "classification"]
@@ -417,7 +417,7 @@ def pixels_of(page, address: str) -> np.ndarray:
 
 
 def test_the_page_opens_with_the_first_examples_and_their_answers(page):
-    """Before anyone has clicked or chosen anything."""
+    """Checks every tab without a click on its controls."""
     wait_for_text(page, "#caption", "Stage 1, block 1, scale 1: 112 x 112 patches in 49 clusters.")
     first = wait_for_new_picture(page, "#clusters", None)
     assert pixels_of(page, first).std() > 10
@@ -438,7 +438,7 @@ def test_the_page_opens_with_the_first_examples_and_their_answers(page):
     screenshot(page, "first-clusters")
 
 
-# Text on the page that has a colour of its own, and the ground that it is on.
+# Contrast of each text on the page with its background.
 CONTRASTS = """() => {
   const parse = color => color.match(/[\\d.]+/g).map(Number);
   const luminance = color => {
@@ -464,10 +464,10 @@ CONTRASTS = """() => {
 
 
 def test_text_on_the_page_can_be_read(page):
-    """Labels, buttons and tables stand out from what is behind them by 4.5 to 1."""
+    """Labels, buttons and tables have a contrast of at least 4.5 to their background."""
     for title in ("Clusters", *TITLES.values()):
         page.get_by_role("tab", name=title, exact=True).click()
-        page.wait_for_timeout(500)  # colours change slowly
+        page.wait_for_timeout(500)  # colours change in a transition
         contrasts = page.evaluate(CONTRASTS)
         assert {title, "Image"} <= contrasts.keys()
         assert {text: value for text, value in contrasts.items() if value < 4.5} == {}
@@ -505,7 +505,7 @@ def test_on_a_phone_the_result_comes_before_the_controls(browser, space):
 
 
 def open_tab(page, title: str):
-    """On narrow pages some tabs are in a menu."""
+    """Open a tab, which on narrow pages may be in a menu."""
     tab = page.get_by_role("tab", name=title, exact=True).locator("visible=true")
     if tab.count() == 0:
         page.locator(".overflow-menu > button:visible").first.click()
@@ -523,7 +523,7 @@ def slug_of(title: str) -> str:
 
 
 def screenshot(page, name: str):
-    """For whoever wants to look at the page."""
+    """Save a screenshot to the folder in `SCREENSHOTS`, if that is set."""
     if "SCREENSHOTS" in os.environ:
         page.screenshot(path=f"{os.environ['SCREENSHOTS']}/{name}.png", full_page=True)
 
@@ -549,12 +549,12 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     page.get_by_label("Classification", exact=True).check()
     wait_for_text(page, "#caption", "Stage 1, block 1, scale 1")
     other = pixels_of(page, wait_for_new_picture(page, "#clusters", fourth))
-    assert np.abs(other - pictures[0]).mean() > 3  # another model's
+    assert np.abs(other - pictures[0]).mean() > 3  # pictures of another model
     screenshot(page, "clusters")
 
 
 def test_people_read_the_prediction_of_every_task(page, space):
-    """And the page asks no other server for anything."""
+    """Also checks that the page sends no request to other servers."""
     image = REPOSITORY / "examples" / "space" / "images" / "cat.jpg"
     for kind, title in TITLES.items():
         tab = title.lower().replace(" ", "-")

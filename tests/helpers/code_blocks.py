@@ -1,4 +1,4 @@
-"""The Markdown pages of the repository: headings, links, and code blocks, which tests find by heading."""
+"""Parses the Markdown pages of the repository: headings, links, and code blocks, which tests find by heading."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GUIDES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))]
-# Pages whose blocks another file runs, that file, and the number of blocks.
+# Page -> the test file that runs its blocks, and the number of blocks.
 TESTED_ELSEWHERE = {"docs/your_own_task.md": ("tests/training/test_your_own_task.py", 2)}
 FENCE = re.compile(r" *```(\w*)")
 HEADING = re.compile(r"#+ (.*)")
@@ -48,7 +48,7 @@ class Page:
 
 
 def read_page(name: str) -> Page:
-    """A page by its path from the repository."""
+    """Parse a page, given its path relative to the repository."""
     headings, blocks, prose, language, lines = [""], [], [], None, []
     for line in (REPOSITORY / name).read_text().splitlines():
         fence, heading = FENCE.match(line), HEADING.match(line)
@@ -76,7 +76,7 @@ def find_block(page: str, heading: str, language: str) -> Block:
 
 
 def all_blocks(language: str | None = None) -> list[Block]:
-    """The code blocks of README.md, CONTRIBUTING.md and docs/, of one language or all, that no other file runs."""
+    """The code blocks of README.md, CONTRIBUTING.md and docs/, of one language or all, without `TESTED_ELSEWHERE`."""
     blocks = [block for name in GUIDES if name not in TESTED_ELSEWHERE for block in read_page(name).blocks]
     return [block for block in blocks if language in (None, block.language)]
 
@@ -94,7 +94,7 @@ class Command:
 
 
 def commands_of(block: Block) -> Iterator[Command]:
-    """The commands of a bash block, one a line once continued lines are joined."""
+    """The commands of a bash block, one per line after continued lines are joined."""
     for line in block.text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         first = next((place for place, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), len(words))

@@ -1,10 +1,10 @@
 """
-An Inference Endpoint on a local port, for tests: what Hugging Face's inference toolkit does around a `handler.py`.
+An Inference Endpoint on a local port, for tests: serves a `handler.py` as Hugging Face's inference toolkit does.
 
 `with EndpointServer(folder) as server:` imports `handler.py` from the folder by its path, as the toolkit does, and
-answers `POST /`: bodies of an image type become PIL images, JSON is given to the handler as it is; what the handler
-raises is answered with status 400 and the message. The handler guards PIL in the whole process; at the end PIL reads
-again what it has read before.
+answers `POST /`: image bodies are decoded by PIL, JSON is passed to the handler unchanged, and an exception of the
+handler is answered with status 400 and its message. The handler restricts the formats that PIL opens in the whole
+process; the restriction is lifted on exit.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from PIL import Image
 
 @contextlib.contextmanager
 def restored_pil():
-    """Undoes in the end what is done to the formats that PIL reads."""
+    """A context that restores PIL's formats and its pixel limit on exit."""
     Image.init()
     formats, names, most = dict(Image.OPEN), list(Image.ID), Image.MAX_IMAGE_PIXELS
     try:
@@ -48,7 +48,7 @@ class EndpointServer(LocalServer):
         self.pil.close()
 
     def post(self, body: bytes, content_type: str = "application/json") -> tuple[int, object]:
-        """Status and answer; raises what the connection raises if there is none."""
+        """Status and answer of a request; raises the error of the connection if there is no answer."""
         request = urllib.request.Request(f"{self.url}/", data=body, headers={"Content-Type": content_type})
         try:
             with urllib.request.urlopen(request, timeout=120) as response:

@@ -1,6 +1,6 @@
 """
-Run example scripts in processes that a test can kill. They are forked from a process that has imported what the scripts
-import, since importing takes longer than a short training. They use one thread, so that sums have one order.
+Run example scripts in processes that a test can kill. The processes are forked from one that has imported the scripts,
+since the imports take longer than a short training. They use one thread, which fixes the order of sums.
 """
 
 import multiprocessing
@@ -22,7 +22,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 EXAMPLES = TESTS.parent / "examples"
-# Where a forked process finds the functions that it is told to call.
+# Folders on the module search path of forked processes.
 IMPORTED_FOLDERS = (EXAMPLES, TESTS, TESTS / "helpers", TESTS / "remote_code", TESTS / "training")
 SCRIPTS = {
     "classification": "run_image_classification_no_trainer",
@@ -113,7 +113,7 @@ def _join(function: Callable[[int, Path], None], rank: int, number: int, folder:
 
 
 def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **environment: str):
-    """Run as `accelerate launch --config_file ddp_cpu.yaml` does; both must succeed. Needs `forked_scripts`."""
+    """Run a script like `accelerate launch --config_file ddp_cpu.yaml`; both must succeed. Needs `forked_scripts`."""
     with socket.create_server(("localhost", 0)) as server:
         place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
     place |= {"ACCELERATE_USE_CPU": "true", **environment}
@@ -127,7 +127,7 @@ def run_on_two_processes(task: str, arguments: Sequence[object], log: Path, **en
 
 def _run(command: list[str], log: str, environment: dict[str, str]):
     restore_signals()
-    multiprocessing.set_start_method("fork", force=True)  # otherwise data loading workers would import everything again
+    multiprocessing.set_start_method("fork", force=True)  # otherwise data-loading workers would repeat all imports
     os.setpgid(0, 0)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):

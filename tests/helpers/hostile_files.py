@@ -1,9 +1,8 @@
 """
-Image files that are small, or no larger than a request may be, and cost much to read: tags that share their values,
-metadata in millions of parts, streams that grow when they are decompressed, sizes that are not true, and images as
-large as is allowed.
+Image files within the size limit of a request that are expensive to read: tags that share their values, metadata in
+millions of parts, streams that grow when decompressed, false image sizes, and images of the maximum size.
 
-`FILES` is name -> function without arguments that makes the file; they are independent of the code that refuses them.
+`FILES` maps names to functions without arguments that make the files, independently of the code that refuses them.
 """
 
 import io
@@ -16,9 +15,9 @@ from PIL import Image
 
 
 LARGE = 2_000_000  # bytes
-LARGEST = 19_000_000  # a request may have 20 MiB
-GROWN = 100_000_000  # bytes that a stream becomes
-SIDE = 5000  # of the largest image that is answered
+LARGEST = 19_000_000  # bytes; the limit of a request is 20 MiB
+GROWN = 100_000_000  # size of a decompressed stream in bytes
+SIDE = 5000  # pixels; side of the largest accepted image
 FILES = {}
 
 
@@ -51,7 +50,7 @@ def noise(format: str, size, mode="RGB", **settings) -> bytes:
 
 
 def shared_tags(number: int, size: int, kind: int = 7, first: int = 40000, order: str = "<") -> bytes:
-    """A directory of tags that all point to one region; of an image of 20 x 20 pixels, if it is a TIFF file."""
+    """A TIFF image of 20 x 20 pixels, or EXIF data, with a directory of tags that all point to one region."""
     rows = [(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, size)]
     rows += [(277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400)]
     rows += [(first + index, kind, size, 100) for index in range(number)]
@@ -60,7 +59,7 @@ def shared_tags(number: int, size: int, kind: int = 7, first: int = 40000, order
 
 
 def nested_tags(number: int, size: int) -> bytes:
-    """The same in the directory of EXIF, which PIL reads when it decodes the pixels."""
+    """Shared tags in the EXIF directory of a TIFF image, which PIL reads when it decodes the pixels."""
     rows = [(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 10)]
     rows += [(277, 3, 1, 1), (278, 4, 1, 20), (279, 4, 1, 400), (0x8769, 4, 1, 8 + 2 + 12 * 10 + 4)]
     content = b"II*\0" + struct.pack("<IH", 8, len(rows)) + b"".join(struct.pack("<HHII", *row) for row in rows)
@@ -98,7 +97,7 @@ hostile("tiff with millions of resolutions", long_tag, 282, 5, LARGE // 8, 8)
 hostile("tiff with millions of sample formats", long_tag, 339, 3, LARGE // 2, 2)
 
 
-# GIF, and others that requests may not be
+# GIF and other formats that requests must not have
 
 
 def gif(*blocks: bytes) -> bytes:
@@ -145,7 +144,7 @@ def png(before=b"", after=b"", size=(64, 48), kind=(8, 2, 0), rows: bytes | None
 
 @lru_cache
 def zeros(size: int) -> bytes:
-    """Compressed, a thousandth of its size."""
+    """Compressed zeros: `size` bytes in a thousandth of that."""
     compressor = zlib.compressobj(9)
     parts = [compressor.compress(bytes(10**6)) for _ in range(size // 10**6)]
     return b"".join(parts) + compressor.flush()
@@ -219,14 +218,14 @@ def segment(code: int, data: bytes = b"") -> bytes:
 
 
 def jpeg(head: bytes = b"", before_scan: bytes = b"", in_scan: bytes = b"", end: bytes = b"", of: bytes | None = None):
-    """A JPEG file with more behind its first two bytes, before its first scan, before its end, behind it."""
+    """A JPEG file with bytes inserted after its first marker, before its first scan, before its end, and after it."""
     of = of or encode("JPEG")
     scan = of.index(b"\xff\xda")
     return of[:2] + head + of[2:scan] + before_scan + of[scan:-2] + in_scan + of[-2:] + end
 
 
 def progressive(scans: int, side: int) -> bytes:
-    """The last scan of a progressive image, again and again."""
+    """A progressive image whose last scan is repeated."""
     of = encode("JPEG", (side, side), progressive=True)
     last = of[of.rindex(b"\xff\xda") : -2]
     return of[:-2] + last * scans + of[-2:]
@@ -333,7 +332,7 @@ class Bits:
 
 
 def many_codes(size: tuple[int, int], bits: int) -> bytes:
-    """A lossless WebP image whose blocks have a set of prefix codes each: tables of 5 kB of 3 bytes of the file."""
+    """A lossless WebP image with a set of prefix codes for each block: 3 bytes of the file become tables of 5 kB."""
     number = (-size[0] >> bits) * (-size[1] >> bits)
     codes = min(number, 2**16)
     stream = Bits()

@@ -1,8 +1,8 @@
 """
-Gives the files of `hostile_files.py` to a handler and prints, for each, what it took: run by a test in a process of its
-own, since the memory that a process has once used is never given back.
+Sends the files of `hostile_files.py` to a handler and prints the time and memory that each takes. A test runs it in a
+separate process, since the peak memory of a process never decreases.
 
-    python tests/helpers/hostile_requests.py    # {"name": ..., "seconds": ..., "megabytes": ..., "answer": ...} a line
+    python tests/helpers/hostile_requests.py    # a line {"name": ..., "seconds": ..., "megabytes": ..., "answer": ...}
 """
 
 import io
@@ -22,7 +22,7 @@ from clustr_hf.remote_code.handler_clustr import EndpointHandler
 def make_handler(kind: str) -> EndpointHandler:
     handler = EndpointHandler.__new__(EndpointHandler)
     model, processor = make_model(kind)
-    # Small inputs: the model is not at issue.
+    # Small inputs, since the model is not tested here.
     processor.size, processor.crop_size = {"shortest_edge": 32}, {"height": 32, "width": 32}
     handler.task = PIPELINES[kind]
     handler.pipeline = pipeline(handler.task, model=model, image_processor=processor)
@@ -30,7 +30,7 @@ def make_handler(kind: str) -> EndpointHandler:
 
 
 def measure(name: str, answer, *arguments):
-    """One line: seconds of the processor, and megabytes that the process has never used before."""
+    """Print a line with the CPU seconds, the increase of the peak memory in megabytes, and any error message."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     try:
         answer(*arguments)

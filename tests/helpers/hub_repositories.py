@@ -1,4 +1,4 @@
-"""A small model and its processor for each task, with random weights that tell images, places and classes apart."""
+"""A small model and its processor for each task; outputs differ between images, places and classes."""
 
 import torch
 from PIL import Image
@@ -29,7 +29,7 @@ MODEL_CLASSES = {
     "poses": ClusTRForPoseEstimation,
     "features": ClusTRModel,
 }
-# What Inference Endpoints and widgets call the task of each.
+# Task of each kind, as Inference Endpoints and widgets name it.
 PIPELINES = {
     "classification": "image-classification",
     "semantic_fpn": "image-segmentation",
@@ -42,7 +42,7 @@ PIPELINES = {
 
 
 def make_model(kind: str):
-    """A model of the kind and its processor."""
+    """A model of a kind, one of `MODEL_CLASSES`, and its processor."""
     torch.manual_seed(0)
     fields = COCO.config_fields() if kind == "poses" else LABELS
     if kind in ("semantic_fpn", "upernet"):
@@ -55,7 +55,7 @@ def make_model(kind: str):
 
 @torch.no_grad()
 def enlarge_weights(parameters):
-    """Larger weights than fresh ones, of a head: with them it tells places and classes apart."""
+    """Make the weights of a new head larger, so that its outputs differ between places and classes."""
     for weight in parameters:
         if weight.ndim > 1:
             weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
@@ -72,6 +72,6 @@ def make_processor(kind: str):
 
 
 def make_image(size=(120, 90)) -> Image.Image:
-    """A picture (width, height) with something to see everywhere."""
+    """A picture (width, height) that has structure everywhere."""
     channels = [Image.effect_mandelbrot(size, (-3 + shift, -2.5, 2, 2.5), 100) for shift in (0, 0.4, 0.8)]
     return Image.merge("RGB", channels)

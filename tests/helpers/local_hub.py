@@ -1,7 +1,7 @@
 """
-A Hub in memory, for tests: what `huggingface_hub` needs to create a repository, upload to it and download from it.
+A Hub in memory, for tests: `huggingface_hub` can create repositories on it, upload to them and download from them.
 
-`with LocalHub() as hub:` serves it on a free local port; `hub.environment` points a process to it.
+`with LocalHub() as hub:` serves it on a free local port; `hub.environment` makes a process use it.
 """
 
 import base64
@@ -15,7 +15,7 @@ import yaml
 from local_server import LocalServer
 
 
-# Of the Hub's tasks, those that vision models have.
+# The Hub's tasks for vision models.
 PIPELINE_TAGS = {
     *("image-classification", "image-segmentation", "object-detection", "keypoint-detection"),
     *("image-feature-extraction", "depth-estimation", "mask-generation", "zero-shot-image-classification"),
@@ -24,7 +24,7 @@ LICENSES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0", "bsd-3-
 
 
 def card_errors(text: str) -> list[str]:
-    """What the Hub would not take in the metadata of a model's card."""
+    """Errors for which the Hub would reject the metadata of a model card."""
     match = re.match(r"---\n(.*?)\n---\n", text, flags=re.DOTALL)
     if match is None:
         return ["no metadata"]
@@ -62,15 +62,15 @@ def _index_errors(model: dict) -> list[str]:
 
 
 def full_name(request: dict) -> str:
-    """Of a repository that is to be made or deleted; spaces have names of their own."""
+    """Full name of the repository to create or delete; Spaces have the prefix `spaces/`."""
     place = "spaces/" if request.get("type") == "space" else ""
     return f"{place}{request.get('organization') or 'me'}/{request['name']}"
 
 
 class LocalHub(LocalServer):
     """
-    Repositories are id -> list of commits (revision, {path: bytes}); the last one is `main`. What is named in `refused`
-    (`create`, `upload` of weights, `commit`) is answered with 403.
+    `repositories` maps ids to lists of commits (revision, {path: bytes}); the last commit is `main`. The actions in
+    `refused` (`create`, `upload` of weights, `commit`) are answered with 403.
     """
 
     def __init__(self):

@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class LocalServer:
-    """Serves requests by the class, of which the keyword arguments become attributes; `url` has no slash behind."""
+    """Serves requests with a handler class, whose attributes are the keyword arguments; `url` has no final slash."""
 
     def __init__(self, request_handler: type[BaseHTTPRequestHandler], **attributes):
         handler = type("Handler", (request_handler,), attributes)

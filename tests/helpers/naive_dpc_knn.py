@@ -1,5 +1,5 @@
 """
-Density peaks clustering as section 3.1 of the paper describes it, token by token in plain Python: slow, obvious, and
+Density peaks clustering as described in section 3.1 of the paper, token by token in plain Python: slow, obvious, and
 independent of the package's code. Squared distances are exact fractions, so that ties are exact; ties go to the lower
 index.
 """
@@ -15,7 +15,7 @@ def squared_distances(tokens):
 
 
 def mean_to_neighbors(squared, k):
-    """The exponent of Eq. 1 without its sign: a token is dense where this is small."""
+    """The exponent of Eq. 1 without its sign; small for tokens of high density."""
     return [sum(sorted(row)[:k]) / min(k, len(row)) for row in squared]
 
 

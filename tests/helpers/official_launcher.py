@@ -1,8 +1,8 @@
 """
-Runs one of transformers' example scripts in a process that knows our classes and has no network.
+Runs one of transformers' example scripts with the classes of this package and without a network.
 
-Arguments: a folder with an `id2label.json`, or "-"; the script; its arguments. Instead of what the scripts download,
-the names of the classes come from that folder, and metrics are ours, which have the interface of `evaluate`'s.
+Arguments: a folder with an `id2label.json`, or "-"; the script; its arguments. The class names come from that folder
+and the metrics from this package, in place of downloads.
 """
 
 import runpy
@@ -17,7 +17,7 @@ from clustr_hf import metrics
 
 
 class MeanIoU(metrics.MeanIoU):
-    """With the argument of `evaluate`'s that the scripts give: their labels are reduced already."""
+    """Accepts `reduce_labels`, which the scripts pass to the metric of `evaluate`; their labels are already reduced."""
 
     def _compute(self, predictions, references, reduce_labels: bool = False, **kwargs):
         if reduce_labels:

@@ -1,4 +1,4 @@
-"""Answers of pipelines and endpoints, to compare with each other: masks are images here, PNG files in base64 there."""
+"""Compares answers of pipelines, whose masks are images, with those of endpoints, whose masks are base64 PNG files."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def as_arrays(answer):
-    """An answer of a pipeline as JSON brings it, with masks as arrays."""
+    """An answer of a pipeline with the types of JSON (tuples become lists), and masks as arrays."""
     if isinstance(answer, Image.Image):
         return np.asarray(answer)
     if isinstance(answer, dict):
@@ -29,7 +29,7 @@ def _decode(mask: str) -> np.ndarray:
 
 
 def assert_same(answer, expected):
-    """The same structure, labels and masks; floats to 1e-5."""
+    """Assert equal structure, labels and masks, and floats that agree to 1e-5."""
     assert type(answer) is type(expected)
     if isinstance(expected, dict):
         assert answer.keys() == expected.keys()

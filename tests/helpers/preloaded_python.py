@@ -1,9 +1,9 @@
 """
-A Python process that forks to run commands as `python` does, only sooner: it has imported what takes long to import.
+A Python process that forks to run commands like `python` does, but without the time for slow imports.
 
-Not the libraries that read the environment when they are imported, which a command may change: Hugging Face's, Triton,
-this package. It reads a request a line, JSON with `command`, `cwd`, `environment` and the files for `stdout` and
-`stderr`, and answers with a line, the exit status.
+It has not imported libraries that read the environment on import, which a command may change: Hugging Face's, Triton,
+this package. It reads one request per line, JSON with `command`, `cwd`, `environment` and the files for `stdout` and
+`stderr`, and answers with the exit status in a line.
 """
 
 import importlib
@@ -23,7 +23,7 @@ MODULES = (
 
 
 def run_command(arguments: list[str]):
-    """What `python ARGUMENTS` does."""
+    """Do what `python ARGUMENTS` does."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if arguments[0] == "-c":
         sys.argv, sys.path[0] = ["-c", *arguments[2:]], ""
@@ -38,7 +38,7 @@ def run_command(arguments: list[str]):
 
 
 def become_command(request: dict):
-    """In a fork: everything as a new process would find it."""
+    """Run a command in a fork, with the streams, working directory and environment of a new process."""
     streams = (
         os.open(os.devnull, os.O_RDONLY),
         *(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("stdout", "stderr")),
@@ -48,7 +48,7 @@ def become_command(request: dict):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.modules["numpy"].random.seed()  # Python's own generator does so when it is forked
+    sys.modules["numpy"].random.seed()  # Python's own generator is reseeded by the fork
     run_command(request["command"])
 
 

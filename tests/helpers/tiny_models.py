@@ -4,7 +4,7 @@ from clustr_hf import ClusTRConfig, ClusTRForImageClassification
 
 
 def tiny_config(**overrides):
-    """Every feature of the paper's architecture, in a model that runs in milliseconds."""
+    """A configuration with every feature of the paper's architecture, for a model that runs in milliseconds."""
     settings = {
         "hidden_sizes": [16, 32, 32, 64],
         "depths": [1, 2, 1, 1],

@@ -1,4 +1,4 @@
-"""The public API for type checkers: annotations of all parameters and return values, and aliases of modules."""
+"""The public API has annotations of all parameters and return values, and type checkers find its module aliases."""
 
 import importlib
 import inspect
@@ -9,7 +9,7 @@ import clustr_hf
 from clustr_hf import remote_code
 
 
-# Scripts, libraries and functions in Triton's language.
+# Modules without annotations: a script, a compiled library, and functions in Triton's language.
 NOT_CHECKED = re.compile(r"__main__|_clustering_kernel$|triton_kernels|triton_tiles|hub_kernel")
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints that ship with the repository: complete, working, and their cards say what they measure."""
+"""The checkpoints that ship with the repository are complete and work, and their cards state the measured scores."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_checkpoints_are_small_and_have_a_card_and_curves(folder):
 
 @pytest.mark.parametrize("folder", CHECKPOINT_FOLDERS, ids=NAMES)
 def test_the_code_of_checkpoints_is_that_of_the_package(folder, tmp_path):
-    """What `save_pretrained` writes for such a model today. If this fails: `make checkpoints`."""
+    """The code equals that written by `save_pretrained`. If this test fails, run `make checkpoints`."""
     config = json.loads((folder / "config.json").read_text())
     model_class = getattr(clustr_hf, config["architectures"][0])
     model_class(clustr_hf.ClusTRConfig.from_variant("nano")).save_pretrained(tmp_path)
@@ -104,7 +104,7 @@ for place in places:
 
 
 def test_checkpoints_work_without_the_package(tmp_path, run_without_package, monkeypatch):
-    """By every Auto class that fits, by their pipeline, and when they are saved again."""
+    """Loads them with every matching Auto class and the pipeline, and again after saving them."""
     monkeypatch.setenv("CLUSTR_KERNEL", "off")  # the same arithmetic as without the package
     make_image((320, 240)).save(tmp_path / "image.png")
     tasks = {folder: pipeline_task(json.loads((folder / "config.json").read_text())) for folder in CHECKPOINT_FOLDERS}
@@ -154,7 +154,7 @@ def test_the_classifier_has_at_most_two_million_parameters():
 
 
 def test_the_card_of_the_classifier_says_what_its_weights_score(shared):
-    """On all 2,000 images, batch by batch as the training script does."""
+    """Scores all 2,000 images, in batches as the training script does."""
     folder = bundled_checkpoint()
     classify = pipeline(
         "image-classification",
@@ -167,12 +167,12 @@ def test_the_card_of_the_classifier_says_what_its_weights_score(shared):
     predictions = [names.index(answer[0]["label"]) for answer in answers]
     accuracy = Accuracy().compute(predictions=predictions, references=rows["label"])["accuracy"]
     stated = float(re.search(r"\| Top-1 accuracy \| (0\.\d+) \|", (folder / "README.md").read_text())[1])
-    assert accuracy == pytest.approx(stated, abs=0.002)  # four images: sums differ from machine to machine
+    assert accuracy == pytest.approx(stated, abs=0.002)  # four images, since rounding differs between machines
 
 
 @pytest.mark.parametrize("name, data_folder", [("camvid", "camvid-jpeg"), ("bccd", "bccd"), ("nuclei", "nuclei-dev")])
 def test_the_other_cards_say_what_their_commands_measure(shared, tmp_path, name, data_folder):
-    """The command on the card that evaluates, with the folders that there are here."""
+    """Runs the evaluation command of the card on the folders of this checkout."""
     path = REPOSITORY / "checkpoints" / f"clustr-nano-{name}" / "README.md"
     blocks = re.findall(r"```bash\n(.*?)```", path.read_text(), flags=re.DOTALL)
     (block,) = (block for block in blocks if "--eval_only" in block)
@@ -192,7 +192,7 @@ def test_the_other_cards_say_what_their_commands_measure(shared, tmp_path, name,
 
 
 def test_the_card_says_that_camvids_validation_is_of_a_drive_of_the_training(shared):
-    """Which the names of the files tell; and what is left where that drive is left out."""
+    """File names identify the drive; the card also states the number of training frames without that drive."""
     drives = {}
     for split in ("train", "val"):
         path = shared / "data" / "camvid-jpeg" / f"{split}.parquet"

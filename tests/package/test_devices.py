@@ -11,7 +11,7 @@ from clustr_hf import devices
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """Replace the module of torch for the accelerator."""
+    """Replace torch's module for the accelerator."""
 
     def pretend(**functions):
         module = SimpleNamespace(**functions)
@@ -62,7 +62,7 @@ def test_lists_what_torch_finds(monkeypatch, kind, number):
 
 
 class FakeEvent:
-    """An event that its device reaches a millisecond after the one recorded before it."""
+    """An event that the device reaches a millisecond after the previously recorded event."""
 
     reached = 0
     has_timing = True

@@ -1,4 +1,4 @@
-"""torch.export and ONNX: the same clusters and logits as eager for any batch size; unsupported exports say so."""
+"""torch.export and ONNX give the clusters and logits of eager mode for any batch size; unsupported exports fail."""
 
 import itertools
 import sys
@@ -79,7 +79,9 @@ def assert_same(found, expected):
 def test_exported_program_has_the_same_clusters_for_any_batch(overrides):
     model, images = Clusters(nano(**overrides)).eval(), pictures(64, 80)
     program = torch.export.export(model, (images[:2],), dynamic_shapes=BATCH)
-    assert not any("clustr_hf" in str(node.target) for node in program.graph.nodes)  # plain operators: loads anywhere
+    assert not any(
+        "clustr_hf" in str(node.target) for node in program.graph.nodes
+    )  # plain operators only, so that the program loads anywhere
     for some in (images[:1], images):
         assert_same(program.module()(some), model(some))
 

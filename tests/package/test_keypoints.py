@@ -1,4 +1,4 @@
-"""The conventions against COCO's own files, and what must hold of them whatever the data."""
+"""The keypoint conventions agree with COCO's own files and are consistent in themselves."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_every_keypoint_has_a_name_a_sigma_and_a_place_in_the_mirror(convention)
     assert lower == {"hip", "knee", "ankle"} | (set() if convention is COCO else {"big_toe", "small_toe", "heel"})
 
 
-# In thousandths, as COCO-WholeBody's evaluator has them, ten in a row.
+# Sigmas of COCO-WholeBody's evaluator in thousandths, ten in a row.
 SIGMAS = """
 26 25 25 35 35 79 79 72 72 62
 62 107 107 87 87 89 89 68 66 66
@@ -55,7 +55,7 @@ SIGMAS = """
 35 18 24 22 26 17 21 21 32 20
 19 22 31
 """
-# Which point of a face stands for each one in a mirror, as mmpose has it.
+# Index of the mirrored point for each point of a face, as in mmpose.
 FACE_IN_A_MIRROR = [
     *(16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
     *(26, 25, 24, 23, 22, 21, 20, 19, 18, 17),
@@ -98,7 +98,7 @@ def test_mirrored_faces_look_like_themselves_only_if_points_change_places(shared
         face = face - face.mean(axis=0)
         distances = {}
         for name, mirrored in (("exchanged", face[order] * (-1, 1)), ("as they were", face * (-1, 1))):
-            # The best rotation, which is none that mirrors, takes out how the head is tilted (Procrustes).
+            # The best rotation without reflection removes the tilt of the head (Procrustes).
             u, _, v = np.linalg.svd(mirrored.T @ face)
             rotation = u @ np.diag([1, np.linalg.det(u @ v)]) @ v
             distances[name] = np.linalg.norm(mirrored @ rotation - face, axis=1)

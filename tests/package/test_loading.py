@@ -1,4 +1,4 @@
-"""A trained model is loaded as a whole or not at all."""
+"""A trained model is loaded with all its weights or refused."""
 
 import pytest
 import torch

@@ -66,7 +66,7 @@ def test_mean_iou_agrees_with_scikit_learn(seed):
 
     present = [0, 1, 2, 3, 5]
     iou = jaccard_score(labelled, predicted, labels=present, average=None)
-    assert iou[2] == 0  # predicted, but never there: counts as wrong
+    assert iou[2] == 0  # predicted but never labelled: counts as wrong
     assert result["per_category_iou"][present] == pytest.approx(iou)
     assert np.isnan(result["per_category_iou"][4])
     assert result["mean_iou"] == pytest.approx(iou.mean())
@@ -80,7 +80,7 @@ def test_mean_iou_agrees_with_scikit_learn(seed):
 
 
 def test_mean_iou_counts_pixel_by_pixel():
-    """A confusion matrix counted in loops, over two images at once."""
+    """Compares with a confusion matrix that loops count over two images."""
     predictions, references = random_maps(9, number=2)
     matrix = [[0] * 6 for _ in range(6)]
     for prediction, reference in zip(predictions, references):
@@ -122,7 +122,7 @@ def test_maps_that_do_not_fit_are_named():
 
 
 def random_detections(seed, num_images=8, num_labels=3, size=(60, 80)):
-    """Objects, and detections of which some are near one, some are double, some are of another class or nothing."""
+    """Random objects, and detections: near an object, duplicated, of another class, or of nothing."""
     generator = np.random.default_rng(seed)
     predictions, references = [], []
     for _ in range(num_images):
@@ -142,7 +142,7 @@ def random_detections(seed, num_images=8, num_labels=3, size=(60, 80)):
 
 
 def fill(box, size):
-    """Pixels whose corner lies in a box."""
+    """Mask of the pixels whose corner lies in a box."""
     rows, columns = torch.meshgrid(*map(torch.arange, size), indexing="ij")
     return (columns >= box[0]) & (columns < box[2]) & (rows >= box[1]) & (rows < box[3])
 
@@ -156,7 +156,7 @@ def box_overlap(first, second):
 
 
 def average_precision_by_hand(predictions, references, label, threshold, overlap):
-    """COCO's: the best detections first take their best free object; precision is read off at 101 recalls."""
+    """COCO's definition: detections, best first, take their best free object; precision is sampled at 101 recalls."""
     ranked = sorted(
         (-score, image, index)
         for image, record in enumerate(predictions)
@@ -233,7 +233,7 @@ def test_average_precision_by_size_takes_the_area_that_is_given():
     found = coco_average_precision([prediction], [reference])
     assert [found[f"ap_{size}"] for size in ("small", "medium", "large")] == [0.0, 1.0, 1.0]
     found = coco_average_precision([prediction], [{**reference, "area": [400, 400, 40000]}])
-    assert found["ap_medium"] != found["ap_medium"]  # NaN: no object is of that area
+    assert found["ap_medium"] != found["ap_medium"]  # NaN: no object has that area
     assert found["ap_small"] == pytest.approx(0.5, abs=0.01) and found["ap_large"] == 1.0
 
 
@@ -286,7 +286,7 @@ def test_detections_that_do_not_fit_are_named():
 
 @pytest.mark.parametrize("counts", ["", "~~", "0", b"P", [7, 8], [-1, 17], None, [float("nan"), 16]], ids=repr)
 def test_masks_that_are_broken_are_named(counts):
-    """COCO's functions read what they can of them, or beyond."""
+    """Without this check, COCO's functions would decode a part of such masks, or read past their end."""
     record = {"labels": [0], "scores": [1.0], "masks": [{"size": [4, 4], "counts": [3, 13]}]}
     broken = {**record, "masks": [{"size": [4, 4], "counts": counts}]}
     with pytest.raises(ValueError, match=r"`predictions\[0\]\['masks'\]\[0\]`: .* run lengths of 16 pixels in all"):
@@ -308,8 +308,8 @@ PARTS = {**COCO_WHOLEBODY.parts, "wholebody": range(133)}
 
 def random_persons(seed, num_images=12):
     """
-    Annotated persons of several sizes, with parts that are missing, crowds, and persons without keypoints; and what
-    a pose estimator may find: most of them, some well and some badly, some twice, some that are none.
+    Annotated persons of several sizes, with missing parts, crowds, and persons without keypoints; and predictions of
+    most of them, some accurate and some not, with duplicates and false positives.
     """
     generator = np.random.default_rng(seed)
     predictions, references = [], []
@@ -341,7 +341,7 @@ def random_persons(seed, num_images=12):
 
 
 def similarity_by_hand(predicted, annotated, box, area, sigmas):
-    """Object keypoint similarity; of a person without keypoints, how far predicted ones are from twice its box."""
+    """Object keypoint similarity; for a person without keypoints, from the distances to a box of twice the margins."""
     total, count = 0.0, 0
     x0, y0, x1, y1 = box
     for (px, py, _), (x, y, visible), sigma in zip(predicted, annotated, sigmas):
@@ -360,8 +360,8 @@ def similarity_by_hand(predicted, annotated, box, area, sigmas):
 
 def keypoint_precision_by_hand(predictions, references, part, threshold, areas=(0, 1e10)):
     """
-    Average precision of a part as COCO describes it, person by person, and the greatest recall; only of persons of some
-    areas, as far as they are annotated, and predictions whose body is, as far as they find nobody.
+    Average precision of a part as COCO defines it, person by person, and the maximum recall. Annotated persons outside
+    the range of areas are ignored, and so are unmatched predictions whose body is outside it.
     """
     part, hits, number = list(part), [], 0
     for prediction, reference in zip(predictions, references):
@@ -426,7 +426,7 @@ def test_keypoint_precision_agrees_with_an_evaluation_by_hand(seed):
 
 
 def with_part_scores(predictions, seed):
-    """The same predictions with scores of some parts, so that each part ranks the persons in another way."""
+    """The same predictions with scores for some parts, so that each part ranks the persons differently."""
     generator = np.random.default_rng(seed)
     result = []
     for prediction in predictions:
@@ -439,7 +439,7 @@ def with_part_scores(predictions, seed):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("spelling", ["scores", "score"])
 def test_parts_are_ranked_by_scores_of_their_own_in_one_call(seed, spelling):
-    """As one call for each part with its scores as the only ones, and as the evaluation by hand."""
+    """The results equal one call per part with only its scores, and the evaluation by hand."""
     predictions, references = random_persons(seed)
     predictions = with_part_scores(predictions, seed)
     given = [{key.replace("_scores", f"_{spelling}"): value for key, value in record.items()} for record in predictions]
@@ -462,7 +462,7 @@ def test_parts_are_ranked_by_scores_of_their_own_in_one_call(seed, spelling):
 
 
 def test_a_persons_score_stands_in_where_a_part_has_none():
-    """In images without them, in batches, and for persons whose own score is missing."""
+    """Part scores may be missing in whole images, in a batch, or be None for single persons."""
     predictions, references = random_persons(1)
     scored = with_part_scores(predictions, 1)
     some = [record if index % 2 else scored[index] for index, record in enumerate(predictions)]
@@ -481,7 +481,7 @@ def test_a_persons_score_stands_in_where_a_part_has_none():
 
 
 def test_a_batch_may_begin_with_an_image_without_persons():
-    """As an array of no rows."""
+    """The keypoints of that image are an array without rows."""
     predictions, references = random_persons(1)
     order = sorted(range(12), key=lambda index: len(predictions[index]["keypoints"]))
     assert predictions[order[0]]["keypoints"].shape == (0, 133, 3)
@@ -508,7 +508,7 @@ def test_scores_of_parts_that_do_not_fit_are_named():
 
 
 def test_classes_and_parts_that_do_not_occur_are_named():
-    """Means leave them out: a model that says 0 everywhere has 100 % where nothing else is labelled."""
+    """Means exclude them: a model that predicts 0 everywhere scores 100 % if nothing else is labelled."""
     maps = {"predictions": [np.zeros((4, 4), int)], "references": [np.diag([255] * 4)]}
     with pytest.warns(UserWarning, match="no pixels of 1 classes or parts, which the scores therefore exclude: 1"):
         assert MeanIoU().compute(**maps, num_labels=2)["mean_iou"] == 1.0

@@ -1,4 +1,4 @@
-"""Wheels for every Python, installs without a compiler, and releases that are too old."""
+"""Wheels for every Python, installation without a compiler, and dependencies that are too old."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ SOURCE = REPOSITORY / "src" / "clustr_hf"
 
 
 def build_wheel(folder: Path, **environment: str) -> Path:
-    """A wheel of the files that a source distribution has."""
+    """Build a wheel from the files of a source distribution."""
     copied = ["setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "src"]
     for name in copied:
         path = REPOSITORY / name
@@ -46,7 +46,7 @@ def build_wheel(folder: Path, **environment: str) -> Path:
 
 
 def pythons() -> list[str]:
-    """This interpreter, and one of another version that the package supports, if there is one."""
+    """This interpreter and, if one is installed, an interpreter of another supported version."""
     beside = Path(sys.base_prefix).parent.glob("*3.*/bin/python3")
     on_path = (shutil.which(f"python3.{minor}") for minor in range(10, 16))
     for path in (*sorted(map(str, beside)), *filter(None, on_path)):
@@ -77,7 +77,7 @@ def test_a_wheel_fits_every_python(wheel):
     assert {"clustr_hf/publish/card_template.md", "clustr_hf/training/loop.py"} <= names
 
 
-# Of what other Pythons have: nothing but the standard library.
+# Uses only the standard library, since other Pythons have no packages.
 SUPPORTED = """
 import ctypes, sys
 from pathlib import Path
@@ -104,7 +104,7 @@ for module in pkgutil.walk_packages(clustr_hf.training.__path__, "clustr_hf.trai
 
 
 def test_the_wheel_has_the_training_package(wheel, tmp_path):
-    """In an empty folder: nothing is taken from this repository."""
+    """Runs in an empty folder, so that nothing is imported from this repository."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-c", IMPORT_TRAINING, tmp_path]
@@ -124,7 +124,7 @@ def test_the_extra_covers_what_the_training_package_imports():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.partition(".")[0])
     other = imported - sys.stdlib_module_names - declared
-    assert other <= {"PIL", "pyarrow"}  # of pillow, and of datasets
+    assert other <= {"PIL", "pyarrow"}  # parts of pillow and datasets
     extra = re.findall(r"^[\w-]+", setup["options.extras_require"]["training"], re.MULTILINE)
     assert sorted(training.REQUIRED) == sorted(extra)
 
@@ -148,7 +148,7 @@ for _ in range(3):
 
 
 def test_the_checkpoint_of_a_wheel_runs_without_the_package(wheel, tmp_path, run_without_package):
-    """As pip leaves it: in site-packages, the package itself not importable."""
+    """The checkpoint is loaded from an extracted wheel; the package cannot be imported."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     image = REPOSITORY / "examples" / "space" / "images" / "cat.jpg"
     folder = tmp_path / "site" / "clustr_hf" / "checkpoints" / "clustr-nano-cifar10"
@@ -202,7 +202,7 @@ def test_the_versions_are_those_of_the_package():
         assert any(re.fullmatch(rf"{name}>={re.escape(version)}(,<\d+)?", line) for line in requirements)
 
 
-# transformers 4.57 in what matters here: a module of that version that lacks all that is imported.
+# Stands in for transformers 4.57: a module of that version that lacks all imported names.
 OLD_PACKAGE = """
 import sys, types
 sys.modules["transformers"] = types.ModuleType("transformers")

@@ -1,4 +1,4 @@
-"""Repositories: complete for every task, valid cards, pushed in one commit or not at all, usable by strangers."""
+"""Repositories are complete for every task, have valid cards, are pushed in one commit, and run without the package."""
 
 import json
 import math
@@ -33,7 +33,6 @@ from clustr_hf.publish import (
 from clustr_hf.publish.card import CardContents, Measurement, check_card, measurements_of, write_model_card
 
 
-HELPERS = str(REPOSITORY / "tests" / "helpers")
 EXTRA_CODE = {
     "classification": set(),
     "semantic_fpn": {"modeling_clustr_dense.py", "modeling_clustr_segmentation.py"},
@@ -51,7 +50,7 @@ TIGER = "https://huggingface.co/datasets/mishig/sample_images/resolve/main/tiger
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub that this process sees as the Hub."""
+    """A local Hub that `huggingface_hub` in this process uses."""
     with LocalHub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -151,7 +150,7 @@ def test_cards_tell_what_is_behind_the_numbers(tmp_path):
 
 
 def test_code_of_checkpoints_is_brought_up_to_date(tmp_path):
-    """Weights, card and other fields stay; code that is no longer needed goes."""
+    """Weights, card and other fields are kept; code that is no longer needed is removed."""
     folders = [
         build_repository(*make_model(kind), tmp_path / kind) for kind in ("classification", "poses", "instances")
     ]
@@ -170,10 +169,10 @@ def test_code_of_checkpoints_is_brought_up_to_date(tmp_path):
     for folder, files in zip(folders, expected):
         found = {path.name: path.read_bytes() for path in folder.iterdir()}
         processor = json.loads(found["preprocessor_config.json"])
-        assert processor.pop("custom_pipelines") == {"old": {}}  # no field of ours there
+        assert processor.pop("custom_pipelines") == {"old": {}}  # not one of our fields
         found["preprocessor_config.json"] = (json.dumps(processor, indent=2, sort_keys=True) + "\n").encode()
         assert found == files
-    validate_repository(folders[1])  # of equal files, which other tests validate
+    validate_repository(folders[1])  # other tests validate folders with the same files
 
 
 def test_code_of_another_release_is_not_uploaded_but_replaced(repository):
@@ -296,7 +295,7 @@ PARAMETERS = {"detection": {"threshold": 0.2}, "instances": {"threshold": 0.2}}
 
 @pytest.mark.parametrize("kind", [kind for kind in PIPELINES if kind != "upernet"])  # the class of semantic_fpn
 def test_pushed_models_answer_strangers_as_before(kind, tmp_path, run_without_package, monkeypatch):
-    """`push_to_hub` of model and processor, and `publish.push`, over HTTP; then by id and revision, code included."""
+    """Pushes with `push_to_hub` and with `publish.push` over HTTP, then loads by id and revision with remote code."""
     monkeypatch.setenv("CLUSTR_KERNEL", "off")  # the same arithmetic as without the package
     image = tmp_path / "image.png"
     make_image().save(image)
@@ -513,7 +512,7 @@ def publish_command(*arguments):
 
 
 def test_the_script_publishes_what_a_training_left(tmp_path):
-    """Checkpoints and pickles of the output folder stay at home; its card, pictures and results go along."""
+    """Card, pictures and results of the output folder are published; its checkpoints and pickles are not."""
     folder = tmp_path / "out" / "clustr-cats"
     model, processor = make_model("classification")
     model.save_pretrained(folder)
@@ -582,7 +581,7 @@ def test_trainers_own_push_makes_a_repository_that_loads(tmp_path, run_without_p
         run_process([sys.executable, "-c", TRAIN], tmp_path, **environment)
         revision, files = hub.repositories["me/cats"][-1]
         assert files.keys() > CODE_FILES
-        # Of all that the Trainer of transformers pushes, its own arguments are the one pickle; nothing here reads it.
+        # The only pickle that Trainer pushes holds its arguments; this package does not read it.
         assert [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".pth"))] == ["training_args.bin"]
         place = f"me/cats@{revision}"
         output = run_without_package(LOAD, "image-classification", image, "{}", place, **environment)

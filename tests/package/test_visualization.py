@@ -1,4 +1,4 @@
-"""Pictures show what they should: looked at by pixel, not only drawn."""
+"""Pictures show the right content, checked pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ from clustr_hf.visualization import (
 
 @pytest.fixture
 def halves():
-    """Left half red, right half blue; clusters follow the halves."""
+    """An image whose left half is red and right half blue, and clusters that equal the halves."""
     array = np.zeros((40, 60, 3), dtype=np.uint8)
     array[:, :30, 0], array[:, 30:, 2] = 200, 100
     cluster_index = torch.tensor([[0, 0, 0, 1, 1, 1]]).expand(4, -1).flatten()
@@ -198,7 +198,7 @@ def test_neighbouring_masks_of_one_class_have_colours_of_their_own(halves):
 
 
 def contrast(first, second):
-    """Of two colours, as the Web Content Accessibility Guidelines 2.1 define it."""
+    """Contrast of two colours, as defined by the Web Content Accessibility Guidelines 2.1."""
     luminances = []
     for color in (first, second):
         red, green, blue = (
@@ -211,7 +211,7 @@ def contrast(first, second):
 
 @pytest.mark.parametrize("background", ["white", "black", (120, 130, 140)])
 def test_labels_can_be_read_on_any_image(background):
-    """In the picture itself: on the ground behind the text there is text that stands out from it by 4.5 to 1."""
+    """Measured in the picture: the background has the class colour, and the text a contrast of at least 4.5 to it."""
     image, count = Image.new("RGB", (400, 300), background), 60
     colors = class_colors(count)
     assert all(contrast(color, readable_on(color)) >= 4.5 for color in colors.tolist())
@@ -228,7 +228,7 @@ def test_labels_can_be_read_on_any_image(background):
     "box", [(0, 0, 9, 9), (290, 0, 299, 12), (295, 195, 299, 199), (0, 198, 3, 199), (1, 3, 250, 190)]
 )
 def test_labels_are_never_cut_off(box):
-    """They are as wide and high wherever the box is."""
+    """They have the same width and height wherever the box is."""
     color = class_colors(1)[0]
     sizes = set()
     for corners in ((100, 100, 104, 104), box):
@@ -376,7 +376,7 @@ def test_one_cluster_is_shown_alone():
 
 @pytest.mark.parametrize("kind", ["semantic_fpn", "detection", "instances", "poses"])
 def test_answers_of_pipelines_are_drawn_as_their_outputs_are(kind):
-    """The picture of a pipeline's answer is that of the processor's output, drawn by the functions of each task."""
+    """The picture of a pipeline's answer equals that of the processor's output, drawn by the function of the task."""
     model, processor = make_model(kind)
     image = make_image((160, 120))
     run = pipeline(PIPELINES[kind], model=model, image_processor=processor)

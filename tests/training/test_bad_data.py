@@ -89,7 +89,7 @@ def test_a_test_split_may_lack_the_labels(write, models, tmp_path):
 
 
 def test_a_validation_file_without_label_maps_is_named(write, tmp_path, models):
-    """Otherwise its rows would have None instead of a map, and would be skipped as broken."""
+    """Without this check, its rows would have None instead of a map and would be skipped as broken."""
     maps = [encode(Image.new("L", (30, 20)), tmp_path)] * 4
     train, bare = write("train.parquet", label=None, annotation=maps), write("bare.parquet", label=None)
     args = SegmentationDataArguments(train_file=train, validation_file=bare, id2label_file="x")
@@ -146,7 +146,7 @@ def test_a_split_without_rows_is_named(write, models):
 
 @pytest.mark.parametrize("label", [None, 2, -1])
 def test_labels_of_streams_are_checked(write, models, label):
-    """In validation data when it is stored, in training data when a row is drawn."""
+    """Validation labels are checked when the rows are stored, training labels when a row is drawn."""
     whole, bad = write("whole.parquet"), write("bad.parquet", label=[0, 1, label, 0])
     with pytest.raises(ValueError, match=rf"the label of validation sample 2 must be in \[0, 2\), got {label}"):
         load_stream(ClassificationDataArguments(train_file=whole, validation_file=bad), models)
@@ -213,7 +213,7 @@ OBJECTS = {
 
 @pytest.mark.parametrize("change, message", OBJECTS.values(), ids=OBJECTS)
 def test_objects_that_do_not_fit_together_are_named(change, message, tmp_path):
-    """In the validation split as in the training split."""
+    """The errors are the same for the validation and the training split."""
     objects = change if isinstance(change, list) else {**WHOLE, **change}
     rows = [{"image": encode(PIXELS, tmp_path), "objects": objects}] * 2
     parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
@@ -243,7 +243,7 @@ def test_optional_lists_of_objects_may_be_empty(tmp_path):
 
 
 def test_a_slim_image_is_evaluated(tmp_path):
-    """The resized shorter side would be less than a pixel."""
+    """The resized shorter side would be shorter than a pixel."""
     row = {"image": encode(PIXELS.resize((3, 2000)), tmp_path), "objects": {"bbox": [[0, 0, 3, 900]], "category": [1]}}
     processor = ClusTRDetectionImageProcessor(size={"shortest_edge": 96, "longest_edge": 160})
     parse = ParseObjects(DetectionDataArguments(train_file="x"), ["a", "b"])
@@ -254,7 +254,7 @@ def test_a_slim_image_is_evaluated(tmp_path):
 
 @pytest.mark.parametrize("size", [(3, 2000), (2000, 3), (1, 5000), (5000, 1)])
 def test_pictures_of_slim_images_are_drawn(size, tmp_path):
-    """Matplotlib would draw them with gigabytes of pixels, or with none."""
+    """Without a limit, matplotlib would draw figures of gigabytes, or without any pixels."""
     image, persons = PIXELS.resize(size), torch.zeros(1, 2, 3)
     figures = {
         "keypoints": plot_keypoints([image] * 2, [persons] * 2, [persons] * 2, ["a", "b"], [(0, 1)]),
@@ -274,7 +274,7 @@ def test_pictures_of_slim_images_are_drawn(size, tmp_path):
     ],
 )
 def test_maps_of_other_numbers_than_labels_are_named(values, message, tmp_path):
-    """A TIFF of floats, whose fractions would be truncated."""
+    """Uses a TIFF of floats, whose fractions would be truncated."""
     Image.fromarray(values).save(tmp_path / "map.tif")
     rows = Dataset.from_dict({"annotation": [{"bytes": None, "path": str(tmp_path / "map.tif")}]})
     with pytest.raises(ValueError, match=f"the label map of validation sample 0: .*{message}"):

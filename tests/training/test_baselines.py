@@ -41,7 +41,7 @@ def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides
 
 @pytest.mark.parametrize("table, row", BASELINES)
 def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
-    """Also the attentions of Swin that replace transformers', with their position tables and indices."""
+    """Covers the replaced attention modules of Swin, with their position tables and indices."""
     model = classifier(table, row).eval()
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
@@ -79,7 +79,7 @@ def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(tab
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
 @pytest.mark.parametrize("baseline", ["pvt_v2", "swin"])
 def test_a_checkpoint_is_read_where_the_arguments_say(baseline, kind, tmp_path, monkeypatch):
-    """Also the revision and the download folder; the checkpoint's processor is loaded."""
+    """Checks the arguments of `from_pretrained`, such as the revision; the checkpoint's processor is loaded."""
     processor = ClusTRImageProcessor(size={"shortest_edge": 44}, crop_size={"height": 32, "width": 32})
     new = BaselineArguments(baseline=baseline, config_overrides=SMALL, image_size=32)
     model, same = load_baseline(new, kind, ["a", "b"], processor)

@@ -1,4 +1,4 @@
-"""Folders of images with a sub-folder for each class, which may have any content."""
+"""Folders of images with one sub-folder for each class, with any structure inside."""
 
 import os
 from collections import Counter

@@ -78,7 +78,7 @@ def score(tmp_path, run_script):
 
 
 def with_other_order(folder, names):
-    """The bundled checkpoint with its classes in another order: the same function from images to names."""
+    """The bundled checkpoint with its classes in another order, which predicts the same names."""
     model = ClusTRForImageClassification.from_pretrained(bundled_checkpoint())
     order = torch.tensor([NAMES.index(name) for name in names])
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_checkpoint_whose_order_is_another_scores_the_same(score, pictures, tm
 
 
 def test_fine_tuning_keeps_the_head_of_the_same_classes(run_script, pictures, tmp_path):
-    """With a learning rate of almost 0 the model is the checkpoint, in the checkpoint's order."""
+    """With a learning rate of almost 0, the model equals the checkpoint, with classes in the checkpoint's order."""
     train_file = write_rows(tmp_path / "train.parquet", pictures, REVERSED)
     validation_file = write_rows(tmp_path / "validation.parquet", pictures, [*NAMES[5:], *NAMES[:5]])
     settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache", "--train_file": train_file}
@@ -122,7 +122,7 @@ def test_fine_tuning_keeps_the_head_of_the_same_classes(run_script, pictures, tm
 
 
 def test_a_run_goes_on_with_the_order_that_it_began_with(run_script, pictures, tmp_path):
-    """Resumed training, and evaluation of its last checkpoint, after the label order of the files has changed."""
+    """Resumes training, and evaluates its last checkpoint, after the label order of the files has changed."""
     settings = {"--output_dir": tmp_path / "out", "--cache_dir": tmp_path / "cache", "--train_batch_size": 4}
     settings |= {"--image_size": 32, "--max_train_steps": 2, "--checkpointing_steps": 1, "--learning_rate": 1e-2}
     first = write_rows(tmp_path / "first.parquet", pictures, NAMES)
@@ -167,7 +167,7 @@ def mean_color(image):
 
 
 def test_files_of_one_split_that_count_otherwise(pictures, tmp_path):
-    """Each file has some of the classes; all labels refer to one list."""
+    """Each file has some of the classes; after loading, all labels refer to one list."""
     (tmp_path / "train").mkdir()
     expected = {mean_color(image): name for image, name in zip(*pictures)}
     for index in range(3):
@@ -248,7 +248,7 @@ def test_another_number_of_classes_names_the_scripts_flag(score, pictures, tmp_p
 
 
 def test_shapes_that_do_not_fit_name_the_scripts_flag(tmp_path):
-    """Here the shapes of the backbone differ."""
+    """The shapes of the backbone differ."""
     model = make_checkpoint(tmp_path / "it", **named("cat", "dog"))
     args = ModelArguments(model_name_or_path=model, config_overrides={"mlp_ratios": [2, 2, 2, 2]})
     with pytest.raises(ValueError, match=r"differ in shape from the model's.*--ignore_mismatched_sizes"):
@@ -289,7 +289,9 @@ def test_a_checkpoint_without_names_is_taken_by_position_and_that_is_said(score,
 def test_a_checkpoint_of_another_task_has_no_classes_to_match(tmp_path):
     args = ModelArguments(model_name_or_path=make_checkpoint(tmp_path / "it", **named("cat", "dog")))
     assert known_names(args, ["ForObjectDetection"]) is None
-    with pytest.raises(ValueError, match=r"is of \['ClusTRForImageClassification'\]: to evaluate, it must be one For"):
+    with pytest.raises(
+        ValueError, match=r"is of \['ClusTRForImageClassification'\]: to evaluate it, its class must be a For"
+    ):
         known_names(args, ["ForObjectDetection"], only_evaluates=True)
 
 
@@ -329,7 +331,7 @@ def test_names_that_are_used_twice_are_not_matched():
 
 
 def test_shared_pictures_score_the_same_in_another_order(shared, score, tmp_path):
-    """CIFAR-10's test images with labels in reverse order."""
+    """Scores CIFAR-10's test images with classes in reverse order."""
     file = shared / "data" / "cifar10" / "test.parquet"
     rows = Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "cache")).select(range(300))
     pictures = rows["image"][:], [NAMES[label] for label in rows["label"]]

@@ -1,4 +1,4 @@
-"""`--eval_only` of every script: a model and evaluation data are all it needs; what it writes and what it warns of."""
+"""`--eval_only` of every script: required arguments, output files and warnings."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ PROCESSORS = {
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder of random weights for each task."""
+    """For each task, a checkpoint folder with random weights."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for task, model_class in MODELS.items():
         torch.manual_seed(0)
@@ -122,14 +122,14 @@ def check_outputs(task, folder, num_samples):
         assert np.asarray(Image.open(folder / name).convert("RGB")).std() > 20
     results, table = read_json(folder / "eval_results.json"), read_json(folder / f"per_{kind}_results.json")
     assert all(np.isfinite(value) for value in results.values())
-    if task != "poses":  # whose samples are persons, and whose rows are parts
+    if task != "poses":  # samples are persons, and rows are parts of the body
         assert results["eval_samples"] == num_samples and list(table) == LABELS[task]
     return results, table
 
 
 @pytest.mark.parametrize("task", SCRIPTS)
 def test_three_images_and_a_model_are_enough(task, evaluate):
-    """With the defaults: a batch of 64, pictures."""
+    """Uses the defaults: a batch of 64, and pictures."""
     results, table = check_outputs(task, evaluate(task, "--max_eval_samples", 3), num_samples=3)
     if task == "classification":
         assert sum(row["images"] for row in table.values()) == 3
@@ -141,7 +141,7 @@ def test_three_images_and_a_model_are_enough(task, evaluate):
 
 @pytest.mark.parametrize("task", SCRIPTS)
 def test_two_processes_write_the_same(task, evaluate, evaluation_data, checkpoints, forked_scripts, tmp_path):
-    """Three images on two processes: one of them fills up its batch."""
+    """Evaluates three images on two processes, so that one process fills up its batch."""
     one = evaluate(task, "--max_eval_samples", 3)
     settings = {"--output_dir": tmp_path / "two", "--model_name_or_path": checkpoints / task, "--max_eval_samples": 3}
     settings |= evaluation_data[task]
@@ -153,7 +153,7 @@ def test_two_processes_write_the_same(task, evaluate, evaluation_data, checkpoin
     assert list(table) == list(expected_table)
 
 
-# What `accelerate launch` makes of fsdp2_cpu.yaml.
+# Environment that `accelerate launch` sets for fsdp2_cpu.yaml.
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 FSDP |= {"FSDP_TRANSFORMER_CLS_TO_WRAP": "ClusTRBlock", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
 LAUNCHES = {
@@ -170,7 +170,7 @@ def test_two_processes_log_the_scores_of_the_model_that_is_saved(
     tmp_path,
     run_script,
 ):
-    """Each has its own statistics of batch norms; after a resume, the run is as it would have been."""
+    """Each process has its own batch norm statistics; a resumed run equals an uninterrupted one."""
     options, environment = LAUNCHES[launch]
     settings = {**segmentation_arguments(segmentation_folders, tmp_path / "out"), "--eval_steps": 1}
     settings |= {"--max_train_steps": 2, "--num_pictures": 0, "--per_device_eval_batch_size": 1}
@@ -200,7 +200,7 @@ def test_two_processes_log_the_scores_of_the_model_that_is_saved(
 
 
 def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, forked_scripts, tmp_path):
-    """FSDP: whole weights are gathered for the pictures."""
+    """With FSDP, whole weights are gathered for the pictures."""
     one = evaluate("segmentation")
     settings = {"--output_dir": tmp_path / "two", "--model_name_or_path": checkpoints / "segmentation"}
     settings |= evaluation_data["segmentation"]
@@ -213,7 +213,7 @@ def test_shards_are_evaluated_and_drawn(evaluation_data, checkpoints, evaluate, 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "detection", "poses"])
 def test_training_data_and_settings_change_nothing(task, evaluate, evaluation_data, tmp_path):
-    """Not even where they do not fit together, or are not there: they are not read."""
+    """They are not read, so they may contradict each other or not exist."""
     expected = read_json(evaluate(task, "--max_eval_samples", 3) / "eval_results.json")
     ignored = {"--train_dir": "nowhere", "--max_train_samples": 1, "--exclude_train_names": "nothing"}
     if task in ("detection", "poses"):
@@ -237,7 +237,7 @@ def test_what_is_missing_is_named(task, evaluate, run_script, evaluation_data, t
         run_script(SCRIPTS[task], {"--output_dir": tmp_path / "out"} | evaluation_data[task], "--eval_only")
     with pytest.raises(ValueError, match="--dry_run does not go with --eval_only"):
         evaluate(task, "--dry_run")
-    # Without --eval_only there must be something to train on.
+    # Without --eval_only, training data is required.
     message = "--train_dir and --train_annotation_file must" if task == "poses" else "--train_dir, --train_file is need"
     with pytest.raises(ValueError, match=message):
         run_script(SCRIPTS[task], {"--output_dir": tmp_path / "out"} | evaluation_data[task])
@@ -246,7 +246,7 @@ def test_what_is_missing_is_named(task, evaluate, run_script, evaluation_data, t
 
 @pytest.mark.parametrize("others", [{"--train_file": "a.parquet"}, {"--dataset_name": "a/b"}])
 def test_sources_are_not_mixed(evaluate, evaluation_data, others):
-    """One of them would be left out without a word."""
+    """Without this check, one of the sources would be ignored silently."""
     with pytest.raises(ValueError, match=r"one of a data set, folders and files, got .* and "):
         evaluate("classification", data=evaluation_data["classification"] | others)
 
@@ -270,7 +270,7 @@ def test_rows_are_evaluated_without_training_rows(source, evaluate, tmp_path):
         data = {"--dataset_name": tmp_path}
     arguments = ["--streaming"] if source == "stream" else []
     folder = evaluate("classification", *arguments, data=data)
-    assert read_json(folder / "eval_results.json")["eval_samples"] == 3  # 15 % of 20 where it is split off
+    assert read_json(folder / "eval_results.json")["eval_samples"] == 3  # 15 % of 20 if split off
 
 
 def test_a_data_set_without_validation_is_named(evaluate, tmp_path):
@@ -291,7 +291,7 @@ def test_trainers_script_needs_no_training_data_either(checkpoints, evaluation_d
 def test_a_runs_checkpoint_needs_no_settings_of_its_training(
     has_average, image_folders, evaluation_data, run_script, tmp_path
 ):
-    """Neither the optimizer nor the moving average, which is what is evaluated, nor the size of the batches."""
+    """Optimizer, `--ema_decay` and batch sizes need not be given; the moving average is evaluated."""
     model = {"--image_size": 32, "--config_overrides": json.dumps({"depths": [1, 1, 1, 1]})}
     model |= {"--output_dir": tmp_path / "run"} | evaluation_data["classification"]
     training = {"--train_dir": image_folders / "train", "--optimizer": "muon", "--max_train_steps": 2}
@@ -315,7 +315,7 @@ def absent_classes(caplog):
 
 
 def test_label_maps_of_0_and_255_are_not_perfect_without_a_word(evaluate, tmp_path, caplog):
-    """Two classes stored as 0 and 255: the latter does not count, and a model that says 0 everywhere has 100 %."""
+    """Two classes stored as 0 and 255: 255 is ignored, so a model that predicts 0 everywhere scores 100 %."""
     for kind in ("images", "annotations"):
         (tmp_path / "data" / kind).mkdir(parents=True)
     image = np.full((64, 64), 200, dtype=np.uint8)
@@ -358,7 +358,7 @@ def test_nothing_is_said_where_all_classes_occur(evaluate, caplog):
 
 
 def test_images_of_one_class_are_evaluated_by_its_name(evaluate, evaluation_data, image_folders, tmp_path):
-    """Three images of a class that is not the first: the names are the checkpoint's, and nothing else is needed."""
+    """Three images of a class other than the first are evaluated with the checkpoint's class names."""
     everything = read_json(evaluate("classification") / "per_class_results.json")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "two").symlink_to(image_folders / "validation" / "two")

@@ -81,7 +81,7 @@ def test_kills_change_nothing(task, arguments, forked_scripts, tmp_path):
     resume = [*arguments(task, killed, steps), "--resume_from_checkpoint", "latest"]
     for number in range(kills):
         saved = last_step(killed)
-        farthest = steps - 4 - 3 * (kills - 1 - number)  # so that later kills find a run to kill
+        farthest = steps - 4 - 3 * (kills - 1 - number)  # leaves steps for later kills
         step = saved + min(moments.randint(1, 4), max(farthest - saved, 1))
         run = forked_scripts(task, resume, tmp_path / f"kill-{number}.log")
         run.wait_for(rf"step {step}, .*loss")

@@ -141,7 +141,7 @@ def test_learns_shapes_and_writes_a_repository(trained):
 
 
 def detect_as_a_user(task, folder, path):
-    """Detections as a user of a checkpoint makes them."""
+    """Detections of a checkpoint through the public API."""
     auto_class = {"object_detection": AutoModelForObjectDetection}.get(task, AutoModelForInstanceSegmentation)
     model, processor = (kind.from_pretrained(folder) for kind in (auto_class, AutoImageProcessor))
     with Image.open(path) as image, torch.no_grad():
@@ -199,7 +199,7 @@ def renumber_categories(folder, target, numbers, kept=("train", "validation")):
 
 @pytest.mark.parametrize("kept", [("train", "validation"), ("validation",)])
 def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, coco_folders, tmp_path, train, kept):
-    """Discs are first with the ids 3 and 7, squares with 9 and 2."""
+    """With the ids 3 and 7, discs are the first class; with 9 and 2, squares."""
     task, folder = trained
     data = files_of(renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2}, kept))
     start = ["--eval_only", "--model_name_or_path", folder]
@@ -210,7 +210,7 @@ def test_a_checkpoint_scores_the_same_whatever_ids_its_categories_have(trained, 
 
 
 def test_fine_tuning_keeps_the_checkpoints_order(trained, coco_folders, tmp_path, train):
-    """Validation is on a file that lacks a category."""
+    """The validation file lacks a category."""
     task, folder = trained
     data = renumber_categories(coco_folders, tmp_path / "data", {3: 9, 7: 2})
     content = read_json(data / "validation.json")
@@ -277,7 +277,7 @@ def test_polygons_as_pairs_are_read(coco_folders, tmp_path):
         masks.append(ReadSample(rows, parse, ClusTRDetectionImageProcessor(), 2, True, "train")(0).masks[0])
     assert all(torch.equal(mask, masks[0]) for mask in masks) and 580 < masks[0].sum() < 640
     rle = encode_mask(masks[0])
-    for other in (rle, None, [], "abc", [1, 2, 3]):  # left to the decoder of masks
+    for other in (rle, None, [], "abc", [1, 2, 3]):  # checked by the decoder of masks
         assert flatten_polygons(other, "it") == other
 
 
@@ -293,7 +293,7 @@ def test_a_column_may_have_polygons_as_pairs():
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):
-    """Random proposals, scales, crops and colours equal those of an uninterrupted run."""
+    """Random proposals, scales, crops and colours are the same as in an uninterrupted run."""
     steps = ["--max_train_steps", 4, "--photometric_distortion", "--checkpointing_steps", 2, "--crop_size", 64]
     steps += ["--min_scale", 0.8, "--max_scale", 1.3]
     whole = train("instance_segmentation", *steps, output_dir=tmp_path / "whole")
@@ -437,7 +437,7 @@ def test_training_images_and_their_labels_stay_together(coco_folders, crop_size)
 
 
 def test_objects_that_a_crop_hardly_has_are_left_out():
-    """Of four squares in the corners of an image, a crop keeps those of which it shows a fifth."""
+    """Of four squares in the corners of an image, a crop keeps those that show more than a fifth of their area."""
     boxes = torch.tensor([[x, y, x + 30.0, y + 30.0] for x in (0, 70) for y in (0, 70)])
     zeros = torch.zeros(4, dtype=torch.int64)
     sample = Sample(Image.new("RGB", (100, 100)), boxes, torch.arange(4), torch.full((4,), 900.0), zeros)
@@ -516,7 +516,7 @@ def test_the_truth_as_prediction_is_perfect_in_the_scripts_metric(coco_folders):
     records = [({**reference, "scores": np.ones(len(reference["labels"]))}, reference) for reference in references]
     metrics, table = score(records, ["disc", "square"], ("box", "mask"), DetectionEvaluationArguments())
     assert metrics["eval_box_ap"] == metrics["eval_mask_ap"] == 1
-    assert "eval_box_ap_large" not in metrics  # none of the shapes is large
+    assert "eval_box_ap_large" not in metrics  # no shape is large
     assert table["disc"]["objects"] > 10
     crowd = {"boxes": np.zeros((1, 4)), "labels": np.zeros(1, dtype=int), "area": np.ones(1), "iscrowd": np.ones(1)}
     for reference in (records[-2][1] if len(records[-2][1]["labels"]) == 0 else records[-1][1], crowd):
@@ -541,7 +541,7 @@ def test_the_predictor_sees_images_without_their_padding(coco_folders):
 
 
 def test_all_detections_of_the_model_count(coco_folders):
-    """Also beyond COCO's hundred; with a limit, the best ones. The threshold of the model applies."""
+    """More than COCO's limit of 100 count; `--max_detections` keeps the best ones. The model's threshold applies."""
     overrides = {"num_labels": 2, "detections_per_image": 130, "detection_nms_threshold": 1.0}
     model = ClusTRForInstanceSegmentation(ClusTRConfig.from_variant("nano", **overrides)).eval()
     model.config.detection_score_threshold = 0.01
@@ -586,7 +586,7 @@ def test_more_detections_than_the_model_returns_are_refused():
     ],
 )
 def test_malformed_segmentations_are_named_and_skipped(coco_folders, tmp_path, segmentation, message):
-    """They are unreadable samples, like those with a broken image."""
+    """They are skipped as unreadable samples, like samples with a broken image."""
     content = read_json(coco_folders / "train.json")
     content["annotations"][0]["segmentation"] = segmentation
     first = content["annotations"][0]["image_id"]
@@ -780,7 +780,7 @@ def test_trains_and_evaluates_on_coco_with_its_80_classes(shared, train, task):
 
 
 def test_shared_truth_as_prediction_is_perfect(shared):
-    """COCO's polygons, encodings and crowds with resized and padded images: boxes as outputs, masks in the metric."""
+    """Uses COCO's polygons, encodings and crowds: true boxes as outputs for padded images, true masks in the metric."""
     folder = shared / "data" / "coco-mini"
     rows, labels = read_coco(str(folder / "val"), str(folder / "annotations" / "instances_val.json"), OBJECT_KEYS)
     rows = rows.cast_column("image", datasets.Image(decode=False))

@@ -49,7 +49,7 @@ def read_json(path):
 
 
 def make_checkpoint(folder, **settings):
-    """A nano model with ten classes, as published by somebody else."""
+    """A checkpoint of a nano model with ten classes."""
     torch.manual_seed(1)
     ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10, **settings)).save_pretrained(folder)
     size = {"height": 32, "width": 32}
@@ -160,7 +160,7 @@ def test_biases_and_norms_are_not_decayed():
 
 
 def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
-    """One step without decay: a matrix's change has equal singular values; the rest moves in AdamW's direction."""
+    """One step without decay: the update of a matrix has equal singular values; the rest follows AdamW's direction."""
     torch.manual_seed(0)
     model = ClusTRForImageClassification(ClusTRConfig.from_variant("nano", num_labels=10))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_checkpoint(t
 
 def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, monkeypatch):
     def make_loss(*_):
-        def compute_loss(model, batch):  # finite, with a gradient that is not finite
+        def compute_loss(model, batch):  # a finite loss whose gradient is not finite
             return model(**batch).logits.sum() * 0 + (model.classifier.bias * 0).sum().sqrt()
 
         return compute_loss

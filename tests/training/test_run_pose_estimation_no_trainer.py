@@ -140,7 +140,7 @@ def moves(name):
 
 
 def test_a_checkpoint_scores_the_same_whatever_order_its_keypoints_have(train, trained, tmp_path):
-    """The same function with heatmaps and names in another order."""
+    """The checkpoint is saved with heatmaps and names in another order."""
     model = ClusTRForPoseEstimation.from_pretrained(trained)
     order = torch.arange(16, -1, -1)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def change_files(folder, target, change):
 
 
 def turn_around(content):
-    """The category names keypoints in another order; persons are not the first category."""
+    """Change an annotation file: keypoints in another order, named in the category, and persons as second category."""
     content["categories"] = [{"id": 1, "name": "dog"}, {"id": 4, "name": "Person", "keypoints": list(COCO.names[::-1])}]
     for row in content["annotations"]:
         row["category_id"] = 4
@@ -217,7 +217,7 @@ def test_persons_and_keypoints_that_cannot_be_found_are_refused(person_folders, 
 
 
 def test_resumes_to_the_same_weights(train, tmp_path):
-    """With all of the augmentation."""
+    """Trains with all augmentation."""
     steps = ["--max_train_steps", 4, "--checkpointing_steps", 2]
     whole = train(*steps, output_dir=tmp_path / "whole")
     resumed = train(
@@ -296,7 +296,7 @@ AUGMENTATIONS = {
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_heat_is_where_the_keypoint_is_in_the_crop(name):
-    """With each augmentation of the crop; a flip turns the left elbow into the right one."""
+    """Checks each augmentation of the crop; a flip turns the left elbow into the right one."""
     processor = ClusTRPoseImageProcessor(size={"height": 128, "width": 96})
     transform = PoseTransform(processor, COCO, PoseAugmentationArguments(**{**vars(PLAIN), **AUGMENTATIONS[name]}))
     left, right = COCO.names.index("left_elbow"), COCO.names.index("right_elbow")
@@ -307,7 +307,7 @@ def test_heat_is_where_the_keypoint_is_in_the_crop(name):
         crop = transform(make_sample({left: (45.0, 42.0)}))
         assert crop["pixel_values"].shape == (3, 128, 96) and crop["labels"].shape == (17, 32, 24)
         if not crop["label_weights"].any():
-            continue  # it has left the crop
+            continue  # the keypoint is outside the crop
         assert crop["label_weights"].nonzero().tolist() == [[expected]]
         brightness = crop["pixel_values"][1] - crop["pixel_values"][1].min()
         total, axes = brightness.sum(), [torch.arange(extent) * 1.0 for extent in (128, 96)]
@@ -345,7 +345,7 @@ def plain_but(**changes):
 
 
 def test_half_bodies():
-    """Crops of the upper or the lower keypoints of persons with more than eight, 1.5 times as large as their box."""
+    """Persons with more than eight keypoints: crops are 1.5 times the box of the upper or the lower keypoints."""
     upper = {index: (20.0 + index, 20.0 + 2 * index) for index in range(11)}
     lower = {index: (30.0 + index, 70.0 + index) for index in range(11, 17)}
     whole = [40.0, 50.0]
@@ -390,7 +390,7 @@ def test_who_is_trained_and_evaluated_on(person_folders):
 
 
 class TrueHeat(torch.nn.Module):
-    """Returns given target heatmaps."""
+    """A model that returns given target heatmaps."""
 
     def __init__(self, heatmaps):
         super().__init__()
@@ -408,7 +408,7 @@ class TrueHeat(torch.nn.Module):
     ],
 )
 def test_the_truth_through_the_whole_chain_is_worth_all_there_is(shared, folder, images, file, name):
-    """Boxes, crops, targets, decoding, metric. Three persons of coco-mini have keypoints outside their crops."""
+    """From boxes and crops to decoding and metric. Three persons of coco-mini have keypoints outside their crops."""
     folder = shared / "data" / folder
     files = {}
     for split in ("train", "validation"):
@@ -452,7 +452,7 @@ def test_predictions_by_image_without_those_found_twice():
 
 @pytest.mark.slow
 def test_learns_the_persons_of_the_sample_by_heart(shared, tmp_path, run_script):
-    """The recipe on COCO-WholeBody's sample with a shorter schedule: the whole chain on real persons."""
+    """Overfits COCO-WholeBody's sample with a shortened recipe."""
     folder = shared / "data" / "coco-wholebody-sample"
     settings = {"--recipe": REPOSITORY / "examples" / "recipes" / "clustr_nano_wholebody_sample.json"}
     for split in ("train", "validation"):

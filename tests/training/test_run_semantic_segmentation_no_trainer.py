@@ -171,7 +171,7 @@ def test_other_classes_than_a_checkpoints_are_refused_by_name(train, trained, ow
 
 
 def test_evaluates_the_last_checkpoint_of_a_run_and_leaves_the_run_alone(train):
-    """With its moving average; files that another run is writing stay."""
+    """Evaluates the moving average; files that another run is writing are kept."""
     settings = ["--max_train_steps", 2, "--ema_decay", 0.9, "--checkpointing_steps", 2, "--num_pictures", 0]
     folder = train(*settings)
     of_training, names = read_json(folder / "all_results.json"), {path.name for path in folder.iterdir()}
@@ -266,7 +266,7 @@ def test_baselines_start_from_their_classifiers(train, image_folders, tmp_path, 
 
 
 def test_maps_of_swin_are_those_of_its_backbone():
-    """They equal those of transformers' backbone with the same weights."""
+    """The feature maps equal those of transformers' backbone with the same weights."""
     fields = {"hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2], "strides": [4, 2, 2, 2]}
     arguments = BaselineArguments(baseline="swin", config_overrides={**fields, "patch_sizes": [7, 3, 3, 3]})
     model = load_baseline(arguments, "segmenter", ["a", "b"], None)[0].eval()
@@ -296,7 +296,7 @@ def write_parquet(path, folder, shift):
 
 
 def test_parquet_files_and_labels_counted_from_one(train, tmp_path, segmentation_folders):
-    """As in ADE20K: with 1 added to all labels, the same images give the same model."""
+    """With 1 added to all labels, as in ADE20K, the same images give the same model."""
     expected = load_file(train("--max_train_steps", 2, output_dir=tmp_path / "expected") / "model.safetensors")
     for split in ("train", "validation"):
         write_parquet(tmp_path / f"{split}.parquet", segmentation_folders / split, shift=1)
@@ -322,7 +322,7 @@ def test_dry_run_says_what_the_papers_recipe_would_do(train, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp_cpu", "fsdp2_cpu"])
 def test_two_processes_evaluate_every_image_once(segmentation_folders, tmp_path, kind):
-    """With images of two sizes, the batches of the processes differ in shape. FSDP in bf16."""
+    """Images of two sizes make the batches of the processes differ in shape. Also runs FSDP in bf16."""
     settings = arguments_for(segmentation_folders, tmp_path / "two") | {"--max_train_steps": 2}
     settings |= {"--per_device_eval_batch_size": 2, "--mixed_precision": "bf16" if kind == "fsdp2_cpu" else "no"}
     config = REPOSITORY / "examples" / "accelerate" / f"{kind}.yaml"
@@ -463,7 +463,7 @@ def test_arguments_that_do_not_fit_are_named(train, tmp_path, arguments, without
 
 
 class ByPosition(torch.nn.Module):
-    """Logits that depend on a pixel's own value only, at stride 1."""
+    """A model with stride 1 whose logits depend only on the value of their pixel."""
 
     def forward(self, pixel_values):
         return SemanticSegmenterOutput(logits=torch.cat([pixel_values, -pixel_values], dim=1))
@@ -569,7 +569,7 @@ def test_distorted_colours_keep_their_channels():
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 2.0])
 def test_labels_are_scaled_to_where_their_pixels_go(scale):
-    """The edge between two halves is in the middle of the image and of the labels."""
+    """The edge between two halves stays in the middle of the image and of the labels."""
     processor = segmentation_processor(ClusTRImageProcessor(), 64, do_reduce_labels=False)
     arguments = SegmentationAugmentationArguments(crop_size=128, min_scale=scale, max_scale=scale, flip_probability=0.0)
     labels = torch.zeros(64, 64, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Arguments from the command line and recipes; the recipes against Tables A2 to A4 of the paper."""
+"""Arguments from the command line and recipes; compares the recipes with Tables A2 to A4 of the paper."""
 
 import json
 import math

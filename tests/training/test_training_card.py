@@ -1,4 +1,4 @@
-"""What the training scripts write on cards: settings by their values, and what was evaluated on."""
+"""The settings and the description of the evaluation data on the cards of training scripts."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def test_trainers_card_has_values_and_no_names_of_enumerations(rows, run_script,
     assert shown["lr_scheduler_type"] == "cosine" and shown["optim"] == TrainingArguments("x").optim.value
     assert not re.search(r"\b[A-Z]\w+\.[A-Z_]+\b", "\n".join(shown.values()))
     assert shown["variant"] == "nano"  # from random weights
-    # The evaluation images are a part of those in the only file, which is no validation file.
+    # The evaluation images are a part of the only file, which is not a validation file.
     [result] = load_card(tmp_path / "out" / "README.md").data.eval_results
     assert (result.dataset_name, result.dataset_split) == ("test.parquet", "15 % held back from the training")
     assert "| test.parquet, 15 % held back from the training | 5 |" in card and ", validation" not in card
@@ -120,7 +120,7 @@ def test_settings_without_effect_are_left_out():
 )
 def test_data_are_called_what_they_are(arguments, expected):
     args = DataArguments(**arguments)
-    args.holds_back = "held back" in expected[-1]  # as `load_splits` says of its result
+    args.holds_back = "held back" in expected[-1]  # as `load_splits` sets it
     assert describe_data(args) == expected
 
 

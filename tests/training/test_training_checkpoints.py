@@ -89,7 +89,7 @@ def test_folder_that_fails_leaves_nothing_and_keeps_the_older_one(tmp_path, acce
     "save", ["torch.save({'a': data}, temporary / 'a.bin')", "save_file({'a': data}, temporary / 'a')"]
 )
 def test_full_disk_is_a_clear_error(tmp_path, save):
-    """A file size limit makes writes of torch and safetensors fail as on a full disk."""
+    """A limit on file sizes makes writes of torch and safetensors fail as on a full disk."""
     code = f"""
         import torch
         from accelerate import Accelerator

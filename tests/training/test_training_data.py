@@ -31,7 +31,7 @@ from clustr_hf.training.tasks.image_classification.transforms import ReadRow, tr
 
 
 def reader(broken=()):
-    """Reads index i, or a row with it, as i."""
+    """Reads an index i, or a row that holds it, as i."""
 
     def read(index_or_row):
         index = index_or_row["row"] if isinstance(index_or_row, dict) else index_or_row
@@ -129,7 +129,7 @@ def test_repeated_augmentation_draws_a_third_of_the_samples_thrice_with_differen
 
 def test_randomness_of_a_transform_comes_from_its_key_and_leaves_no_trace():
     samples = TrainingSamples(same, with_noise, 8)
-    random.gauss(0, 1)  # keeps a second number for the next call
+    random.gauss(0, 1)  # stores a second number for the next call
     before = generator_states()
     first = samples[0, 7]["sample"]
     assert generator_states() == before

@@ -22,14 +22,14 @@ from clustr_hf.training.checksums import checked_files
 
 
 SCRIPT = REPOSITORY / "examples" / "run_image_classification_no_trainer.py"
-# Everything random, and everything that a checkpoint must hold.
+# Settings with all random numbers and all state that a checkpoint must hold.
 EVERYTHING = [
     *("--rand_augment", "rand-m9-mstd0.5-inc1", "--random_erasing", 0.25, "--mixup", 0.8, "--cutmix", 1.0),
     *("--label_smoothing", 0.1, "--drop_path_rate", 0.1, "--ema_decay", 0.9, "--max_grad_norm", 1.0),
     *("--repeated_augmentation", 2, "--per_device_train_batch_size", 4, "--warmup_steps", 5),
 ]
 EIGHT_STEPS = [*("--rand_augment", "rand-m9-mstd0.5-inc1", "--random_erasing", 0.25), "--max_train_steps", 8]
-# Between one process and several after eight steps: the order of sums differs, which AdamW amplifies.
+# Tolerance between one process and several after eight steps: AdamW amplifies the different order of sums.
 TOLERANCE = 1e-4
 
 
@@ -42,7 +42,7 @@ def train_command(data, output_dir, *arguments):
 
 
 def environment(folder):
-    """One thread, which fixes the order of sums, and a data set cache in the folder of the test."""
+    """An environment with one thread, which fixes the order of sums, and a data set cache in the folder of the test."""
     return {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets")}
 
 
@@ -82,7 +82,7 @@ def test_a_run_by_muon_resumes_exactly(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def one_process(run, tmp_path_factory):
-    """The folder and the weights of eight steps on one process, without drop path and mixup, which depend on it."""
+    """Folder and weights after eight steps on one process, without drop path and mixup, which differ on several."""
     output_dir = tmp_path_factory.mktemp("processes") / "one"
     return output_dir, run(output_dir, *EIGHT_STEPS)
 

@@ -1,4 +1,4 @@
-"""Signals stop a run between two steps; the resumed run ends as an uninterrupted one."""
+"""Signals stop a run between two steps; the resumed run ends with the weights of an uninterrupted one."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def steps_of(folder):
 
 
 def test_a_run_that_is_stopped_resumes_exactly(train, tmp_path, caplog):
-    """Signals arrive in a step, in an evaluation, which is repeated, and in the last step before its evaluation."""
+    """Signals arrive in a step, in an evaluation, which is then repeated, and in the last step before evaluation."""
     arguments = ["--max_train_steps", 6, "--eval_steps", 4, "--checkpointing_steps", 4, "--ema_decay", 0.9]
     handlers = [signal.getsignal(number) for number in SIGNALS]
     whole, stopped = train(*arguments, output_dir=tmp_path / "whole"), tmp_path / "stopped"
@@ -145,7 +145,7 @@ def stop_one_of_two(rank, folder):
 
 
 def decide(rank, folder):
-    """The second process gets the decision and the error of the first one, although its own differ."""
+    """The second process gets the decision and the error of the first process instead of its own."""
     (folder / f"decided-{rank}").write_text(str(decided_by_main_process(lambda: rank)))
     try:
         decided_by_main_process(lambda: int("no number") if rank == 0 else 5)

@@ -1,4 +1,4 @@
-"""A user's own task through `clustr_hf.training`: the script of docs/your_own_task.md, and the smallest task."""
+"""User-defined tasks with `clustr_hf.training`: the script of docs/your_own_task.md, and a minimal task."""
 
 import importlib
 import importlib.util
@@ -28,7 +28,7 @@ def new_accelerator():
 
 
 class Line(nn.Module):
-    """Fits y = 2 x + 1."""
+    """A model that fits y = 2 x + 1."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ def settings(output_dir, **others):
 
 
 def test_a_task_of_two_lines(tmp_path):
-    """Without a loss, metrics or a processor; the best weights are those of the smallest loss."""
+    """A task without loss, metrics or processor; the best weights have the smallest loss."""
     model, data = Line(), rows(32)
     before = [model(**row).loss.item() for row in rows(5)]
     task = Task(model=model, train_data=data, eval_data=rows(5))

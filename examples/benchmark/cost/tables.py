@@ -17,7 +17,7 @@ from clustr_hf.remote_code import clustering_clustr, clustering_triton_support_c
 
 
 def cost_rows(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Rows of Swin-S, ClusTR-S without its clustering, and the clustering of float32 and of bfloat16 tokens."""
+    """Rows for Swin-S, ClusTR-S without clustering, and the clustering of float32 and of bfloat16 tokens."""
     network_seconds = {}
     for name in ("swin-small", "clustr-small"):
         with torch.device("meta"):

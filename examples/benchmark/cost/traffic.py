@@ -20,7 +20,7 @@ from clustr_hf.remote_code.clustering_triton_launches_clustr import LAUNCHES, ch
 
 
 class Traffic(TorchDispatchMode):
-    """Counts launches and the bytes that operations read and write; views cause neither."""
+    """Counts launches and the bytes that operations read and write; views are not counted."""
 
     def __init__(self):
         super().__init__()

@@ -16,7 +16,7 @@ from clustr_hf.devices import (
 )
 
 
-# Number of tokens up to which N x N matrices are built; at 20,000, each of the few at a time takes 1.6 GB.
+# Number of tokens up to which N x N matrices are built; with 20,000 tokens, each of the few matrices takes 1.6 GB.
 MAX_DIRECT_TOKENS = 20_000
 # Share of tokens that both clusterings must assign alike; rounding may swap centres of almost equal rank.
 MIN_AGREEMENT = 0.98

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The clusterings that are compared, their share of a forward pass, and the agreement of a device with the CPU."""
+"""The clusterings to compare, their share of a forward pass, and the agreement of a device with the CPU."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from clustr_hf.remote_code.clustering_equations_clustr import reference_clusters
 
 def direct_clusters(tokens: torch.Tensor, num_clusters: Sequence[int], num_neighbors: int = 5) -> list[torch.Tensor]:
     """
-    The equations as written, on N x N matrices that are computed anew for each scale: the baseline of `find_clusters`.
+    The equations as written, on N x N matrices that are recomputed for each scale: the reference for `find_clusters`.
     """
     return [reference_clusters(tokens, [number], num_neighbors)[0] for number in num_clusters]
 

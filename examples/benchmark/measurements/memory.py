@@ -20,9 +20,8 @@ def model_memory(
     torch.manual_seed(seed)
     model = build_model(name, speed_options).to(device)
     step = make_step(model, image_like_noise(setting, seed).to(device), pass_name, compiled=False, dtype=dtype)
-    return peak_memory(
-        lambda: (step(), step()), device
-    )  # the optimizer's state exists from the second training step on
+    # Two steps, since the optimizer allocates its state in the first one.
+    return peak_memory(lambda: (step(), step()), device)
 
 
 def clustering_memory(algorithm: str, num_tokens: int, channels: int, device: str, seed: int) -> dict[str, int | None]:

@@ -67,7 +67,7 @@ def time_models(args: argparse.Namespace, setting: Setting, pass_name: str, dtyp
 def build_step(
     args: argparse.Namespace, name: str, pixel_values: torch.Tensor, pass_name: str, mode: str, dtype: str
 ) -> tuple[Callable[[], None], int | None]:
-    """A model's step; and on an accelerator, where the step is run to measure it, the peak memory of both."""
+    """A model's step and, on an accelerator, the peak memory of model and step, for which the step is run."""
     before = allocated_memory(args.device) if is_accelerator(args.device) else None
     model = build_model(name, speed_options(args)).to(args.device)
     step = make_step(model, pixel_values, pass_name, mode == "compiled", dtype)

@@ -68,7 +68,7 @@ def _training_step(
 
 
 def _compile(model: nn.Module) -> Callable:
-    # The default allows 8 recompilations of a function, and every model is one of transformers' shared outer function.
+    # The default allows 8 recompilations of a function, and every model recompiles transformers' shared outer function.
     torch._dynamo.config.recompile_limit = 64
     # `fullgraph`: a model compiles as a whole or fails; no part falls back to eager mode unnoticed.
     return torch.compile(model, fullgraph=True, dynamic=False)

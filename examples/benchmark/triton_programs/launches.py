@@ -75,7 +75,7 @@ def _type_name(value: Any) -> str:
 
 
 def record_launches(target: str, channels: int, dtype: torch.dtype, num_neighbors: int = 5) -> list[KernelLaunch]:
-    """All launches of clustering and aggregation on a chip, for tokens with this number of channels."""
+    """All launches of clustering and aggregation on a chip, for tokens with `channels` channels."""
     tokens = torch.empty(2, 3136, channels, dtype=dtype, device="meta")
     launch = choose_launch(launches_of(target, target), 8 * tokens.element_size(), channels)
     weight = torch.empty(2, 3136, device="meta")

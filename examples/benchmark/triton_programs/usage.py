@@ -23,7 +23,7 @@ def compile_launch(target: str, launch: KernelLaunch) -> dict[str, Any]:
     nvidia = target.startswith("sm_")
     gpu = GPUTarget("cuda", int(target[3:]), 32) if nvidia else GPUTarget("hip", target, 64)
     compiled = triton.compile(launch.source(), target=gpu, options=dict(launch.options))
-    usage = read_nvidia_usage(target, compiled.asm["ptx"]) if nvidia else read_amd_usage(compiled.asm["amdgcn"])
+    usage = read_nvidia_usage(compiled.asm["ptx"]) if nvidia else read_amd_usage(compiled.asm["amdgcn"])
     constants = dict(launch.constants)
     first_pointer = next(kind for _, kind in launch.signature if kind.startswith("*"))
     return {
@@ -40,7 +40,7 @@ def compile_launch(target: str, launch: KernelLaunch) -> dict[str, Any]:
     }
 
 
-def read_nvidia_usage(target: str, ptx: str) -> dict[str, int]:
+def read_nvidia_usage(ptx: str) -> dict[str, int]:
     """Registers and spilled bytes, as reported by the assembler for PTX code."""
     architecture = re.search(r"\.target (\w+)", ptx)[1]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:

@@ -19,7 +19,7 @@ def draw_figure(
     clothes: tuple[Color, Color],
     skin: Color = (204, 158, 130),
 ):
-    """A person with its feet at the point; angles of arms and legs are in radians from straight down."""
+    """A person whose feet are at `foot`; angles of arms and legs are in radians from straight down."""
     x, y = foot
     hip, neck = np.array([x, y - 0.5 * height]), np.array([x, y - 0.83 * height])
 

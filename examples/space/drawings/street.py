@@ -66,7 +66,7 @@ def draw_tree(draw: ImageDraw.ImageDraw, random: np.random.Generator, foot: tupl
 
 
 def _draw_car(draw: ImageDraw.ImageDraw, corner: tuple[float, float], width: float, color: Color):
-    """A car from the front, whose lower left corner is at the point."""
+    """A car from the front, whose lower left corner is at `corner`."""
     x, y = corner
 
     def part(left, top, right, bottom, fill, radius=0.04):

@@ -30,9 +30,9 @@ def coco_average_precision(
             `(n, 4)`, corners in pixels, or `masks`, n run-length encodings of COCO.
         references (`Sequence[Mapping]`): Objects of each image: `labels` `(m,)`, and `boxes` `(m, 4)` or `masks`;
             *optionally* `area` `(m,)` in square pixels, which decides whether an object is small, medium or large
-            (default: the area of the box or mask), and `iscrowd` `(m,)`, 1 for crowds, which detections may match
-            without gain or loss.
-        num_labels (`int`, *optional*): Number of classes; default is one more than the largest label.
+            (default: the area of the box or mask), and `iscrowd` `(m,)`, 1 for crowds, to which detections may be
+            matched without affecting the scores.
+        num_labels (`int`, *optional*): Number of classes; default: one more than the largest label.
         iou_type (`str`, defaults to `"bbox"`): `"bbox"` for boxes or `"segm"` for masks.
         max_detections (`int`, *optional*, defaults to 100): Number of detections of a class in an image that are
             evaluated, best first. COCO uses 100, which is too few for images with more objects; `None` evaluates all.

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""faster-coco-eval's evaluator, as the metrics of boxes, masks and keypoints use it."""
+"""faster-coco-eval's evaluator, shared by the metrics of boxes, masks and keypoints."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def run_evaluator(
     **settings: Any,
 ) -> COCOeval_faster:
     """
-    Evaluate COCO annotations of images 1, 2, ...; the results are in `eval` of the evaluator that is returned.
+    Evaluate COCO annotations of images 1, 2, ...; the results are in the `eval` attribute of the returned evaluator.
 
     Args:
         truth, found (`list[dict]`): Annotations of the ground truth and of the predictions. Their ids count from 1,

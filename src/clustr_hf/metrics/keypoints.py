@@ -10,7 +10,7 @@ from ..keypoints import CONVENTIONS, KeypointConvention
 from .coco_evaluator import check_lengths, mean_of_valid, run_evaluator
 
 
-# Name of all keypoints together, and the parts that may have scores of their own, of any convention.
+# Name of the part that has all keypoints, and the names of all parts of any convention.
 WHOLE_BODY = "wholebody"
 PART_NAMES = tuple(dict.fromkeys([*(part for each in CONVENTIONS.values() for part in each.parts), WHOLE_BODY]))
 # COCO's category of persons, and the number of persons of an image that are evaluated.
@@ -35,9 +35,9 @@ def keypoint_average_precision(
     Average precision and recall of keypoints by the object keypoint similarity (OKS), for each part of the body and for
     the whole body, as computed by COCO-WholeBody's evaluator (Jin et al. 2020) and, for 17 keypoints, by COCO's.
 
-    The scores of a part use its keypoints only, and rank the predictions by the score of the part. Crowds, and persons
-    without an annotated keypoint in the part, may be matched without gain or loss; a prediction whose keypoints of the
-    part all have score 0 is left out.
+    The scores of a part use its keypoints only, and rank the predictions by the score of the part. Matches to crowds,
+    and to persons without an annotated keypoint in the part, do not affect the scores; a prediction whose keypoints of
+    the part all have score 0 is left out.
 
     Args:
         predictions (`Sequence[Mapping]`): Persons of each image: `keypoints` `(n, K, 3)`, (x, y, score) in pixels, and
@@ -79,7 +79,7 @@ def keypoint_average_precision(
 
 
 def given_part_scores(record: Mapping[str, Any], name: str) -> dict[str, Sequence[float]]:
-    """The part scores that an image's predictions have, by the name of the part."""
+    """The part scores of an image's predictions, by the name of the part; parts without scores are left out."""
     given = {}
     for part in PART_NAMES:
         spellings = [key for key in (f"{part}_scores", f"{part}_score") if len(record.get(key, ())) > 0]
@@ -135,7 +135,7 @@ def _checked_columns(
 def _part_scores(
     record: Mapping[str, Any], name: str, convention: KeypointConvention, number: int
 ) -> dict[str, list[float]]:
-    """The scores of each part that has any in an image; a person's own score replaces missing ones."""
+    """The part scores of an image; a person's own score replaces missing ones. Parts without scores are left out."""
     parts = [*convention.parts, *([WHOLE_BODY] if len(convention.parts) > 1 else [])]
     result = {}
     for part, given in given_part_scores(record, name).items():

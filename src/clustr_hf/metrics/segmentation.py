@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Mean intersection over union of label maps: per-image pixel counts, and the scores of their sum. K classes."""
+"""Mean intersection over union of label maps, from pixel counts summed over images. K is the number of classes."""
 
 from collections.abc import Sequence
 

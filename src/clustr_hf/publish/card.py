@@ -21,7 +21,7 @@ from ..remote_code.handler_clustr import pipeline_task
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # Placeholder for the owner, which `publish.push` replaces.
 UNKNOWN_REPOSITORY = "your-name"
-# A card cannot name the revision that it is part of, so it asks the reader to replace this one.
+# A card cannot name its own commit, so it asks the reader to replace this revision.
 REVISION = "main"
 
 # Pictures that a card shows if they are in its folder, and their captions.
@@ -80,7 +80,7 @@ class Measurement:
         metric (`str`): Type of the metric on the Hub, such as `"accuracy"`, `"mean_iou"`, `"mean_average_precision"`.
         name (`str`): Name of the metric on the card.
         value (`float`): Value of the metric; shares are in [0, 1].
-        dataset (`str`): Name of the data set that it was measured on.
+        dataset (`str`): Name of the data set that the metric was measured on.
         command (`str`): The command that measured it.
         dataset_id (`str`, *optional*): Id of the data set on the Hub.
         split (`str`, *optional*): Split of the data set.
@@ -107,10 +107,10 @@ class Measurement:
 @dataclass
 class CardContents:
     """
-    Contents of a card that the checkpoint itself does not tell. All are optional; the card states what is missing.
+    Contents of a card that cannot be read from the checkpoint. All are optional; the card states what is missing.
 
     Args:
-        name (`str`, *optional*): Name of the model; default is that of the folder.
+        name (`str`, *optional*): Name of the model. Default: the name of the folder.
         summary (`str`, *optional*): Purpose of the model, in one or two sentences.
         datasets (`Sequence[str]`): Ids of the training data sets on the Hub.
         base_model (`str`, *optional*): Id on the Hub of the model that was fine-tuned.
@@ -161,7 +161,7 @@ def write_model_card(
 
     Raises:
         FileNotFoundError: if there is no configuration.
-        ValueError: if the configuration is not that of a ClusTR model of a known class.
+        ValueError: if the configuration does not belong to a ClusTR model of a known class.
     """
     folder, contents = Path(folder), contents or CardContents()
     config = json.loads((folder / "config.json").read_text())
@@ -265,7 +265,7 @@ def _eval_result(task: str, measured: Measurement) -> EvalResult:
 
 
 def _facts(config: Mapping[str, Any], folder: Path) -> str:
-    """Rows with the facts that the checkpoint's files tell."""
+    """Table rows with the facts from the checkpoint's files."""
     rows = {
         "class": f"`{config['architectures'][0]}`",
         "parameters": f"{_count_parameters(folder) / 1e6:.2f} M",

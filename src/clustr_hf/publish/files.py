@@ -2,9 +2,9 @@
 """
 The files of a Hub repository: weights, configurations, card, pictures, results, and code.
 
-The code files are those of the folder `clustr_hf/remote_code`; its `handler_clustr.py` is uploaded as `handler.py`,
-the name that Inference Endpoints look for. Of that folder, a repository holds the files of its model and image
-processor and all files that these import: `repository.py` and `save_pretrained` copy them.
+The code files come from the folder `clustr_hf/remote_code`: a repository holds the files of its model and image
+processor and all files that these import, which `repository.py` and `save_pretrained` copy. `handler_clustr.py` is
+uploaded as `handler.py`, the name that Inference Endpoints look for.
 """
 
 import re
@@ -32,7 +32,7 @@ IMAGES = "images"
 _FIXED_NAMES = frozenset({*REQUIRED_FILES, *PICTURES, *RESULTS, *CODE_FILES})
 _WEIGHTS = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")
 _EXAMPLE_IMAGE = re.compile(rf"{IMAGES}/\d+-[a-z0-9-]+\.png")
-# Code of any release: files of other names than today's are removed, never uploaded.
+# Code files of any release; those with other names than in `CODE_FILES` are removed, never uploaded.
 _CODE_OF_ANY_RELEASE = re.compile(r"[^/]+_clustr(_\w+)?\.py")
 # Weights of earlier pushes by other means, which loaders must not find beside the new ones.
 _PICKLED_WEIGHTS = re.compile(r"pytorch_model[^/]*\.bin(\.index\.json)?")
@@ -44,7 +44,7 @@ def is_uploaded(name: str) -> bool:
 
 
 def is_outdated_code(name: str) -> bool:
-    """Whether a file is code of another release, which the code of this one does not import."""
+    """Whether a file is code of another release that the code of this release does not import."""
     return name not in CODE_FILES and _CODE_OF_ANY_RELEASE.fullmatch(name) is not None
 
 

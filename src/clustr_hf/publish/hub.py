@@ -36,8 +36,8 @@ def push(
     Args:
         folder (`str` or `Path`): Folder written by [`build_repository`], or the output folder of a training script.
         repo_id (`str`): Id on the Hub, `"name"` or `"owner/name"`; the repository is created if it does not exist.
-        private (`bool`, *optional*): Whether a new repository is private; default is the owner's setting.
-        token (`str`, *optional*): Access token; default is that of the logged-in user.
+        private (`bool`, *optional*): Whether a new repository is private. Default: the owner's setting.
+        token (`str`, *optional*): Access token. Default: the token of the logged-in user.
         commit_message (`str`): Message of the commit.
         validate (`bool`, defaults to `True`): Whether to call [`validate_repository`] first.
 
@@ -69,7 +69,7 @@ def full_repository_id(repo_id: str, token: str | None = None) -> str:
     """
     `"owner/name"` of an id that may lack its owner, which defaults to the logged-in user.
 
-    The Hub itself would take an id without an owner for one of its old models without owners.
+    The Hub itself would resolve an id without an owner to one of its old models without owners.
     """
     return repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
 

@@ -34,7 +34,7 @@ from .files import (
 )
 
 
-# The packages that an endpoint needs; they are a part of what clustr_hf requires.
+# The packages that an endpoint needs, a subset of the requirements of clustr_hf.
 ENDPOINT_REQUIREMENTS = ("numpy", "pillow", "safetensors", "torch", "torchvision", "transformers")
 
 
@@ -58,7 +58,7 @@ def build_repository(
             Folder to write. An existing folder is replaced if it holds nothing but an earlier repository. The folder is
             complete whenever it exists.
         card ([`CardContents`], `str` or `Path`, *optional*):
-            Contents of the card beyond what the checkpoint itself tells; or the path of an existing card, a README.md.
+            Contents of the card that cannot be read from the checkpoint; or the path of an existing card, a README.md.
         example_images (`Mapping[str, PIL.Image.Image | str | Path]`, *optional*):
             Title -> image that the Hub offers to try, which must satisfy the limits of the handler; the images are
             copied to `images/`. Default: photographs on the Hub.
@@ -205,7 +205,7 @@ def _write_images(folder: Path, images: Mapping[str, Image.Image | str | Path], 
 
 
 def _copy_card(path: Path, folder: Path, widget: Mapping[str, str] | None):
-    """Copy a card; with the images of its widget, unless `widget` replaces them."""
+    """Copy a card and the images of its widget, unless `widget` replaces them."""
     card = load_card(path)
     if card.data.get("pipeline_tag") is None:
         raise ValueError(f"`card` {path} must have metadata with a pipeline_tag.")

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Check that a repository is complete, and run it the way a stranger would: without the package and without the Hub."""
+"""Check that a repository is complete, and run it without the package and without the Hub."""
 
 import json
 import os

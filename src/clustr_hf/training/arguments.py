@@ -19,7 +19,7 @@ OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "polynomial", "multistep", "constant")
 PRECISIONS = ("no", "fp16", "bf16")
 HUB_STRATEGIES = ("end", "checkpoint")
-# The schedules that use an argument; all schedules use the arguments that are not listed here.
+# Argument -> the schedules that use it; all schedules use the arguments that are not listed.
 USERS_OF_SCHEDULE = {
     "polynomial_power": ("polynomial",),
     "min_learning_rate": ("cosine", "polynomial"),
@@ -41,7 +41,7 @@ BELOW_ONE = ("adam_beta1", "adam_beta2", "ema_decay")
 class LoopArguments:
     """How to train, evaluate, save and report; the same arguments for all tasks."""
 
-    # Set by `parse_arguments` and shown on the card. Without annotations they are no fields, hence no arguments.
+    # Set by `parse_arguments` and shown on the card. Without annotations they are not fields, hence not arguments.
     command = ""
     settings = types.MappingProxyType({})
 
@@ -317,7 +317,7 @@ def parse_arguments(*argument_classes: type, arguments: list[str] | None = None)
 
 def _check_mode(args: LoopArguments, parsed: Sequence[Any]):
     """
-    Raise a `ValueError` if there are no training data; or, with `--eval_only`, if there are no evaluation data or no
+    Raise a `ValueError` if there is no training data; or, with `--eval_only`, if there is no evaluation data or no
     trained weights, or if an argument requires training.
     """
     sources = [part for part in parsed if hasattr(part, "leave_training_out")]

@@ -36,7 +36,7 @@ HEAD_FIELDS = (
 )
 # Side of the windows in tokens: an eighth of the first stage's map at 128 pixels and stride 4, as 7 is at 224 pixels.
 SWIN_WINDOW = 4
-# Image size of baselines that accept any size: that of the paper.
+# `image_size` of baselines that accept images of any size; the value is the paper's for segmentation.
 LARGE_IMAGE = 512
 
 
@@ -68,7 +68,7 @@ class PvtV2ForSemanticSegmentation(BaselineForSemanticSegmentation):
 
 
 class SwinForSemanticSegmentation(BaselineForSemanticSegmentation):
-    """Swin: attention in windows that every second block shifts; with a layer norm on the map of each stage."""
+    """Swin: attention in windows that every second block shifts; a layer norm follows each stage."""
 
     config_class = SwinConfig
     base_model_prefix = "swin"
@@ -90,7 +90,7 @@ class SwinForSemanticSegmentation(BaselineForSemanticSegmentation):
 
 
 class SwinForSmallImages(SwinForImageClassification):
-    """Swin with windows that are at most as large as the map of their stage; transformers' have one size."""
+    """Swin with windows that are at most as large as the map of their stage; in transformers all have one size."""
 
     def __init__(self, config: SwinConfig):
         super().__init__(config)
@@ -208,7 +208,7 @@ def load_baseline(
 
 
 def _saved_config(args: BaselineArguments, baseline: Baseline) -> PreTrainedConfig:
-    """The configuration of a checkpoint that was trained by [`load_baseline`]."""
+    """The configuration of a checkpoint whose model was made by [`load_baseline`]."""
     overrides = sorted(set(args.config_overrides or {}) - set(HEAD_FIELDS))
     if overrides:
         raise ValueError(f"--config_overrides can only change the head of a checkpoint of --baseline, got {overrides}")

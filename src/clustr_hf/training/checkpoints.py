@@ -3,7 +3,7 @@
 The checkpoints of a run, and the atomic writes of files and folders behind them.
 
 A folder is written under a name that ends in `.incomplete`, flushed to the disk, and then renamed, which is atomic. A
-folder without that ending is therefore complete, even after a kill. All processes must share the disk.
+folder without that ending is therefore complete, even after a kill. All machines must share the disk.
 
 Before a run resumes from a folder, its checksums show whether it was damaged later, on the disk or in a copy.
 """
@@ -104,7 +104,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], accelerator: Accel
     Args:
         folder (`Path`): The folder to write; an existing one is replaced.
         write (`Callable[[Path], None]`): Writes the content to a temporary folder; all processes call it.
-        accelerator (`Accelerator`): Of the run.
+        accelerator (`Accelerator`): Accelerator of the run.
 
     Raises:
         OSError: if the folder cannot be written, for example because the disk is full; no part of it remains.
@@ -276,7 +276,7 @@ def _named(folder: Path, output_dir: Path) -> Path:
 
 
 def _last_undamaged(existing: list[Path], announce: bool) -> Path | None:
-    """The last undamaged one of some checkpoints; None if there are no checkpoints."""
+    """The last undamaged checkpoint; None if there are no checkpoints."""
     damaged = []
     for folder in reversed(existing):
         damage = damage_of_checkpoint(folder)

@@ -3,7 +3,7 @@
 Checksums of saved folders: `checksums.json` lists the size and the SHA-256 of every other file in a folder.
 
 A run writes the checksums before the folder gets its final name, and compares them before it reads the folder. This
-finds files that a failing disk or an interrupted copy has changed and whose weights would load without an error.
+finds files that a failing disk or an interrupted copy has changed, even if their weights would load without an error.
 """
 
 import functools
@@ -95,7 +95,7 @@ def _damage_of_file(path: Path, name: str, expected: dict) -> list[str]:
         return [f"{name} {kind}: it has {size} bytes, and had {expected['size']} when it was saved"]
     try:
         digest = _sha256(path)
-    except OSError as error:  # of a failing disk
+    except OSError as error:  # a failing disk
         return [f"{name} cannot be read: {error.strerror}"]
     return [] if digest == expected["sha256"] else [f"{name} differs from what was saved (SHA-256)"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..publish.card import plain_value
 
 
-# Arguments that cards leave out, besides paths and names, since they do not change the trained model.
+# Arguments that cards leave out, as they do paths and names, since they do not change the trained model.
 HOUSEKEEPING = {
     *("recipe", "dry_run", "eval_only", "push_to_hub", "hub_model_id", "hub_strategy", "report_to", "logging_steps"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "max_skipped_samples"),
@@ -27,7 +27,7 @@ OVERRIDDEN_BY = {
     "variant": ("model_name_or_path",),
     "warmup_epochs": ("warmup_steps",),
 }
-# The checkout of an editable installation, as `make test` makes one.
+# The checkout of an editable installation.
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
@@ -63,8 +63,8 @@ def _quote(argument: str) -> str:
 
 def shorten_path(path: str) -> str:
     """
-    Make a path fit to be published: relative to this repository if it lies inside, otherwise only its name. Relative
-    paths without `..` and arguments that are no paths stay as they are.
+    Shorten a path for publication: relative to this repository if it lies inside, otherwise only its name. Relative
+    paths without `..` and arguments that are not paths are returned unchanged.
     """
     if not os.path.isabs(path) and ".." not in Path(path).parts:
         return path
@@ -89,6 +89,7 @@ def settings_of(*parsed: Any) -> dict[str, Any]:
 
 
 def _without_effect(parsed: Iterable[Any]) -> set[str]:
+    """Names of the arguments that the given ones override or that an `unused_settings` method names."""
     given = given_names(parsed)
     unused = {name for name, others in OVERRIDDEN_BY.items() if not given.isdisjoint(others)}
     return unused.union(*(args.unused_settings() for args in parsed if hasattr(args, "unused_settings")))

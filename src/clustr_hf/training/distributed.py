@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Distributed set-up: the [`Accelerator`] of a run, what DDP and FSDP2 need beyond Accelerate, and decisions that all
-processes share.
+Distributed training: the [`Accelerator`] of a run, workarounds for DDP and FSDP2, and decisions that all processes
+share.
 """
 
 import functools
@@ -29,7 +29,7 @@ logger = get_logger(__name__)
 
 def make_accelerator(args: LoopArguments) -> Accelerator:
     """
-    Make the `Accelerator` of a run and configure logging. On CPUs, several processes and FSDP work as on GPUs.
+    Make the `Accelerator` of a run and configure logging. Several processes and FSDP work on CPUs as they do on GPUs.
 
     Raises:
         ValueError: if the package of a tracker in `args.report_to` is missing.
@@ -94,8 +94,8 @@ def check_fsdp_arguments(args: LoopArguments) -> None:
 
 def synchronize_batch_norms(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     """
-    Compute the statistics of batch norms over the images of all GPUs; those of one GPU are too few. CPU processes keep
-    statistics of their own, since torch has no synchronized batch norm for CPUs.
+    Compute the statistics of batch norms over the images of all GPUs, since one GPU has too few images. CPU processes
+    keep their own statistics, since torch has no synchronized batch norm for CPUs.
     """
     if accelerator.num_processes > 1 and accelerator.device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

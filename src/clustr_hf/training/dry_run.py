@@ -27,8 +27,8 @@ GIGABYTE = 1e9  # bytes
 
 def dry_run(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float]:
     """
-    Print the arguments, the plan and the memory of a step, and draw the learning rate. On an accelerator, two steps are
-    taken to measure their memory.
+    Print the arguments, the plan and the memory of a step, and draw the learning rate. On an accelerator, run
+    two steps to measure their memory.
 
     Returns:
         `dict[str, float]`: `num_steps` and `memory_gb`, with an accelerator also `measured_memory_gb` and
@@ -126,8 +126,8 @@ def try_step(
     autocast: Callable[[], AbstractContextManager],
 ) -> dict[str, float | str | None]:
     """
-    Measure the memory of a training step on the accelerator that holds model and batch. Two steps are taken, since the
-    optimizer allocates its state in the first one.
+    Measure the memory of a training step on the accelerator that holds model and batch. It runs two steps, since
+    the optimizer allocates its state in the first one.
 
     Returns:
         `dict[str, float | str | None]`: `device`; `peak_gb`, allocated by torch, infinite if memory ran out, None if

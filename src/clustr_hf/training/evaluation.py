@@ -30,14 +30,14 @@ logger = get_logger(__name__)
 
 
 class Loop:
-    """The common part of training and evaluation. Subclasses set `model` and `eval_loader`."""
+    """Base class of training and evaluation. Subclasses set `model` and `eval_loader`."""
 
     def __init__(self, task: Task, args: LoopArguments, accelerator: Accelerator):
         self.task, self.args, self.accelerator = task, args, accelerator
         self.output_dir = Path(args.output_dir)
         self.state = TrainingState()
         self.ema = None
-        # Gathered weights are loaded into this copy, so that wrappers and shards can stay.
+        # Gathered weights are loaded into this copy; the wrapped or sharded model stays as it is.
         self.skeleton = copy.deepcopy(task.model) if accelerator.is_main_process else None
 
     def _loader_options(self) -> LoaderOptions:
@@ -75,7 +75,7 @@ class Loop:
         """The metrics of the task on the evaluation data, and the number of samples, `eval_samples`."""
         model = self.model if self.ema is None else self.ema.module
         model.eval()
-        # Processes keep statistics of batch norms of their own on CPUs; those of the main process are saved.
+        # On CPUs each process has its own batch norm statistics; only those of the main process are saved.
         broadcast_buffers(model, self.accelerator)
         records = []
         show_bar = self.accelerator.is_local_main_process
@@ -90,7 +90,7 @@ class Loop:
         return {**metrics, "eval_samples": len(records)}
 
     def _check_for_stop(self):
-        """A training loop leaves an evaluation here when it has received a signal."""
+        """Hook of the training loop, which stops an evaluation here after a signal."""
 
     def _gather_model(self) -> nn.Module | None:
         """The model to save, on the CPU with whole weights; None except in the main process. All must call it."""
@@ -161,7 +161,7 @@ class EvaluationLoop(Loop):
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """
-    Load the weights of a checkpoint that a run would save as its model: the moving average, if there is one.
+    Load the weights that a run would save as its model from a checkpoint: the moving average, if there is one.
 
     Raises:
         ValueError: if the weights cannot be read or belong to another model.

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-One step of a training: how its batch is divided, and how the gradients of the parts become one update of the weights.
+One training step: divides its batch into micro-batches, and updates the weights once with the accumulated gradients.
 
-`train_batch_size` = number of processes x images per device x micro-batches that are accumulated.
+`train_batch_size` = number of processes x images per device x accumulated micro-batches.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,9 +50,9 @@ def update_weights(
     """
     Accumulate the gradients of the micro-batches and update the weights once.
 
-    `accelerator.backward` divides each loss by `accelerator.gradient_accumulation_steps`, so that the gradient is that
-    of the mean loss over the whole batch. Within `accelerator.accumulate`, the optimizer does nothing and processes do
-    not exchange gradients before the last micro-batch.
+    `accelerator.backward` divides each loss by `accelerator.gradient_accumulation_steps`, so that the sum is
+    the gradient of the mean loss over the whole batch. Within `accelerator.accumulate`, the optimizer does nothing and
+    processes do not exchange gradients before the last micro-batch.
 
     Args:
         accelerator (`Accelerator`): Its `gradient_accumulation_steps` is the number of micro-batches.

@@ -38,7 +38,9 @@ def known_names(
     source = f"the checkpoint {args.model_name_or_path}"
     if not has_head(config, heads):
         if only_evaluates:
-            raise ValueError(f"{source} is of {config.architectures}: to evaluate, it must be one {' or '.join(heads)}")
+            raise ValueError(
+                f"{source} is of {config.architectures}: to evaluate it, its class must be a {' or '.join(heads)}"
+            )
         return None
     names = names_of(config, source)
     return KnownNames(names, source, only_evaluates, args.ignore_mismatched_sizes) if names else None

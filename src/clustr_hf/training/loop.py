@@ -111,7 +111,7 @@ class TrainingLoop(Loop):
     def __init__(self, task: Task, args: LoopArguments, plan: TrainingPlan, accelerator: Accelerator):
         super().__init__(task, args, accelerator)
         self.plan = plan
-        self.losses: list[torch.Tensor] = []  # of the steps since the last look at them
+        self.losses: list[torch.Tensor] = []  # of the steps since `_collect_losses` last read them
         self.saved_step: int | None = None  # step of the last checkpoint that this process has written
         self.num_reported = 0  # entries of the history that this process has written and plotted
         self.started = time.perf_counter()

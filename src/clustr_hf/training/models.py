@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Arguments that name a model, and how a checkpoint or a new model is loaded with a head for given classes."""
+"""Arguments that select a model; loads a checkpoint or a new model with a head for given classes."""
 
 import json
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ class ModelArguments:
 
     @property
     def hub_arguments(self) -> dict[str, Any]:
-        """Arguments of `from_pretrained` that say where a checkpoint is."""
+        """Arguments of `from_pretrained` that locate a checkpoint."""
         return {**self.download_arguments, "revision": self.model_revision, "trust_remote_code": self.trust_remote_code}
 
     @property
@@ -179,7 +179,7 @@ def load_weights(
     saved: PreTrainedConfig,
 ) -> PreTrainedModel:
     """
-    The checkpoint's weights in a model of another configuration, with a new head if the checkpoint's is for other
+    The checkpoint's weights in a model of another configuration, with a new head if the checkpoint's head is for other
     classes.
 
     Args:
@@ -214,9 +214,10 @@ def load_weights(
 
 
 def replace_head(model: PreTrainedModel, labels: list[str]) -> PreTrainedModel:
-    """Give random weights to all parameters whose shapes depend on the number of classes."""
+    """Reinitialise all parameters whose shapes depend on the number of classes."""
     fields = model.config.to_dict()
-    fields.update({name: None for name in ("semantic_class_weights",) if name in fields})
+    if "semantic_class_weights" in fields:  # their number must match the number of classes
+        fields["semantic_class_weights"] = None
     larger = type(model.config).from_dict({**fields, **name_labels([*labels, "one more"])})
     shapes = {name: weight.shape for name, weight in type(model)(larger).state_dict().items()}
     kept = {name: weight for name, weight in model.state_dict().items() if weight.shape == shapes[name]}

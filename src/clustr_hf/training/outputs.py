@@ -20,7 +20,7 @@ logger = get_logger(__name__)
 
 
 def save_pretrained(model: nn.Module, task: Task, folder: Path) -> None:
-    """Save model and processor so that `from_pretrained` loads them; of a plain `nn.Module` only the weights."""
+    """Save model and processor for `from_pretrained`; for a plain `nn.Module`, save only the weights as safetensors."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
     else:
@@ -40,7 +40,7 @@ def write_outputs(
         save_into (`Callable[[Path], None]`): Saves model and processor in a folder; all processes call it.
         task ([`Task`]): Its `write_card` completes the folder.
         results (`dict[str, float]`): Content of `all_results.json`.
-        accelerator (`Accelerator`): Of the run.
+        accelerator (`Accelerator`): Accelerator of the run.
     """
     staging = output_dir / "model"
 
@@ -55,7 +55,7 @@ def write_outputs(
 
     write_folder(staging, write, accelerator)
     if accelerator.is_main_process:
-        # The results last: their presence means that the output is complete.
+        # Results are moved last: their presence means that the output is complete.
         for path in sorted(staging.iterdir(), key=lambda path: path.name == RESULTS):
             path.replace(output_dir / path.name)
         shutil.rmtree(staging)

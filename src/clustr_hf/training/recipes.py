@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def insert_recipe(arguments: Sequence[str], argument_classes: Sequence[type]) -> list[str]:
-    """The command line, with the arguments of the recipe that its `--recipe` names in front of it."""
+    """The command line, preceded by the arguments of its `--recipe`."""
     path = find_option("--recipe", arguments)
     return [*([] if path is None else read_recipe(path, argument_classes)), *arguments]
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The files that report a run: results, history, curves and tables of scores; and warnings about absent classes."""
+"""Report files of a run: results, history, curves and tables of scores; and warnings about absent classes."""
 
 import io
 import json
@@ -71,10 +71,10 @@ def warn_of_absent(
     Warn of classes or parts that do not occur in the validation data, which the scores therefore do not cover.
 
     Args:
-        what (`str`): What the counts count, such as "pixel" or "object".
+        what (`str`): Unit of the counts, such as "pixel" or "object".
         names (`Sequence[str]`): Names of the classes.
         counts (`Sequence[int]`): Number of occurrences of each class.
-        kind (`str`): What the names denote.
+        kind (`str`): Plural noun for the names in the warning.
         advice (`str`): Text to append to the warning.
     """
     absent = [name for name, count in zip(names, counts) if count == 0]

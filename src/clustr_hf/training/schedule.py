@@ -17,8 +17,8 @@ class TrainingPlan:
     Batches and schedule of a run; [`TrainingPlan.make`] derives them from arguments, data and number of processes.
 
     A step is one update of the weights by `train_batch_size` images: `per_device_batch_size` images on each of
-    `num_processes` devices, `accumulation` times. An epoch consists of whole steps; the images that remain are left out
-    of it, others in every epoch.
+    `num_processes` devices, `accumulation` times. An epoch consists of whole steps; the remaining images are
+    left out, a different set in each epoch.
     """
 
     args: LoopArguments
@@ -59,8 +59,8 @@ class TrainingPlan:
         As in timm and OpenMMLab, the warm-up replaces the beginning of the schedule: the rate grows linearly from
         `warmup_learning_rate` to the peak, and the schedule then continues as if it had started at step 0.
 
-        The schedulers of timm compute the same rates, except for their last bit: with them, a run that resumes from an
-        earlier checkpoint would not end with the same weights. Those of transformers decay after the warm-up instead.
+        The schedulers of timm compute the same rates except for rounding, so that a run that resumes from a checkpoint
+        of an earlier release would end with other weights. Those of transformers start the decay after the warm-up.
         """
         args, peak = self.args, self.peak_learning_rate
         if step < self.warmup_steps:

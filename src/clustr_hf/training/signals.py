@@ -44,7 +44,7 @@ class StopRequests:
 
     Args:
         device (`torch.device`): Device of the training.
-        is_delayed (`bool`, *optional*): Whether [`agreed`] returns the result of the call before. Default: true on
+        is_delayed (`bool`, *optional*): Whether [`agreed`] returns the result of its previous call. Default: true on
             accelerators, false on CPUs.
     """
 
@@ -78,11 +78,11 @@ class StopRequests:
 
     def agreed(self) -> int:
         """
-        The number of the signal that any process has received, or 0. All processes must call this method equally often
-        and get the same answer.
+        The number of the signal that any process has received, or 0. All processes must call this method the same
+        number of times; all get the same answer.
 
-        With `is_delayed`, the answer is that of the call before. An accelerator would otherwise run out of work while
-        the host waits for the answer, which is queued behind all other work.
+        With `is_delayed`, the answer is the result of the previous call. An accelerator would otherwise run out of work
+        while the host waits for the answer, which is queued behind all other work.
         """
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return self.received

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""What a script gives to the loops: a model, data, a loss and metrics, as one [`Task`]."""
+"""The input of the training and evaluation loops: a model, data, a loss and metrics, as one [`Task`]."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ class Task:
 
 
 def _samples(kind: type[TrainingSamples], data: Any) -> TrainingSamples:
-    """Data as samples. The transform gets the items of a sequence, since the loader seeds its random numbers."""
+    """Data as samples. Items of a sequence are read in the transform, where the loader seeds the random numbers."""
     if not isinstance(data, TrainingSamples):
         return kind(_same, data.__getitem__, len(data))
     if isinstance(data, EvaluationSamples) == (kind is EvaluationSamples):

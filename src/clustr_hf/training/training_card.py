@@ -79,8 +79,8 @@ def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
     Describe the evaluation data.
 
     Returns:
-        `tuple[str, str | None, str]`: their name, without private folders; their Hub id, if they are from the Hub; and
-        the part of them that was used.
+        `tuple[str, str | None, str]`: the name of the data set, without private folders; its Hub id, if it is from the
+        Hub; and the part of it that was used.
     """
     hub_name = getattr(args, "dataset_name", None)
     is_part = getattr(args, "holds_back", False)

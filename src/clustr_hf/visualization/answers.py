@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Pictures of what pipelines return."""
+"""Pictures of the outputs of pipelines."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from .segmentation import draw_segmentation
 
 def draw_answers(image: Image.Image, answers: Sequence[Mapping[str, Any]], config: Any) -> Image.Image:
     """
-    Draw what a pipeline returned for an image: segments, boxes, instances or skeletons.
+    Draw the output of a pipeline over its image: segments, boxes, instances or skeletons.
 
     Args:
         image (`PIL.Image.Image`): The input of the pipeline; its EXIF orientation is applied, as pipelines do.

@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The clusters that a model finds in an image: hooks that record them, a coarser model, and the image for both."""
+"""The clusters that a model finds in an image, models with coarser clusters, and images prepared for both."""
 
 import copy
 import functools
@@ -44,8 +44,8 @@ def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[Clus
     """
     The clusters of every block in the clustered stages of a model's backbone (as in Figure A3).
 
-    The backbone sees the image as it is. Models for dense prediction, in contrast, pad an image whose sides are not
-    multiples of the total stride.
+    The image is not padded, whereas models for dense prediction pad images whose sides are not multiples of the total
+    stride.
 
     Args:
         model (`PreTrainedModel`): Any ClusTR model, including those loaded with remote code.

@@ -13,7 +13,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 def class_colors(num_labels: int) -> np.ndarray:
     """
-    A colour for each class: always the same ones, with neighbouring classes far apart.
+    A colour for each class. A class has the same colour for any number of classes, and neighbours differ strongly.
 
     Args:
         num_labels (`int`): Number of classes.

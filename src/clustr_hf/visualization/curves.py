@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Curves of trainings (as in Figures A1 and A2)."""
+"""Training curves (as in Figures A1 and A2)."""
 
 from collections.abc import Mapping, Sequence
 

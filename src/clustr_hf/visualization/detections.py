@@ -16,7 +16,7 @@ from .colors import class_colors, readable_on
 from .grids import plot_pairs
 
 
-# Objects of an image up to which `draw_detections` writes their names by default.
+# Number of objects up to which `draw_detections` writes names by default.
 MAX_TEXTS = 30
 
 
@@ -68,7 +68,7 @@ def draw_detections(
     colors = [tuple(palette[index].tolist()) for index in (range(len(boxes)) if masks is not None else labels.tolist())]
     if masks is not None:
         masks = masks.cpu()
-        covered = masks.cumsum(dim=0) > 1  # by an earlier mask; torchvision would paint overlaps black
+        covered = masks.cumsum(dim=0) > 1  # pixels of an earlier mask; torchvision would paint overlaps black
         with torch.device("cpu"):  # torchvision creates tensors without naming a device
             picture = draw_segmentation_masks(picture, masks & ~covered, alpha=0.55, colors=colors)
     boxes = _with_positive_sides(boxes)

@@ -86,7 +86,7 @@ def _visible(keypoints: torch.Tensor, scores: torch.Tensor | None, threshold: fl
 
 
 def _side_color(names: Iterable[str]) -> str:
-    """Colour of a keypoint or of a line between two; a line from one side to the other belongs to neither."""
+    """Colour of a keypoint, or of a line between two; a line from one side to the other has neither side's colour."""
     sides = {name.split("_")[0] for name in names} & {"left", "right"}
     return {"left": BLUE, "right": ORANGE}[sides.pop()] if len(sides) == 1 else GREEN
 

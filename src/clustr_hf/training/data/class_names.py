@@ -1,9 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Class names, which match the class ids of a data set's splits with each other and with those of a checkpoint.
+Matches the class ids of the splits of a data set and of a checkpoint by class name.
 
-A class id is an index into a list of names. Each split may have a list of its own, and so does a checkpoint. All ids
-are converted to the order of one list before anything is trained or evaluated.
+A class id is an index into a list of names. Each split and the checkpoint may have their own list. All ids are
+converted to the order of one list before training or evaluation.
 """
 
 import logging
@@ -172,6 +172,11 @@ def find_place(places: Sequence[int], label: int | None, sample: str) -> int:
     Raises:
         ValueError: if the split has no such class.
     """
-    if label is None or not 0 <= label < len(places):
-        raise ValueError(f"the label of {sample} must be in [0, {len(places)}), got {label}")
+    check_label(label, len(places), sample)
     return places[label]
+
+
+def check_label(label: int | None, number: int, sample: str) -> None:
+    """Raise a `ValueError` unless the label is the index of one of `number` classes."""
+    if label is None or not 0 <= label < number:
+        raise ValueError(f"the label of {sample} must be in [0, {number}), got {label}")

@@ -30,7 +30,7 @@ class CocoFile:
         path (`str`): Path of the file.
         categories (`dict[Any, dict]`): Categories by id, sorted by id.
         images (`dict[Any, str]`): File names of the images by id.
-        annotations (`list[dict]`): Annotations, each of one of these images and categories.
+        annotations (`list[dict]`): Annotations, each for one of these images and categories.
     """
 
     path: str
@@ -168,7 +168,7 @@ def renumber(rows: Dataset, own: Sequence[str], names: Sequence[str], split: str
 
 def flatten_polygons(segmentation: Any, name: str) -> Any:
     """
-    COCO polygons, lists of alternating x and y, from polygons in this form or as pairs (x, y).
+    Convert polygons to COCO's form, lists of alternating x and y, from this form or from pairs (x, y).
 
     Polygons with fewer than three corners are dropped if the object has others. A value that is not a list of polygons
     is returned unchanged.

@@ -76,7 +76,7 @@ def _load_all(builder: DatasetBuilder, streaming: bool) -> Mapping[str, Rows]:
 def _load_pieces(
     builder: DatasetBuilder, files: Mapping[str, Sequence[str]], streaming: bool, hub: Mapping[str, Any]
 ) -> dict[str, list[Rows]]:
-    """The splits of parquet or Arrow files; files with other class names or columns are loaded on their own."""
+    """The splits of parquet or Arrow files; files with different class names or columns are loaded separately."""
     groups = {split: _group_by_names(split, files[split], builder.name, hub.get("token")) for split in files}
     found = [group for of_split in groups.values() for group in of_split]
     all_features = [builder.info.features, *(features for _, features, _ in found)]
@@ -139,7 +139,7 @@ def _group_by_names(
 def _read_features(file: str, kind: str, token: str | None) -> tuple[dict[str, str], Features | None]:
     """
     The columns of a file, sorted by name, with their types, and its features. The features are None if `datasets` did
-    not write the file: it has no class names then.
+    not write the file, which then has no class names.
     """
     try:
         with xopen(file, "rb", download_config=DownloadConfig(token=token)) as opened:

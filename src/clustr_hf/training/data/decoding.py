@@ -61,5 +61,5 @@ def decode_rgb(image: Any, name: str, processor: Any) -> Image.Image:
 def _unreadable(image: Any, name: str, error: Exception) -> UnreadableSample:
     path = f" ({image['path']})" if isinstance(image, dict) and image.get("path") else ""
     error = error.__cause__ or error  # PIL's own error, if there is one
-    reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # the same message in every process
+    reason = re.sub(r" <_io\.BytesIO object at \w+>", "", str(error))  # so that all processes report the same message
     return UnreadableSample(f"{name}{path}: {reason}")

@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Rows whose class ids refer to one list of names, read from files that may each have a list of their own.
+Rows whose class ids refer to one list of names, read from files that may each have their own list.
 
 `datasets` gives all files the class names of the first one: if another file lists the names in a different order, cats
 become dogs.
@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, concatenate_datasets
 
-from .class_names import KnownNames, choose_names, find_place, find_places
+from .class_names import KnownNames, check_label, choose_names, find_place, find_places
 
 
 Rows = Dataset | IterableDataset
@@ -40,7 +40,7 @@ class Labels(ABC):
         """The same rows with ids that refer to other names; raises a `ValueError` for an id without a name."""
 
     def check(self, rows: Rows, split: str) -> None:  # noqa: B027 (optional)
-        """Raise a `ValueError` for a row with an invalid id, if this can be told without reading all columns."""
+        """Raise a `ValueError` for a row with an invalid id, if this check does not need to read all columns."""
 
 
 class LabelColumn(Labels):
@@ -72,12 +72,6 @@ class LabelColumn(Labels):
         labels = rows.select_columns([self.column]).with_format("arrow")[:][self.column].to_pylist()
         for index, label in enumerate(labels):
             check_label(label, number, f"{split} sample {index}")
-
-
-def check_label(label: int | None, number: int, sample: str) -> None:
-    """Raise a `ValueError` unless the label is the index of one of `number` classes."""
-    if label is None or not 0 <= label < number:
-        raise ValueError(f"the label of {sample} must be in [0, {number}), got {label}")
 
 
 def _renumber_row(row: dict[str, Any], column: str, places: list[int], sample: str) -> dict[str, int]:

@@ -1,8 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Data loaders whose order is a function of the seed, the epoch and the position in the epoch alone.
+Data loaders whose order depends only on the seed, the epoch and the position in the epoch.
 
-A run that resumes therefore sees the same batches as one that never stopped, on any number of processes and workers.
+A resumed run therefore sees the same batches as an uninterrupted one, on any number of processes and workers. The order
+of a stream also depends on the numbers of processes and workers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ class TrainingBatches:
 
 
 def evaluation_batches(num_samples: int, batch_size: int, process_index: int, num_processes: int) -> list[list[int]]:
-    """Keys of [`EvaluationSamples`] for one process; all processes have the same number of batches of equal sizes."""
+    """Keys of [`EvaluationSamples`] for one process; all processes have the same number of batches, of equal sizes."""
     share = -(-num_samples // num_processes)
     keys = [process_index + num_processes * position for position in range(share)]
     return [keys[start : start + batch_size] for start in range(0, share, batch_size)]
@@ -66,11 +67,11 @@ def evaluation_batches(num_samples: int, batch_size: int, process_index: int, nu
 
 def collate(samples: Sequence[dict[str, Any]], stack_images: bool = True) -> dict[str, Any]:
     """
-    Dictionaries of the same keys -> a batch: tensors are stacked, numbers become a tensor, other values form a list.
+    Dictionaries with the same keys -> a batch: tensors are stacked, numbers become a tensor, other values form a list.
 
     Args:
         samples (`Sequence[dict]`): Transformed samples.
-        stack_images (`bool`): Whether tensors must have the same shape. Otherwise those of different shapes form a
+        stack_images (`bool`): Whether tensors must have the same shape. If false, tensors of different shapes form a
             list.
     """
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
@@ -145,7 +146,7 @@ def training_loader(
 def evaluation_loader(
     samples: EvaluationSamples, collate: Callable[[list[dict]], dict], batch_size: int, options: LoaderOptions
 ) -> DataLoader:
-    """Batches of one process; all processes together have every sample once, apart from fillers of index -1."""
+    """Batches of one process; all processes together read every sample once, apart from fillers with index -1."""
     keys = evaluation_batches(len(samples), batch_size, options.process_index, options.num_processes)
     return make_loader(samples, options, batch_sampler=keys, collate_fn=CollateSamples(collate))
 

@@ -2,8 +2,8 @@
 """
 Transformed samples with random access; unreadable samples are skipped, named and counted.
 
-The random numbers of a transform are a function of the sample's key alone, so that neither the number of processes nor
-that of data loading workers changes the training data.
+The random numbers of a transform depend only on the sample's key, so that the numbers of processes and of data-loading
+workers do not change the training data.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ from .decoding import UnreadableSample
 from .seeds import seeded
 
 
-# Samples of a stream from which the next one is drawn; ImageNet's encoded images take about 0.2 GB per worker.
+# Size of the shuffle buffer of a stream in samples; ImageNet's encoded images take about 0.2 GB per worker.
 SHUFFLE_BUFFER = 2048
 # Consecutive unreadable samples that are skipped before an error is raised.
 MAX_ATTEMPTS = 20
@@ -34,7 +34,7 @@ class TrainingSamples(Dataset):
         transform (`Callable[[Any], dict]`): Decoded sample -> input of the collate function; may be random.
         num_samples (`int`): Number of samples.
 
-    A key is a pair (index, seed of the transform). An unreadable sample is always replaced by the same other one.
+    A key is a pair (index, seed of the transform). The replacement of an unreadable sample depends only on its key.
     """
 
     def __init__(self, read: Callable[[int], Any], transform: Callable[[Any], dict], num_samples: int):
@@ -59,7 +59,7 @@ class EvaluationSamples(TrainingSamples):
     """
     Transformed samples to evaluate on; the transform must not be random.
 
-    A key is a position in [0, num_samples). Larger keys are fillers, which complete the last batches of a process.
+    A key is a position in [0, num_samples). Larger keys are fillers, which complete the last batch of a process.
     Fillers and replacements of unreadable samples have the index -1 and are not evaluated.
     """
 

@@ -18,7 +18,7 @@ from .labelled_rows import Labels, cast_images, check_columns, match_classes
 @dataclass(frozen=True)
 class DataFormat:
     """
-    What distinguishes the data set of a task.
+    The parts of data loading that depend on the task.
 
     Args:
         read_folders (`Callable[[dict[str, str]], DatasetDict]`): Folder of each split -> its rows.
@@ -43,8 +43,8 @@ def load_data(
     known: KnownNames | None = None,
 ) -> DatasetDict:
     """
-    The validation split and, if there is one, the training split, with images as bytes or path. Class ids of both
-    refer to one list of names: the checkpoint's if it has the same classes, else the training split's.
+    The validation split and, if there is one, the training split, with images as bytes or path. The class ids of
+    both splits refer to one list of names: the checkpoint's if it has the same classes, else the training split's.
 
     Args:
         args ([`FolderArguments`]): The data set.

@@ -27,7 +27,7 @@ class StreamedBatches(IterableDataset):
         batch_size (`int`): Samples per batch.
         shuffle_buffer (`int`): Number of samples from which the next one is drawn.
 
-    The order is a function of the seed, the epoch and the numbers of processes and workers. When a run resumes, batches
+    The order depends on the seed, the epoch and the numbers of processes and workers. When a run resumes, batches
     before the given position are read but not decoded, and are None.
     """
 
@@ -56,7 +56,7 @@ class StreamedBatches(IterableDataset):
         worker = get_worker_info()
         worker_index, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         rows = self._rows()
-        # An unreadable sample is replaced by one of its batch, or of the first of the epoch: also after resuming.
+        # Unreadable samples are replaced by others of the batch or by the first rows of the epoch, also after resuming.
         stand_ins = list(islice(rows, MAX_ATTEMPTS - 1))
         rows = chain(stand_ins, rows)
         for batch in count():

@@ -1,9 +1,9 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The common part of all tasks of the package: from the command line to a [`Task`] of the loop.
+Shared by all tasks of the package: from the command line to a [`Task`] of the loop.
 
 A task of the package is a [`TaskDefinition`]: its arguments, and three functions that load its data, load its model,
-and put both together.
+and combine both.
 """
 
 from collections.abc import Callable, Mapping
@@ -111,8 +111,8 @@ class TaskDefinition:
         heads (`tuple[str, ...]`): Parts of the class names of models with a head for the task.
         load_data (`Callable[[Run], TaskData]`): Loads the data set; called by the main process first.
         load_model (`Callable[[Run, TaskData], tuple[PreTrainedModel, Any]]`): Loads a model and its image processor.
-        make_parts (`Callable[[Run, TaskData, PreTrainedModel, Any], TaskParts]`): Puts data, model and processor
-            together.
+        make_parts (`Callable[[Run, TaskData, PreTrainedModel, Any], TaskParts]`): Combines data, model and
+            processor.
         check (`Callable[[Run], None]`): Raises a `ValueError` for arguments that contradict each other, before anything
             is loaded.
     """
@@ -126,7 +126,7 @@ class TaskDefinition:
 
 
 def run_task(definition: TaskDefinition) -> None:
-    """Train or evaluate as the command line says."""
+    """Train or evaluate with the arguments of the command line."""
     *parsed, loop = parse_arguments(*definition.arguments.values(), LoopArguments)
     accelerator = make_accelerator(loop)
     run = Run(**dict(zip(definition.arguments, parsed)), loop=loop, accelerator=accelerator)
@@ -179,9 +179,9 @@ def make_samples(
     `train_data` and `eval_data` of data sets with random access.
 
     Args:
-        run ([`Run`]): Whether to train.
+        run ([`Run`]): Arguments of the run; `eval_only` leaves out the training data.
         readers (`Mapping[str, Any]`): For each split, a function from an index to a decoded sample, with a length.
-        make_training_transform (`Callable`): Makes the training transform; called if there is a training.
+        make_training_transform (`Callable`): Makes the training transform; not called with `--eval_only`.
         evaluation_transform (`Callable`): Decoded sample -> input of the collate function.
     """
     train_data = None

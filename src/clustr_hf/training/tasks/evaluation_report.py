@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Scores of an evaluation with a table, and what is written beside a trained model: table, pictures and card."""
+"""Scores of an evaluation, and the files written beside a trained model: table, pictures and card."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +41,7 @@ class Scores:
 
 
 def warn_of_empty_rows(table: Table, column: str, unit: str) -> None:
-    """Warn of rows whose `column`, a number of ground-truth units such as "pixel", is 0: their scores mean nothing."""
+    """Warn of rows whose `column`, a number of ground-truth units such as "pixel", is 0: their scores are undefined."""
     warn_of_absent(unit, list(table), [row[column] for row in table.values()])
 
 
@@ -68,10 +68,10 @@ class Report:
         card ([`TrainingCard`]): Card of the training.
         model_class (`type`): Class that loads the saved model.
         draw (`Callable[[nn.Module], Figure]`, *optional*): Draws predictions of a model on validation images.
-        row_name (`str`): What a row of the table stands for.
+        row_name (`str`): Title of the table's first column, and part of its file name.
         has_card (`bool`): Whether to write a card; only for models that the package can load.
         shows_table (`bool`): Whether the card shows the table.
-        remark (`str`): Text of the card above the table.
+        remark (`str`): Text above the table on the card.
     """
 
     scores: Scores

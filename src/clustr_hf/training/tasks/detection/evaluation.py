@@ -42,7 +42,7 @@ class DetectionEvaluationArguments(EvaluationArguments):
         check_probabilities(self, "picture_threshold")
 
     def check_model(self, config: Any, with_masks: bool) -> None:
-        """Raise a `ValueError` if Mask R-CNN returns fewer detections than the evaluation shall use."""
+        """Raise a `ValueError` if Mask R-CNN returns fewer detections than `--max_detections`."""
         limit = config.detections_per_image
         if with_masks and self.max_detections is not None and self.max_detections > limit:
             raise ValueError(

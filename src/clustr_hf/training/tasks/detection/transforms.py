@@ -98,9 +98,8 @@ class ReadSample:
         try:
             return self._make_sample(image, self.parse(row))
         except (LookupError, TypeError, ValueError) as error:
-            reason = (
-                repr(error) if isinstance(error, LookupError) else error
-            )  # the message of a LookupError is only the key
+            # The message of a LookupError is only the key.
+            reason = repr(error) if isinstance(error, LookupError) else error
             kind = MalformedSegmentation if isinstance(error, MalformedSegmentation) else ValueError
             raise kind(f"{name}: {reason}") from error
 

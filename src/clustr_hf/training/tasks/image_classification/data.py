@@ -9,16 +9,16 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from ...data.arguments import DataArguments
-from ...data.class_names import KnownNames
+from ...data.class_names import KnownNames, check_label
 from ...data.data_files import load_parts, naming_broken_files
-from ...data.labelled_rows import LabelColumn, check_columns, check_label, match_classes
+from ...data.labelled_rows import LabelColumn, check_columns, match_classes
 from ...data.splits import DataFormat, load_data, source_of
 from ...known_names import known_names
 from ...models import ModelArguments
 from .class_folders import check_nesting, read_class_folders
 
 
-# Parts of the class names of models with a head for the task; the second one is that of baselines.py.
+# Parts of the class names of models with a head for the task; the second is for `SwinForSmallImages` in baselines.py.
 HEADS = ("ForImageClassification", "ForSmallImages")
 
 

@@ -26,7 +26,7 @@ def load_classifier(
 
 
 def resized_processor(processor: Any, side: int) -> Any:
-    """The processor for square crops of `side` pixels: resized in the paper's ratio of 256 to 224, unless small."""
+    """A processor for square crops of `side` pixels, after a resize to 256 / 224 of the side unless that is small."""
     margin = 256 / 224 if side >= 128 else 1
     settings = {**processor.to_dict(), "do_center_crop": True, "crop_size": {"height": side, "width": side}}
     settings["size"] = {"shortest_edge": round(side * margin)}

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from ....metrics import Accuracy
 from ...baselines import BaselineArguments, refuse_with_baseline
 from ...data.samples import EvaluationSamples, TrainingData, TrainingSamples
-from ...schedule import divide_batch
+from ...gradient_accumulation import divide_batch
 from ..base import Run, TaskData, TaskDefinition, TaskParts
 from ..evaluation_report import Scores, Table, warn_of_empty_rows
 from .data import HEADS, ClassificationDataArguments, label_names, load_labelled_images, load_stream
@@ -37,7 +37,7 @@ def check(run: Run) -> None:
 def load_data(run: Run) -> TaskData:
     args, num_samples = run.data, None
     if run.loop.dry_run and args.dataset_name is not None and not Path(args.dataset_name).exists():
-        run.recipe.streaming, args.max_eval_samples = True, 1  # a dry run shall not download a large data set
+        run.recipe.streaming, args.max_eval_samples = True, 1  # a dry run must not download a large data set
     if run.recipe.streaming:
         train, num_samples, validation = load_stream(args, run.model, run.known)
         splits = {"train": train, "validation": validation}

@@ -122,7 +122,7 @@ def check_person(annotation: dict[str, Any], index: int, convention: KeypointCon
 
 
 def find_persons(file: CocoFile) -> Any:
-    """The id of the category of persons: the one called person, or the only one."""
+    """The id of the category of persons: the category named "person", or the only category."""
     found = [key for key, row in file.categories.items() if str(row["name"]).lower() == "person"]
     candidates = found or list(file.categories)
     if len(candidates) != 1:

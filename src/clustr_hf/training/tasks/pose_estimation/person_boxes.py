@@ -1,5 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The boxes around persons that are cropped: of annotated persons, or of a detector."""
+"""The person boxes to crop, from annotations or from a detector."""
 
 import json
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ def annotated_boxes(rows: Dataset, convention: KeypointConvention) -> list[Perso
 
 def detected_boxes(rows: Dataset, boxes_file: str) -> list[PersonBox]:
     """
-    The boxes of a detector in the images of the rows: those with the category of persons of the annotations, without
-    empty boxes.
+    The boxes of a detector in the images of the rows: only non-empty boxes, and only of the annotations' category of
+    persons.
 
     Raises:
         ValueError: if the file cannot be read, or is not a list of detections.

@@ -15,7 +15,7 @@ from ...report import warn_of_absent
 from ..evaluation_report import EvaluationArguments, Table
 
 
-# Advice if all labelled pixels belong to one class.
+# Advice to append to the warning if all labelled pixels belong to one class.
 ONE_CLASS = ". All labelled pixels belong to one class: 255 marks pixels to ignore, whatever it was meant for"
 # Areas (3, K) of the classes in an image (intersection, prediction, ground truth); sum of its cross-entropy; pixels.
 Record = tuple[torch.Tensor, float, int]

@@ -42,7 +42,7 @@ def class_weights(labels: ReadLabelMap, num_labels: int, exponent: float, show_p
     """
     pixels = torch.zeros(num_labels, dtype=torch.int64, device="cpu")
     for index in tqdm(range(len(labels)), desc="class frequencies", mininterval=1, disable=not show_progress):
-        with suppress(UnreadableSample):  # the training names and counts it
+        with suppress(UnreadableSample):  # the training loop logs and counts it
             pixels += torch.bincount(labels[index].flatten(), minlength=num_labels)[:num_labels]
     seen = pixels[pixels > 0].double()
     if len(seen) == 0:

@@ -16,7 +16,7 @@ from ...data.class_names import choose_names
 from ...data.loaders import collate
 from ...data.samples import EvaluationSamples, spread_evenly
 from ...data.splits import load_data as load_rows
-from ...schedule import divide_batch
+from ...gradient_accumulation import divide_batch
 from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
 from ..evaluation_report import Scores
 from .data import SegmentationDataArguments, label_names, segmentation_format
@@ -72,7 +72,7 @@ def check_batch(run: Run, model: nn.Module) -> None:
     """Raise a `ValueError` if UPerNet trains on one image per device: pooled to 1 x 1, batch norm sees one value."""
     if run.loop.eval_only or getattr(model.config, "segmentation_head", None) != "upernet":
         return
-    # On several GPUs batch norm is synchronised.
+    # Batch norm is synchronised across GPUs.
     is_alone = run.accelerator.num_processes == 1 or run.accelerator.device.type == "cpu"
     if is_alone and divide_batch(run.loop, run.accelerator.num_processes)[0] < 2:
         raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")

@@ -27,7 +27,7 @@ from ...augmentation import (
 from ...data.decoding import decode_image, decode_rgb
 
 
-# Maximum number of draws of a crop, as long as one class fills too much of it.
+# Maximum number of crops to draw until no class fills too much of one.
 MAX_CROP_ATTEMPTS = 10
 
 
@@ -143,7 +143,7 @@ class ReadPair:
 class SegmentationTransform:
     """
     Random scale, crop, colours and flip, as in Table A3: an image and its labels -> `pixel_values` `(3, crop, crop)`
-    and `labels` `(crop, crop)`. Padding is ignored.
+    and `labels` `(crop, crop)`. Padded pixels are labelled `IGNORE_INDEX`.
     """
 
     def __init__(self, processor: Any, args: SegmentationAugmentationArguments):
