@@ -7,8 +7,8 @@ Time per image on a busy machine, by number of threads, with and without the com
     OMP_WAIT_POLICY=PASSIVE python examples/benchmark/busy_machine.py    # waiting threads sleep
 
 Times the forward pass of the bundled classifier on one image of 32 x 32 pixels: first on the machine as it is, then
-beside busy loops, one for each processor. Every round times each case once. Prints a table of medians, quartiles, and
-the median ratio to tensor operations on the same number of threads, taken round by round.
+with busy loops running, one for each processor. Every round times each case once. Prints a table of medians, quartiles,
+and the median ratio to tensor operations on the same number of threads, taken round by round.
 """
 
 import argparse
@@ -108,7 +108,9 @@ def main():
 
     threads = dict.fromkeys([1, args.threads])
     cases = [Case(number, kernel) for number in threads for kernel in ("off", "on")]
-    print("| beside | threads | clustering | ms, median | quartiles | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| other load | threads | clustering | ms, median | quartiles | ratio |\n| --- | --- | --- | --- | --- | --- |"
+    )
     print_rows("nothing", measure(step, cases, args.rounds))
     with busy_loops(args.busy_loops):
         print_rows(f"{args.busy_loops} busy loops", measure(step, cases, args.rounds))
