@@ -97,7 +97,8 @@ def _add_measurements(group):
     memory_help = "also measure the peak memory of each model in eager passes, each in a fresh process"
     add("--memory", action="store_true", help=memory_help)
     throughput_help = (
-        "image sizes at which to measure images per second, in eager batches of 1, 2, 4, ... until memory is full"
+        "image sizes at which to measure images per second, in eager batches of 1, 2, 4, ... until memory is full; "
+        "default: none"
     )
     add("--throughput", nargs="+", type=parse_size, default=[], metavar="SIZE", help=throughput_help)
     add("--largest_batch", type=number_from(1), help="largest batch of --throughput; required on a CPU")
