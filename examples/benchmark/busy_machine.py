@@ -7,8 +7,8 @@ Time per image on a busy machine, by number of threads, with and without the com
     OMP_WAIT_POLICY=PASSIVE python examples/benchmark/busy_machine.py    # waiting threads sleep
 
 Times the forward pass of the bundled classifier on one image of 32 x 32 pixels: first on the machine as it is, then
-with busy loops running, one for each processor. Every round times each case once. Prints a table of medians, quartiles,
-and the median ratio to tensor operations on the same number of threads, taken round by round.
+while busy loops occupy all processors. Every round times each case once. Prints a table of medians, quartiles, and
+the median ratio to tensor operations on the same number of threads, taken round by round.
 """
 
 import argparse
