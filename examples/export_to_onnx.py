@@ -8,8 +8,8 @@ Export a checkpoint to ONNX, for any number of images in a batch, and check the 
     python examples/export_to_onnx.py checkpoints/clustr-nano-bccd out/maps.onnx --model_class ClusTRBackbone \
         --out_features stage1 stage2 stage3 stage4 --image_size 320 416
 
-The class of the checkpoint is exported, or the one given as `--model_class` if the checkpoint has all of its weights;
-every checkpoint has those of the backbone. The outputs of the file are
+The class of the checkpoint is exported, or `--model_class` if the checkpoint has all weights of that class; every
+checkpoint has the weights of the backbone. The outputs of the file are
 
     ClusTRForImageClassification     logits
     ClusTRForSemanticSegmentation    logits, one map for each class
@@ -37,8 +37,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("output_file", type=Path, help="ONNX file to write")
     size_help = "image size in pixels: one side, or height and width; default: 224"
     parser.add_argument("--image_size", type=int, nargs="+", default=[224], help=size_help)
-    parser.add_argument("--model_class", choices=OUTPUTS, help="class to export; default: that of the checkpoint")
-    features_help = "feature maps of a ClusTRBackbone: stem, stage1, ...; default: those of the checkpoint"
+    parser.add_argument("--model_class", choices=OUTPUTS, help="class to export; default: the checkpoint's")
+    features_help = "feature maps of a ClusTRBackbone: stem, stage1, ...; default: the checkpoint's"
     parser.add_argument("--out_features", nargs="+", metavar="STAGE", help=features_help)
     args = parser.parse_args()
     if len(args.image_size) > 2 or min(args.image_size) < 1:

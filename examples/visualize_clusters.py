@@ -25,8 +25,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("image", type=Path, help="image file")
     output_help = "picture to write; default: %(default)s"
     parser.add_argument("--output", type=Path, default=Path("clusters.png"), help=output_help)
-    parser.add_argument("--shorter_side", type=int, default=320, help="shorter side of the image in pixels")
-    parser.add_argument("--coarser", type=float, default=1, help="factor for the tokens per cluster")
+    parser.add_argument("--shorter_side", type=int, default=320, help="shorter side in pixels; default: %(default)s")
+    parser.add_argument("--coarser", type=float, default=1, help="factor for the tokens per cluster; default: 1")
     parser.add_argument("--stages", type=int, nargs="+", help="stages to draw, from 1; default: all")
     parser.add_argument("--scales", type=int, nargs="+", help="scales to draw, from 1, the coarsest; default: all")
     parser.add_argument("--block", type=int, help="block to draw of each stage, from 1; default: the last one")

@@ -16,11 +16,11 @@ EXAMPLES = Path(__file__).resolve().parents[1]
 class AblationArguments:
     """The tables, data and recipes of the runs."""
 
-    table: list[str] = field(metadata={"help": f"Tables to make, of {', '.join(TABLES)}."})
+    table: list[str] = field(metadata={"help": f"Tables to make, any of {', '.join(TABLES)}."})
     data: str = field(metadata={"help": "Folder with train.parquet: images and labels of the classification runs."})
     segmentation_data: str | None = field(
         default=None,
-        metadata={"help": "Folder with train.parquet, val.parquet, id2label.json; default: no segmentation runs."},
+        metadata={"help": "Folder with train.parquet, val.parquet and id2label.json. Default: no segmentation runs."},
     )
     recipe: str = field(
         default=str(EXAMPLES / "recipes/ablation_imagenette.json"),
@@ -32,9 +32,16 @@ class AblationArguments:
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every row of a table is run once with each."}
     )
-    report: bool = field(default=False, metadata={"help": "Train nothing; write tables and curves of complete runs."})
-    time_per_image: bool = field(default=True, metadata={"help": "Measure the time per image for the tables."})
-    dataloader_num_workers: int = field(default=1, metadata={"help": "Number of data loading processes of each run."})
+    report: bool = field(
+        default=False,
+        metadata={"help": "Whether to train nothing and write the tables and curves of the complete runs."},
+    )
+    time_per_image: bool = field(
+        default=True, metadata={"help": "Whether to measure the time per image for the tables."}
+    )
+    dataloader_num_workers: int = field(
+        default=1, metadata={"help": "Number of data-loading worker processes of each run."}
+    )
     output_dir: str = field(default="out/ablations", metadata={"help": "Folder for runs, tables and pictures."})
 
     def __post_init__(self):

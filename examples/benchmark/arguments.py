@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--models", nargs="+", type=parse_model, default=[*CLUSTR_MODELS, *BASELINES], metavar="MODEL", help=models_help
     )
     add("--reference", help="model that the ratios refer to; default: swin-small, or the first of --models")
-    device_help = "such as cpu, cuda, cuda:1, xpu or mps; accelerator: any; default: an accelerator if there is one"
+    device_help = "cpu, cuda, cuda:1, xpu, mps, or accelerator for any of them; default: an accelerator if there is one"
     add("--device", type=parse_device, default=default_device(), help=device_help)
     add("--seed", type=number_from(0), default=0, help="seed of weights, images and order; default: %(default)s")
     output_help = "folder for benchmark.json, benchmark.md and benchmark.png; default: %(default)s"
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_measurements(group):
     add = group.add_argument
-    settings_help = "image sizes and batches to time: SIZExBATCH or HEIGHTxWIDTHxBATCH; default: 224x4"
+    settings_help = "image sizes and batch sizes to time: SIZExBATCH or HEIGHTxWIDTHxBATCH; default: 224x4"
     add("--settings", nargs="*", type=parse_setting, default=[Setting(224, 224, 4)], help=settings_help)
     passes_help = "passes to time; training is backward and an AdamW step; default: forward"
     add("--passes", nargs="+", choices=("forward", "backward", "training"), default=["forward"], help=passes_help)
@@ -96,10 +96,13 @@ def _add_measurements(group):
     add("--warmup", type=number_from(1), default=2, help=warmup_help)
     memory_help = "also measure the peak memory of each model in eager passes, each in a fresh process"
     add("--memory", action="store_true", help=memory_help)
-    throughput_help = "also measure images per second in eager batches of 1, 2, 4, ... until memory is full"
+    throughput_help = (
+        "image sizes at which to measure images per second, in eager batches of 1, 2, 4, ... until memory is full; "
+        "default: none"
+    )
     add("--throughput", nargs="+", type=parse_size, default=[], metavar="SIZE", help=throughput_help)
     add("--largest_batch", type=number_from(1), help="largest batch of --throughput; required on a CPU")
-    clustering_help = "TOKENSxCHANNELS: also time find_clusters alone on tokens of these sizes"
+    clustering_help = "TOKENSxCHANNELS: also time find_clusters alone on tokens of these sizes; default: none"
     add("--clustering", nargs="+", type=parse_tokens, default=[], help=clustering_help)
 
 

@@ -108,7 +108,9 @@ def main():
 
     threads = dict.fromkeys([1, args.threads])
     cases = [Case(number, kernel) for number in threads for kernel in ("off", "on")]
-    print("| beside | threads | clustering | ms, median | quartiles | ratio |\n| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| other load | threads | clustering | ms, median | quartiles | ratio |\n| --- | --- | --- | --- | --- | --- |"
+    )
     print_rows("nothing", measure(step, cases, args.rounds))
     with busy_loops(args.busy_loops):
         print_rows(f"{args.busy_loops} busy loops", measure(step, cases, args.rounds))

@@ -40,7 +40,7 @@ def main():
         nargs="+",
         type=parse_setting,
         default=settings,
-        help="image sizes and batches as SIZExBATCH or HEIGHTxWIDTHxBATCH; default: 224x128 512x16",
+        help="image sizes and batch sizes as SIZExBATCH or HEIGHTxWIDTHxBATCH; default: 224x128 512x16",
     )
     parser.add_argument(
         "--images",

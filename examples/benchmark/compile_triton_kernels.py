@@ -85,9 +85,14 @@ def main():
     parser.add_argument(
         "--channels", nargs="+", type=int, default=list(CHANNELS), help="channels of the tokens; default: %(default)s"
     )
-    parser.add_argument("--workers", type=int, default=2, help="number of kernels compiled at a time; default: 2")
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("out/triton"), help="folder for triton.json and triton.md"
+        "--workers", type=int, default=2, help="number of kernels compiled at a time; default: %(default)s"
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("out/triton"),
+        help="folder for triton.json and triton.md; default: %(default)s",
     )
     args = parser.parse_args()
     if load_kernels().filter_nearest.__class__.__name__ != "JITFunction":

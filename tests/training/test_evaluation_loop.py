@@ -235,7 +235,7 @@ def test_what_is_missing_is_named(task, evaluate, run_script, evaluation_data, t
         evaluate(task, data=names)
     with pytest.raises(ValueError, match="--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint"):
         run_script(SCRIPTS[task], {"--output_dir": tmp_path / "out"} | evaluation_data[task], "--eval_only")
-    with pytest.raises(ValueError, match="--dry_run does not go with --eval_only"):
+    with pytest.raises(ValueError, match="--dry_run cannot be combined with --eval_only"):
         evaluate(task, "--dry_run")
     # Without --eval_only, training data is required.
     message = "--train_dir and --train_annotation_file must" if task == "poses" else "--train_dir, --train_file is need"

@@ -113,7 +113,7 @@ def test_evaluates_a_checkpoint_without_training(train, trained):
     assert results == {name: pytest.approx(of_training[name]) for name in of_training if name.startswith("eval_")}
     with pytest.raises(ValueError, match="--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint"):
         train("--eval_only")
-    with pytest.raises(ValueError, match="--push_to_hub does not go with --eval_only"):
+    with pytest.raises(ValueError, match="--push_to_hub cannot be combined with --eval_only"):
         train("--eval_only", "--model_name_or_path", trained, "--push_to_hub")
 
 
@@ -448,7 +448,7 @@ def test_fields_of_a_checkpoint_are_changed_and_checked(train, trained, tmp_path
         (["--config_overrides", '{"hiden_sizes": 1}'], (), r"names \['hiden_sizes'\], which are no fields"),
         (["--config_overrides", "[1]"], (), r"--config_overrides must be a JSON object, got \[1\]"),
         ([], ("--id2label_file",), "--id2label_file is needed"),
-        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages does not go with --baseline"),
+        (["--freeze_stages", 1, "--peer", "pvt_v2"], (), "--freeze_stages cannot be combined with --baseline"),
         (
             ["--segmentation_head", "upernet", "--per_device_train_batch_size", 1],
             (),

@@ -124,7 +124,7 @@ def test_streams_are_refused(tmp_path):
     rows_of(NAMES).to_parquet(tmp_path / "train.parquet")
     file = str(tmp_path / "train.parquet")
     args = ClassificationDataArguments(train_file=file, validation_file=file, exclude_train_names="^0016E5_")
-    with pytest.raises(ValueError, match="--exclude_train_names does not go with --streaming"):
+    with pytest.raises(ValueError, match="--exclude_train_names cannot be combined with --streaming"):
         load_stream(args, ModelArguments())
 
 

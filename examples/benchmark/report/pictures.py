@@ -60,7 +60,7 @@ def _draw_bars(panel, entry: dict[str, Any], reference: str):
     panel.margins(x=0.15)
     panel.locator_params(axis="x", nbins=5)
     panel.set_title(title_of(entry), fontsize=10)
-    panel.set_xlabel(f"ms per image (beside the bars: ratio to {reference})")
+    panel.set_xlabel(f"ms per image (next to the bars: ratio to {reference})")
 
 
 def _draw_growth(panel, title: str, lines: Sequence[dict[str, Any]]):

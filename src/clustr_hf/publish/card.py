@@ -274,7 +274,7 @@ def _facts(config: Mapping[str, Any], folder: Path) -> str:
         "reduction ratios, of each stage and scale": config["reduction_ratios"],
     }
     if config.get("attention_type", "clustered") != "clustered":
-        rows["attention"] = f"`{config['attention_type']}`, not that of the paper"
+        rows["attention"] = f"`{config['attention_type']}`, not the paper's"
     labels = list((config.get("id2label") or {}).values())
     if labels:
         rows["keypoints" if "Pose" in rows["class"] else "classes"] = f"{len(labels)}: {join_names(labels)}"

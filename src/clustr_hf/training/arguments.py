@@ -329,9 +329,9 @@ def _check_mode(args: LoopArguments, parsed: Sequence[Any]):
         raise ValueError("--eval_only needs weights: --model_name_or_path or --resume_from_checkpoint, got neither")
     if args.push_to_hub:
         raise ValueError(
-            "--push_to_hub does not go with --eval_only: use examples/publish_to_hub.py to upload a checkpoint"
+            "--push_to_hub cannot be combined with --eval_only: use examples/publish_to_hub.py to upload a checkpoint"
         )
     if args.dry_run:
-        raise ValueError("--dry_run does not go with --eval_only: it describes a training")
+        raise ValueError("--dry_run cannot be combined with --eval_only: it describes a training")
     for source in sources:
         source.leave_training_out()

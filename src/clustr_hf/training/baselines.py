@@ -224,4 +224,4 @@ def refuse_with_baseline(**arguments: Any) -> None:
     """Raise a `ValueError` if an argument is given that only ClusTR models support."""
     for name, value in arguments.items():
         if value:
-            raise ValueError(f"--{name} does not go with --baseline: it is for ClusTR models, got {value}")
+            raise ValueError(f"--{name} cannot be combined with --baseline: it is for ClusTR models, got {value}")

@@ -21,11 +21,13 @@ class ModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to fine-tune. Default: none; --variant is trained from random weights."},
+        metadata={
+            "help": "Checkpoint to fine-tune or evaluate. Default: none; --variant is trained from random weights."
+        },
     )
     variant: str = field(
         default="nano",
-        metadata={"help": "Size of a new model: tiny, small, base or nano, see ClusTRConfig.from_variant."},
+        metadata={"help": "Size of a new model: tiny, small, base or nano; see `ClusTRConfig.from_variant`."},
     )
     config_overrides: dict | str | None = field(
         default=None, metadata={"help": "Fields of the configuration to change, as a JSON object."}
@@ -41,21 +43,23 @@ class ModelArguments:
     )
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "Attention function, sdpa or eager (faster in bf16 on CPUs). Default: transformers' choice."},
+        metadata={
+            "help": "Attention function, sdpa or eager (faster in bf16 on CPUs). Default: chosen by transformers."
+        },
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for downloads. Default: that of the Hugging Face libraries."}
+        default=None, metadata={"help": "Folder for downloads. Default: the cache of the Hugging Face libraries."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint."})
     token: str | None = field(
-        default=None, metadata={"help": "Access token for the Hub. Default: the one of `hf auth login`."}
+        default=None, metadata={"help": "Access token for the Hub. Default: the token saved by `hf auth login`."}
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether to run code from the checkpoint's repository."}
     )
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Whether to train a new head if the checkpoint's classes differ from those of the data."},
+        metadata={"help": "Whether to train a new head if the checkpoint's classes differ from the data's."},
     )
 
     def __post_init__(self):
@@ -115,7 +119,7 @@ class RecipeArguments:
 
     drop_path_rate: float | None = field(
         default=None,
-        metadata={"help": "Stochastic depth rate of the last block. Default: that of the configuration."},
+        metadata={"help": "Stochastic depth rate of the last block. Default: the configuration's."},
     )
 
     def config_fields(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class FolderArguments:
     )
     exclude_train_names: str | None = field(
         default=None,
-        metadata={"help": "Regular expression; training images whose file name matches it are left out."},
+        metadata={"help": "Regular expression; training images whose file name contains a match are left out."},
     )
 
     def __post_init__(self):
@@ -59,10 +59,10 @@ class DataArguments(FolderArguments):
     """A data set of images: from the Hub, in folders or in parquet files."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Name of a data set on the Hub, or a local folder with one."}
+        default=None, metadata={"help": "Name of a data set on the Hub, or local folder of a data set."}
     )
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the data set. Default: its only or default one."}
+        default=None, metadata={"help": "Configuration of the data set. Default: the data set's default configuration."}
     )
     train_file: str | None = field(default=None, metadata={"help": "Parquet file with the training rows."})
     validation_file: str | None = field(default=None, metadata={"help": "Parquet file with the validation rows."})

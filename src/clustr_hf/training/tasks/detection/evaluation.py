@@ -33,7 +33,9 @@ class DetectionEvaluationArguments(EvaluationArguments):
             "in COCO; for instance segmentation, `detections_per_image` of the model's configuration."
         },
     )
-    picture_threshold: float = field(default=0.5, metadata={"help": "Minimum score of a detection in the pictures."})
+    picture_threshold: float = field(
+        default=0.5, metadata={"help": "Minimum score of a detection drawn in predictions.png."}
+    )
 
     def __post_init__(self):
         if self.max_detections is not None and self.max_detections < 1:

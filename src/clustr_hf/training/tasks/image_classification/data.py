@@ -88,10 +88,10 @@ def load_stream(
 def _check_streaming(args: ClassificationDataArguments):
     """Raise a `ValueError` for arguments that need random access."""
     if args.max_train_samples is not None:
-        raise ValueError("--max_train_samples does not go with --streaming: use --max_train_steps")
+        raise ValueError("--max_train_samples cannot be combined with --streaming: use --max_train_steps")
     if args.exclude_train_names is not None:
         raise ValueError(
-            "--exclude_train_names does not go with --streaming: the names in a stream are not known in advance"
+            "--exclude_train_names cannot be combined with --streaming: the names in a stream are not known in advance"
         )
     if source_of(args) is None:
         raise ValueError("--streaming needs --dataset_name or --train_file: folders have random access")

@@ -29,28 +29,34 @@ class ClassificationRecipe(RecipeArguments):
         default=0.08, metadata={"help": "Minimum share of an image's area in a random training crop."}
     )
     rand_augment: str | None = field(
-        default=None, metadata={"help": "RandAugment policy in timm's notation, such as rand-m9-mstd0.5-inc1."}
+        default=None,
+        metadata={
+            "help": "RandAugment policy in timm's notation, such as rand-m9-mstd0.5-inc1. Default: no RandAugment."
+        },
     )
     repeated_augmentation: int = field(
-        default=1, metadata={"help": "Number of consecutive draws of each image, with different augmentation."}
+        default=1,
+        metadata={"help": "Number of times in a row that each image is drawn, each time with new augmentation."},
     )
     random_erasing: float = field(
         default=0.0, metadata={"help": "Probability of erasing a random rectangle, which is filled with noise."}
     )
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "Share of the target that is spread over all classes."}
+        default=0.0, metadata={"help": "Share of the target probability that is spread evenly over all classes."}
     )
-    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup; 0 turns mixup off."})
-    cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix; 0 turns cutmix off."})
-    mixup_probability: float = field(default=1.0, metadata={"help": "Probability of mixup or cutmix for a batch."})
+    mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup's beta distribution; 0 turns mixup off."})
+    cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix's beta distribution; 0 turns cutmix off."})
+    mixup_probability: float = field(
+        default=1.0, metadata={"help": "Probability of applying mixup or cutmix to a batch."}
+    )
     cutmix_probability: float = field(
-        default=0.5, metadata={"help": "Probability of cutmix in place of mixup if both are on."}
+        default=0.5, metadata={"help": "Probability of cutmix instead of mixup if both are on."}
     )
     lora_rank: int | None = field(
         default=None,
         metadata={
             "help": "Rank of LoRA adapters on the attention projections, trained together with the head. Default: "
-            "none, all weights are trained."
+            "no adapters; all weights are trained."
         },
     )
 

@@ -35,9 +35,11 @@ class PoseEvaluationArguments(EvaluationArguments):
     """Evaluation and pictures of poses."""
 
     flip_test: bool = field(
-        default=True, metadata={"help": "Whether to average the heatmaps with those of flipped crops."}
+        default=True, metadata={"help": "Whether to average the heatmaps of each crop and of its mirror image."}
     )
-    picture_threshold: float = field(default=0.3, metadata={"help": "Minimum score of a keypoint in the pictures."})
+    picture_threshold: float = field(
+        default=0.3, metadata={"help": "Minimum score of a keypoint drawn in predictions.png."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

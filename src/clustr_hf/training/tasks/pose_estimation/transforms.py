@@ -47,19 +47,21 @@ class PoseAugmentationArguments:
     shift_probability: float = field(default=0.3, metadata={"help": "Probability of a random shift."})
     half_body_keypoints: int = field(
         default=8,
-        metadata={"help": "Number of annotated keypoints that a person must exceed for a half-body crop."},
+        metadata={"help": "Half-body crops are made only of persons with more annotated keypoints than this number."},
     )
     half_body_probability: float = field(
         default=0.3, metadata={"help": "Probability of a half-body crop, around the upper or the lower body."}
     )
     rotation_factor: float = field(
         default=40.0,
-        metadata={"help": "Standard deviation of the random rotation in degrees; the maximum is twice as large."},
+        metadata={
+            "help": "Standard deviation of the random rotation in degrees; rotations are clipped to twice this angle."
+        },
     )
     rotation_probability: float = field(default=0.6, metadata={"help": "Probability of a random rotation."})
     scale_factor: float = field(
         default=0.5,
-        metadata={"help": "Standard deviation of the random scale, and its maximum distance from 1."},
+        metadata={"help": "Standard deviation of the random scale, which is clipped to 1 plus or minus this value."},
     )
 
     def __post_init__(self):

@@ -30,9 +30,7 @@ class SegmentationDataArguments(DataArguments):
     )
     id2label_file: str | None = field(
         default=None,
-        metadata={
-            "help": "JSON file with an object from class ids to class names. Default: id2label.json of the data set."
-        },
+        metadata={"help": "JSON file that maps class ids to class names. Default: id2label.json of the data set."},
     )
     do_reduce_labels: bool = field(
         default=False,

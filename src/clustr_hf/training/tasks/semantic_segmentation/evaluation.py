@@ -26,10 +26,11 @@ class SegmentationEvaluationArguments(EvaluationArguments):
     """Evaluation on whole images or in overlapping windows; pictures."""
 
     eval_window: int | None = field(
-        default=None, metadata={"help": "Side of sliding windows in pixels. Default: images are evaluated whole."}
+        default=None, metadata={"help": "Side of sliding windows in pixels. Default: whole images are evaluated."}
     )
     eval_stride: int | None = field(
-        default=None, metadata={"help": "Stride of the sliding windows in pixels. Default: two thirds of a window."}
+        default=None,
+        metadata={"help": "Stride of the sliding windows in pixels. Default: two thirds of `--eval_window`."},
     )
 
     def __post_init__(self):

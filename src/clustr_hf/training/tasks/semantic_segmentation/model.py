@@ -24,7 +24,7 @@ class SegmenterArguments(BaselineArguments):
 
     segmentation_head: str | None = field(
         default=None,
-        metadata={"help": "Head, semantic_fpn or upernet. Default: that of the checkpoint, or semantic_fpn."},
+        metadata={"help": "Head, semantic_fpn or upernet. Default: the checkpoint's head, or semantic_fpn."},
     )
 
 
