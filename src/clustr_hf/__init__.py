@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """ClusTR for Hugging Face transformers: public names, and registration with the Auto classes and pipelines."""
 
-from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import importlib
 import pkgutil
@@ -67,16 +67,16 @@ AutoModelForSemanticSegmentation.register(ClusTRConfig, ClusTRForSemanticSegment
 AutoModelForObjectDetection.register(ClusTRConfig, ClusTRForObjectDetection, exist_ok=True)
 AutoModelForInstanceSegmentation.register(ClusTRConfig, ClusTRForInstanceSegmentation, exist_ok=True)
 AutoModelForPoseEstimation.register(ClusTRConfig, ClusTRForPoseEstimation, exist_ok=True)
-# The image-segmentation pipeline tries this mapping first. Given several classes, it loads that of the checkpoint.
+# The image-segmentation pipeline tries this mapping first. Of several classes, it loads the checkpoint's own.
 MODEL_FOR_IMAGE_SEGMENTATION_MAPPING.register(
     ClusTRConfig, (ClusTRForSemanticSegmentation, ClusTRForInstanceSegmentation), exist_ok=True
 )
 AutoImageProcessor.register(ClusTRConfig, image_processor_classes={"torchvision": ClusTRImageProcessor}, exist_ok=True)
-# Further processors of the same configuration: a saved one is found by its name among all registered classes.
+# Other processors of the same configuration. A saved processor is found by class name among all registered ones.
 for _processor in (ClusTRDetectionImageProcessor, ClusTRPoseImageProcessor):
     AutoImageProcessor.register(_processor, image_processor_classes={"torchvision": _processor}, exist_ok=True)
-# ClusTR has no video processor. Unless that is registered, pipelines look for one in the checkpoint's `auto_map` and
-# ask for permission to run its code.
+# ClusTR has no video processor. Without this `None`, pipelines look for one in the checkpoint's `auto_map` and ask for
+# permission to run its code.
 AutoVideoProcessor.register(ClusTRConfig, None, exist_ok=True)
 if "keypoint-detection" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline(

@@ -5,7 +5,7 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w). The maps of the first stage have stride 4 in the paper.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import copy
 import math
