@@ -298,7 +298,7 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
-        """As upstream, but first cut very long images to what the crop shows; resized whole they take gigabytes."""
+        """As upstream, but first cuts very long images to the part in the crop; resizing them whole takes gigabytes."""
         size, crop_size = kwargs["size"], kwargs["crop_size"]
         if kwargs["do_resize"] and kwargs["do_center_crop"] and size.shortest_edge and not size.longest_edge:
             images = [_cut_to_center(image, size.shortest_edge, crop_size) for image in images]

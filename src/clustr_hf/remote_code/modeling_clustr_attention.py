@@ -39,7 +39,7 @@ KEYWORDS_WITHOUT_EFFECT = (
     "prune_layers",
     "task_ids",  # of PEFT's Poly, whose layers receive them separately
 )
-# Inputs of other models that would change the result, and why these models do not accept them.
+# Inputs of other models that would change the result, and why ClusTR rejects them.
 INPUTS_OF_OTHER_MODELS = {
     "attention_mask": "clusters are found among all tokens",
     "bool_masked_pos": "there is no mask token",
