@@ -47,7 +47,7 @@ class ClusTRModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
             Normalised tokens of the last stage as a map. h and w are the image size divided by the total stride (32 for
-            the paper's variants), rounded up; a stage with an even patch size has floor(size / stride) + 1 instead. With
+            the paper's variants), rounded up; a stage with an even patch size has floor(size / stride) + 1. With
             `config.flatten_last_hidden_state`, the same tokens in row-major order, `(B, h * w, C)`.
         pooler_output (`torch.Tensor` of shape `(B, C)`):
             Mean of the last stage's tokens, the input of the classifier.
