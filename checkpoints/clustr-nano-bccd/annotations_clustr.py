@@ -132,9 +132,9 @@ def _are_whole(numbers: np.ndarray, low: int, high: int) -> bool:
 def _decompress(counts: str | bytes, number: int) -> np.ndarray | None:
     """
     Decode COCO's compressed run lengths; None if the string is malformed, in which case COCO's own functions read out
-    of bounds, or longer than that of any mask with this number of pixels. Each character holds 5 bits of a number,
+    of bounds, or longer than any mask with this number of pixels requires. Each character holds 5 bits of a number,
     lowest first, and a bit that is set if more characters follow; the last one holds the sign. From the fourth number
-    on, the difference to the number two positions before is stored.
+    on, the string stores differences to the number two positions before.
     """
     if len(counts) > MAX_CHARACTERS * (number + 1):
         return None

@@ -56,12 +56,12 @@ def find_clusters(
     """
     Cluster the tokens of each image by density peaks, at several scales from one density pass (Eqs. 1, 2 and 7).
 
-    Tokens of at most 32 bits are clustered by a compiled kernel on CPUs, if one was built
-    (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py).
-    Everything else is clustered by tensor operations (clustering_tensor_clustr.py). The implementations find the same
-    clusters, except where two distances, densities or decision values differ only by float32 rounding. Squared
-    distances must fit into float32: clusters of tokens that are more than about 1e18 apart, or all less than 1e-18
-    apart, depend on the implementation and mean little.
+    Tokens of at most 32 bits, with k of at most 8, are clustered by a compiled kernel on CPUs, if one was built
+    (clustering_kernel_clustr.py), and by Triton kernels on CUDA and ROCm devices (clustering_triton_clustr.py, up to
+    1024 channels and 2**18 tokens). Everything else is clustered by tensor operations (clustering_tensor_clustr.py).
+    The implementations find the same clusters, except where two distances, densities or decision values differ only by
+    float32 rounding. Squared distances must fit into float32: clusters of tokens that are more than about 1e18 apart,
+    or all less than 1e-18 apart, depend on the implementation and are not meaningful.
 
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`):
@@ -88,7 +88,8 @@ def find_clusters(
         the same centre in every scale. The result for an image does not depend on the other images of the batch.
 
     Raises:
-        ValueError: for tokens of a wrong rank, size or dtype, and for a number or an assignment out of range.
+        ValueError: for tokens of a wrong rank, size or dtype or whose memory was freed, for a number or an assignment
+            out of range, and for a `window` without the matching `size`.
     """
     _check_arguments(tokens, num_clusters, num_neighbors, assignment)
     num_clusters = [min(int(number), MAX_CLUSTERS) for number in num_clusters]
@@ -120,8 +121,8 @@ def aggregate_tokens(
         tokens (`torch.Tensor` of shape `(B, N, C)`):
             Floating point tokens.
         cluster_index (`torch.LongTensor` of shape `(B, N)`):
-            Cluster of each token, values in `[0, num_clusters)`. Other values raise an error; the Triton kernels, which
-            do not wait for the device, return NaN for the image instead.
+            Cluster of each token, values in `[0, num_clusters)`. Other values are an error that is not always reported:
+            tensor operations may add the token to a cluster of another image; Triton kernels return NaN for the image.
         num_clusters (`int`):
             M.
         token_weight (`torch.Tensor` of shape `(B, N, 1)` or `(B, N)`, *optional*):
@@ -161,6 +162,9 @@ def weight_tokens(tokens: torch.Tensor, token_weight: torch.Tensor) -> torch.Ten
 
     Returns:
         `torch.Tensor` of shape `(B, N, C)` in the dtype of `tokens`.
+
+    Raises:
+        ValueError: if shapes or devices do not match.
     """
     weight = _as_weight(token_weight, tokens)
     return (tokens * (weight / (weight + WEIGHT_EPSILON))).to(tokens.dtype)

@@ -2,6 +2,8 @@
 """
 Eqs. 1 to 3 of the paper (section 3.1) as written, on N x N matrices: density peaks clustering and aggregation.
 
+Two details follow the authors' release: distances are divided by sqrt(C), and the weights of a cluster are normalised.
+
 Tests and benchmarks compare [`~clustering_clustr.find_clusters`] and [`~clustering_clustr.aggregate_tokens`], which
 compute the same in memory linear in N, against these functions.
 
@@ -45,7 +47,8 @@ def reference_clusters(
     to_parent = distance.gather(2, parent.unsqueeze(2)).squeeze(2)
     separation = torch.where(is_densest, distance.amax(dim=-1), to_parent)
 
-    # Decision value: gamma_i = rho_i delta_i. The M tokens with the largest values are the centres, the densest first.
+    # Decision value: gamma_i = rho_i delta_i. The M tokens with the largest values are the centres. The densest token
+    # is always the first.
     log_decision_value = (log_density + separation.log()).masked_fill(is_densest, torch.inf)
     centers = log_decision_value.argsort(dim=1, descending=True, stable=True)
     decision_rank = centers.argsort(dim=1)
@@ -57,7 +60,7 @@ def reference_clusters(
             to_centers = distance.gather(2, centers[:, None, :number].expand(-1, num_tokens, -1))
             label = to_centers.argmin(dim=-1)
         else:
-            # A token joins the cluster of its nearest denser token, and so on up to a centre. Steps double the path.
+            # A token joins the cluster of its nearest denser token, up to a centre. Each step doubles the path.
             ancestor = torch.where(is_center, torch.arange(num_tokens, device=tokens.device), parent)
             for _ in range(num_tokens.bit_length()):
                 ancestor = ancestor.gather(1, ancestor)

@@ -1,8 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Triton kernels that bring tokens into the form and the order in which the other kernels read them.
+Triton kernels that centre, rank and reorder tokens for the other kernels.
 
-Shapes: B images, N tokens, C channels, M tokens of an order's beginning. Arrays are contiguous.
+Shapes: B images, N tokens, C channels, M tokens from the start of an order. Arrays are contiguous.
 """
 
 from .clustering_triton_tiles_clustr import INFINITY, MAX_INDEX, load_tile, locate, sized, tl

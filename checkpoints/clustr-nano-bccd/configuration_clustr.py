@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The hyper-parameters of ClusTR: their meaning, defaults and allowed values."""
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         mlp_ratios (`list[int | float]`, defaults to `[8, 8, 4, 4]`):
             Width of the feed-forward network as a multiple of the stage's hidden size.
         patch_sizes (`list[int]`, defaults to `[7, 3, 3, 3]`):
-            Kernel size of the overlapping convolution at the start of each stage; its padding is half of that.
+            Kernel size of the overlapping convolution at the start of each stage; the padding is half the kernel size,
+            rounded down.
         strides (`list[int]`, defaults to `[4, 2, 2, 2]`):
             Stride of that convolution. The sides of an image must be at least the product of the strides.
         hidden_act (`str`, defaults to `"gelu"`):
@@ -137,8 +138,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
         anchor_sizes (`list[int]`, defaults to `[32, 64, 128, 256, 512]`):
             Side of the anchors in pixels for each level of the pyramid, finest first; there is one level more than
-            stages. The levels of RetinaNet start at the second stage and also have anchors 2^(1/3) and 2^(2/3) as
-            large.
+            stages. The levels of RetinaNet start at the second stage and also have anchors that are 2^(1/3) and 2^(2/3)
+            times as large.
         anchor_aspect_ratios (`list[float]`, defaults to `[0.5, 1.0, 2.0]`):
             Height / width of the anchors.
         detection_score_threshold (`float`, defaults to 0.05):
@@ -266,8 +267,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """
-        What `config.json` holds: as upstream, and without the fields of heads that the model does not have, if they
-        have their default values. Every field is kept if `architectures` does not say what the model is.
+        The content of `config.json`: as upstream, but without fields of other heads that have their default values.
+        Every field is kept if `architectures` names no model of this package.
         """
         fields = super().to_diff_dict()
         names = self.architectures or ()

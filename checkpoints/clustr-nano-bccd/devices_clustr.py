@@ -11,7 +11,7 @@ def default_device(device: torch.device) -> AbstractContextManager:
     A context in which new tensors are on the given device unless another one is named, overriding
     `torch.set_default_device`.
 
-    Such a context slows down every operator. So it is omitted when the default device is already right, or is the CPU,
+    Such a context slows down every operator, so it is omitted if the default device is already correct, or is the CPU,
     whose scalars can be combined with tensors on any device.
 
     Args:

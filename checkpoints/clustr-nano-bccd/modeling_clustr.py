@@ -6,7 +6,7 @@ Shapes: B images, N = h w tokens, C channels, H attention heads, M cluster token
 (B, C, h, w) in channels-last memory, so that (B, N, C) is a view of the same memory.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 import operator
@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .clustering_kernel_clustr import is_plain
 from .configuration_clustr import ClusTRConfig
 from .feed_forward_fused_clustr import fuse_if_possible
-from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, select_attention_kwargs
+from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, requested_states, select_attention_kwargs
 
 
 # Pipelines log an error for classes that are missing here.
@@ -47,8 +47,8 @@ class ClusTRModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, C, h, w)`):
             Normalised tokens of the last stage as a map. h and w are the image size divided by the total stride (32 for
-            the paper's variants), rounded up (down for even patch sizes). With `config.flatten_last_hidden_state`, the
-            same tokens as a sequence in row-major order, `(B, h * w, C)`.
+            the paper's variants), rounded up; a stage with an even patch size has floor(size / stride) + 1. With
+            `config.flatten_last_hidden_state`, the same tokens in row-major order, `(B, h * w, C)`.
         pooler_output (`torch.Tensor` of shape `(B, C)`):
             Mean of the last stage's tokens, the input of the classifier.
         hidden_states (`tuple[torch.Tensor]`, *optional*, with `output_hidden_states=True`):
@@ -119,7 +119,7 @@ class ClusTRMLP(nn.Module):
         if config.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {config.hidden_act!r}.")
         self.activation = ACT2FN[config.hidden_act]
-        self.activation_class = type(self.activation)  # what `can_fuse` expects to find
+        self.activation_class = type(self.activation)  # `can_fuse` compares with it
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -324,8 +324,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
         fix_exported_size(pixel_values)
         features = pixel_values.to(self.get_input_embeddings().weight.dtype)
         check_finite(features)
-        requested = kwargs.get("output_hidden_states")
-        requested = self.config.output_hidden_states if requested is None else requested
+        requested = requested_states(kwargs, self.config)
         hidden_states, cluster_indices = [], []
         for stage in self.stages:
             features, embeddings, stage_clusters = stage(features, **attention_kwargs)
@@ -336,7 +335,7 @@ class ClusTRModel(ClusTRPreTrainedModel):
         return ClusTRModelOutput(
             last_hidden_state=features.flatten(2).mT if is_flat else features,
             pooler_output=features.mean(dim=(2, 3)),
-            hidden_states=select_states(hidden_states, requested) if requested else None,
+            hidden_states=select_states(hidden_states, requested),
             cluster_indices=tuple(cluster_indices) if output_clusters else None,
         )
 
@@ -377,8 +376,12 @@ def check_finite(pixel_values: torch.Tensor) -> None:
         )
 
 
-def select_states(states: list[torch.Tensor], requested: bool | int | Sequence[int]) -> tuple[torch.Tensor | None, ...]:
-    """All states; for an index or several, as in transformers, the states at these indices and None for the others."""
+def select_states(
+    states: Sequence[torch.Tensor], requested: bool | int | Sequence[int]
+) -> tuple[torch.Tensor | None, ...] | None:
+    """All states if `requested` is True, those at the given index or indices with None for the rest, or None."""
+    if not requested:
+        return None
     if requested is True:
         return tuple(states)
     indices = [requested] if isinstance(requested, int) else requested

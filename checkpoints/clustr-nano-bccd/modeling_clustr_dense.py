@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .configuration_clustr import ClusTRConfig
 from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel, select_states
+from .modeling_clustr_attention import requested_states
 
 
 logger = logging.get_logger(__name__)
@@ -41,11 +42,11 @@ class ClusTRDensePredictor(ClusTRPreTrainedModel):
 
     def _stage_maps(self, pixel_values: torch.Tensor, **kwargs) -> tuple[list[torch.Tensor], ClusTRModelOutput]:
         """Maps of all stages, finest first, and the output of the backbone, with hidden states if requested."""
-        wanted = kwargs.pop("output_hidden_states", None)
-        wanted = self.config.output_hidden_states if wanted is None else wanted
-        features = self.base_model(pixel_values, output_hidden_states=True, return_dict=True, **kwargs)
+        requested = requested_states(kwargs, self.config)
+        kwargs["output_hidden_states"] = True
+        features = self.base_model(pixel_values, return_dict=True, **kwargs)
         stage_maps = list(features.hidden_states[-len(self.config.depths) :])
-        features.hidden_states = select_states(features.hidden_states, wanted) if wanted else None
+        features.hidden_states = select_states(features.hidden_states, requested)
         return stage_maps, features
 
     def _whole_strides(self, size: tuple[int, int]) -> tuple[int, int]:

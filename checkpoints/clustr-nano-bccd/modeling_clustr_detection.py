@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Object detection and instance segmentation with ClusTR (section 4.3 of the paper): what both detectors share.
+Object detection and instance segmentation with ClusTR (section 4.3 of the paper): the base of both detectors.
 
 [`~modeling_clustr_retinanet.ClusTRForObjectDetection`] is RetinaNet,
 [`~modeling_clustr_mask_rcnn.ClusTRForInstanceSegmentation`] is Mask R-CNN. Their pyramids, anchors, heads, losses,
@@ -12,7 +12,7 @@ corners (x0, y0, x1, y1) in pixels. In labels and outputs, boxes are (centre x, 
 the size of the image without its padding.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -119,8 +119,8 @@ class ClusTRDetector(ClusTRDensePredictor):
 
         Returns:
             [`ClusTRDetectionOutput`] or [`ClusTRInstanceSegmentationOutput`]. Boxes are relative to the images without
-            their padding if `pixel_mask` or `labels` give their sizes, and to `pixel_values` otherwise: pass
-            `pixel_mask` with padded images, or boxes that are scaled to the original images come out too small.
+            their padding if `pixel_mask` or `labels` give their sizes, and to `pixel_values` otherwise. With padded
+            images pass `pixel_mask`; otherwise boxes that are scaled to the original images come out too small.
 
         Raises:
             ValueError: if `pixel_values`, `pixel_mask` or `labels` have the wrong rank, size or dtype, if labels are

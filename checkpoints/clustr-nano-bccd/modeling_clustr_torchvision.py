@@ -31,7 +31,7 @@ PRIOR_PROBABILITY = 0.01
 
 
 class ClusTRAnchorGenerator(AnchorGenerator):
-    """torchvision's, but with at least float32 anchors for maps of any dtype: bfloat16 is off by pixels."""
+    """torchvision's anchor generator with anchors of at least float32 for maps of any dtype: bfloat16 is pixels off."""
 
     def forward(self, image_list: ImageList, feature_maps: list[torch.Tensor]) -> list[torch.Tensor]:
         # Only size, dtype and device of the maps matter.
@@ -42,8 +42,8 @@ class ClusTRAnchorGenerator(AnchorGenerator):
 
 class ClusTRRoIAlign(MultiScaleRoIAlign):
     """
-    torchvision's, with two differences: it pools in at least float32, which boxes require, and it is given the strides
-    of the levels, which torchvision infers from the first images.
+    torchvision's `MultiScaleRoIAlign` with two differences: it pools in at least float32, which boxes require, and its
+    constructor takes the strides of the levels, which torchvision infers from the first images.
     """
 
     def __init__(self, strides: Sequence[int], output_size: int):

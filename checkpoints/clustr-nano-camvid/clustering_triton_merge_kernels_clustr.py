@@ -58,8 +58,8 @@ def split_gradients(
     """
     Backward pass of `merge_segments`, token by token.
 
-    With g the gradient of a token's cluster h, w the weight of the token x and W the sum of the cluster's weights, the
-    gradient of x is g w / (W + e), and the gradient of w is g (x - h) / (W + e).
+    Let x be a token, w its weight, h its merged cluster token, g the gradient of h, and W the sum of the cluster's
+    weights. Then the gradient of x is g w / (W + e), and the gradient of w is g (x - h) / (W + e).
     """
     image, first = locate(num_tokens, ROWS)
     rows = first + tl.arange(0, ROWS)

@@ -24,7 +24,7 @@ from .configuration_clustr import ClusTRConfig
 
 # Keywords that wrappers, trainers and models with several inputs pass on, and that have no effect on images.
 KEYWORDS_WITHOUT_EFFECT = (
-    "output_hidden_states",  # recorded outside the blocks
+    "output_hidden_states",  # collected outside the blocks
     "interpolate_pos_encoding",  # without position embeddings, images can have any size
     "num_items_in_batch",
     "output_router_logits",
@@ -39,7 +39,7 @@ KEYWORDS_WITHOUT_EFFECT = (
     "prune_layers",
     "task_ids",  # of PEFT's Poly, whose layers receive them separately
 )
-# Inputs of other models that would change the result, and why these models do not accept them.
+# Inputs of other models that would change the result, and why ClusTR rejects them.
 INPUTS_OF_OTHER_MODELS = {
     "attention_mask": "clusters are found among all tokens",
     "bool_masked_pos": "there is no mask token",
@@ -85,6 +85,12 @@ def select_attention_kwargs(kwargs: Mapping[str, Any], config: ClusTRConfig) -> 
                 f"`output_attentions`, `output_clusters`, `output_hidden_states` and `return_dict`."
             )
     return selected
+
+
+def requested_states(kwargs: Mapping[str, Any], config: ClusTRConfig) -> bool | int | Sequence[int]:
+    """`output_hidden_states` of a call, by default that of the configuration: a flag, an index or indices."""
+    requested = kwargs.get("output_hidden_states")
+    return config.output_hidden_states if requested is None else requested
 
 
 def _is_full(pixel_mask: torch.Tensor) -> bool:
@@ -147,6 +153,9 @@ class ClusTRAttention(nn.Module):
 
     All scales share the queries. Each scale has its own key and value projections, applied to its cluster tokens, and
     its own softmax. The outputs of the scales are added before the output projection (Eq. 8).
+
+    Following the authors' release, tokens are merged before they are projected; Eqs. 5 and 6 project first. Separate
+    projections per scale, which the paper leaves open, follow it too.
     """
 
     def __init__(self, config: ClusTRConfig, stage_index: int):
@@ -327,7 +336,7 @@ class ClusTRSpatialReductionAttention(ClusTRAttention):
 class ClusTRNearestKeysAttention(ClusTRSpatialReductionAttention):
     """
     Spatial-reduction attention in which each query attends only to the `config.attention_top_k` keys with the largest
-    scores (k-NN attention, Wang et al. 2022), or to all keys if there are fewer. The choice has no gradient.
+    scores (k-NN attention, Wang et al. 2022a), or to all keys if there are fewer. The choice has no gradient.
     """
 
     def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:

@@ -73,7 +73,7 @@ class _Tokens(NamedTuple):
 
 class _Clustering:
     """
-    The clustering of one batch. Methods launch the kernels; attributes are what several of them need.
+    The clustering of one batch. Methods launch the kernels; attributes hold the values that several methods use.
 
     Tensors named `*_place` index tokens by their place in the order of density.
     """

@@ -2,10 +2,10 @@
 """
 Which tensors the Triton kernels accept, and what happens when a kernel fails.
 
-The kernels accept float32, float16 and bfloat16 tensors on CUDA and ROCm devices, if the package `triton` can be
-imported (PyTorch's GPU builds install it). Everything else is left to tensor operations, as is everything when the
-environment variable `CLUSTR_KERNEL=off` is set. After a kernel has failed on a device, for example because it does not
-compile, tensor operations replace all kernels there; a warning says so once.
+The kernels accept float32, float16 and bfloat16 tensors of at most 1024 channels and 2**18 tokens on CUDA and ROCm
+devices, if the package `triton` is installed (PyTorch's GPU builds require it). Other tensors are left to tensor
+operations; so are all tensors if the environment variable `CLUSTR_KERNEL=off` is set. After a kernel has failed on a
+device, for example because it does not compile, tensor operations replace all kernels there, with a single warning.
 
 Shapes: B images, N tokens, C channels, k neighbours.
 """
@@ -57,7 +57,7 @@ def is_on_gpu(tokens: torch.Tensor) -> bool:
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """
     Whether [`~clustering_triton_clustr.cluster`] accepts these arguments: plain tensors of at most 32 bits on a GPU,
-    and at most 8 neighbours.
+    at most 1024 channels and 2**18 tokens, and k of at most 8.
     """
     return _is_accepted(tokens) and min(num_neighbors, tokens.shape[1]) <= MAX_NEIGHBORS
 

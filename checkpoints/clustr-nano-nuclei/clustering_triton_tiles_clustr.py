@@ -1,6 +1,6 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-What all Triton kernels share: constants, and the functions that locate, load and compare tiles of tokens.
+Constants of all Triton kernels, and the functions with which they locate, load and compare tiles of tokens.
 
 Kernels import Triton from here, so that only one file has to handle a missing package.
 

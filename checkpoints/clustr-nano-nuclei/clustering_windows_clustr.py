@@ -97,7 +97,7 @@ def check_window(num_tokens: int, size: tuple[int, int] | None, window: int) -> 
 
 
 def _split_into_regions(size: tuple[int, int], window: int) -> list[_Region]:
-    """The at most four regions of a grid: windows come in at most two heights and two widths."""
+    """One to four regions that cover a grid: windows have at most two heights and two widths."""
     return [
         _Region(rows, columns, (down, across), (height, width))
         for rows, down, height in _split_evenly(size[0], window)

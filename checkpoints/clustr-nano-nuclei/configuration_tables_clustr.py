@@ -4,7 +4,7 @@
 from typing import Any
 
 
-# Table A1 of the paper. MLP ratios and patch embeddings are those of the authors' release.
+# Table A1 of the paper. The defaults of MLP ratios and patch embeddings, which it omits, are the authors' release's.
 PAPER_VARIANTS: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_sizes": [64, 128, 256, 512],
@@ -122,7 +122,7 @@ DETECTION_FIELDS = (
 )
 POSE_FIELDS = ("deconv_hidden_sizes", "flip_pairs", "edges")
 
-# Class of a model -> the fields of its head; all other fields but these belong to the backbone, which each model has.
+# Class of a model -> the fields of its head. Fields that no head has belong to the backbone, which every model has.
 HEAD_FIELDS: dict[str, tuple[str, ...]] = {
     "ClusTRModel": (),
     "ClusTRBackbone": (),

@@ -28,7 +28,7 @@ from .clustering_kernel_clustr import is_plain
 
 # Largest number of hidden features computed at once: 8 MiB in float32.
 FEED_FORWARD_ELEMENTS = 2**21
-# Settings of the depthwise convolution that the fused form reproduces. Users change them, e.g. for seamless tiles.
+# Settings of the depthwise convolution that the fused form reproduces. Users may change them, e.g. for seamless tiles.
 DEPTHWISE = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "padding_mode": "zeros"}
 
 
@@ -72,7 +72,7 @@ def is_plain_module(module: nn.Module, kind: type[nn.Module]) -> bool:
     state = vars(module)
     if type(module) is not kind:
         return False
-    # accelerate replaces `forward`. So does kernels, by the class's own `forward` if it has no kernel for the layer.
+    # accelerate replaces `forward`. So does kernels, with the class's own `forward` if it has no kernel for the layer.
     if "forward" in state and getattr(state["forward"], "__func__", None) is not kind.forward:
         return False
     if state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"]:

@@ -2,9 +2,9 @@
 """
 Decode image files, PIL images and arrays to 8-bit RGB, for image processors, pipelines and training.
 
-Metadata never make an image unreadable: malformed EXIF or XMP is ignored. PNG, JPEG, WebP, GIF and TIFF files are
-scanned before PIL reads them ([`~image_files_clustr.scan_file`]), so the memory and time to decode a file are bounded
-by its size and its pixels. PIL reads files of other formats without a scan.
+Malformed EXIF or XMP is ignored, so it never makes an image unreadable. PNG, JPEG, WebP, GIF and TIFF files are scanned
+before PIL reads them ([`~image_files_clustr.scan_file`]), so the memory and time to decode a file are bounded by its
+size and its pixels. PIL reads files of other formats without a scan.
 """
 
 import base64

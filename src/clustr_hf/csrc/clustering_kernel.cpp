@@ -38,7 +38,7 @@ constexpr int LIST = 8;
 constexpr int64_t MAX_LIST_BYTES = int64_t(64) << 20;
 constexpr int MAX_WORKERS = 64;
 // Products of coordinates that justify one more thread, less than a millisecond of work. With less work, two threads
-// gain nothing over one, and lose much on a machine that is busy with other work.
+// are no faster than one, and much slower on a busy machine.
 #ifndef CLUSTR_PRODUCTS_PER_THREAD
 #define CLUSTR_PRODUCTS_PER_THREAD 24e6
 #endif
@@ -101,7 +101,7 @@ struct Sweeps {
     void (*half_norms)(const float*, int, float*);
 };
 
-// Insertion for every processor; AVX-512 has its own.
+// Insertion for instruction sets other than AVX-512, which has its own.
 inline void insert(NeighborLists& lists, int token, int other, float value) {
     float* distances = lists.distance + int64_t(token) * LIST;
     int32_t* indices = lists.index + int64_t(token) * LIST;
@@ -213,7 +213,7 @@ bool find_sweeps(const char* name, Sweeps& sweeps) {
     return is_wanted("portable");
 }
 
-// The number of threads that pay off for a number of pairs of tokens, at most `max_threads`.
+// The number of threads that are worthwhile for a number of pairs of tokens, at most `max_threads`.
 int worthwhile_threads(double pairs, int64_t channels, int64_t max_threads) {
     const double threads = pairs * double(channels) / CLUSTR_PRODUCTS_PER_THREAD;
     return int(std::clamp(threads, 1.0, double(std::max<int64_t>(1, max_threads))));

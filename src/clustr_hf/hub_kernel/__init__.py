@@ -6,8 +6,7 @@ The clustering as a package for the Hub's `kernels` library, for use in other mo
 
 - the clustering files of `remote_code/` (`clustering_*clustr.py`), which model repositories contain too;
 - `template/`, which has the structure of the repository: its card, `build.toml`, a test, and in `torch-ext/` the rest
-of
-  the kernel: public names, layers, and the functions of TCFormer.
+  of the kernel: public names, layers, and the functions of TCFormer.
 
 A kernel repository has one build variant per backend. These variants differ only in their metadata, because the
 clustering itself chooses between Triton kernels, the compiled CPU kernel and tensor operations.
@@ -66,8 +65,9 @@ def build_kernel_repository(
         `Path` of the folder.
 
     Raises:
-        FileExistsError: if `folder` is a file or not empty. ValueError: for an invalid `repo_id` or `version`, and for
-        a launch configuration with an invalid name or content.
+        FileExistsError: if `folder` is a file or not empty.
+        ValueError: for an invalid `repo_id` or `version`, and for a launch configuration with an invalid name or
+            content.
     """
     folder = Path(folder).resolve()
     launch_configs = [Path(path) for path in launch_configs]
@@ -147,8 +147,8 @@ def _own_namespace(code: str) -> str:
     """
     Rename the namespace of the custom operators from `clustr_hf` to the name of the package that the code is loaded as.
 
-    `kernels` requires this: it loads a kernel under its id, so that several versions of a kernel can be loaded beside
-    each other, and beside this package.
+    `kernels` requires this: it loads a kernel under its id, so that one process can load several versions of a kernel,
+    and this package as well.
     """
     name = '__package__.replace(".", "_")'
     code = code.replace('"clustr_hf::', f'{name} + "::')
@@ -159,7 +159,7 @@ def _write_variant(source: Path, variant: Path, backend: str, version: int):
     """Writes a build variant: the source and its metadata."""
     shutil.copytree(source, variant)
     digests = _file_digests(variant)
-    # A hash of the content: equal kernels have equal ids, different kernels have different ones.
+    # A hash of the content, so that two kernels have the same id only if their files are the same.
     unique = hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:8]
     metadata = {
         "name": NAME,

@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The clustering and the aggregation as tensor operations, for every device and dtype: the fast form of Eqs. 1 to 3, which
-clustering_equations_clustr.py has as written.
+The clustering and the aggregation as tensor operations, for every device and dtype: Eqs. 1 to 3 in memory linear in N.
+clustering_equations_clustr.py states the equations as written.
 
 Shapes: B images, N tokens, C channels, k neighbours, M clusters, S scales, R rows of a block.
 
@@ -42,7 +42,7 @@ def is_exporting() -> bool:
 
 
 def is_on_accelerator(tokens: torch.Tensor) -> bool:
-    """`bool`: Whether large operations are fast for these tokens, and waiting for a result is slow."""
+    """`bool`: Whether tokens are on a device where large operations are fast, and waiting for a result is slow."""
     return not tokens.is_cpu
 
 
@@ -87,7 +87,7 @@ def _groups_of_images(tokens: torch.Tensor) -> Sequence[torch.Tensor]:
     """
     Images that are clustered together: on CPUs as many as fill a block of distances, at least one.
 
-    On accelerators all images form one group, and so they do in an exported graph, where a loop would fix their number.
+    On accelerators all images form one group, as they do in an exported graph, where a loop would fix their number.
     """
     if is_exporting() or is_on_accelerator(tokens):
         return [tokens]
@@ -125,8 +125,8 @@ def _log_decision_value(log_density: torch.Tensor, separation: torch.Tensor) -> 
 
 def _for_library_functions(tokens: torch.Tensor) -> torch.dtype:
     """
-    The dtype for logarithms and roots: float64 on CPUs. In float32 their last bit depends on the library (MKL's or that
-    of the compiled kernel), which would decide between nearly equal values.
+    The dtype for logarithms and roots: float64 on CPUs. In float32 their last bit depends on the library (MKL, or the C
+    library in the compiled kernel), which would decide between nearly equal values.
     """
     return tokens.dtype if is_exporting() or is_on_accelerator(tokens) else torch.float64
 

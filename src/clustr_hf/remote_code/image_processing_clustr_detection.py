@@ -5,7 +5,7 @@ The image processor of both detectors: images and COCO annotations to inputs and
 K classes, n objects or detections per image. Sizes are (height, width).
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,7 @@ pixels from the centre of the upper left pixel; sizes are (height, width). Crops
 of their corner pixels ("unbiased data processing", Huang et al. 2020), so mirroring is exact.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 import reprlib
@@ -59,8 +59,9 @@ class ClusTRPoseImageProcessorKwargs(ImagesKwargs, total=False):
 class ClusTRPoseImageProcessor(ReadsImagesMixin, TorchvisionBackend):
     r"""
     Image processor of [`ClusTRForPoseEstimation`]: crops 256 x 192 pixels (height, width) around the box of each person
-    (bilinear, black outside the image) and normalises with ImageNet's mean and standard deviation (section 4.4 of the
-    paper). Boxes are extended to the aspect ratio of the crop and enlarged by a quarter.
+    (bilinear, black outside the image) and normalises with ImageNet's mean and standard deviation. Boxes are extended
+    to the aspect ratio of the crop and enlarged by a quarter. (Section 4.4 of the paper gives none of these settings
+    and refers to TCFormer.)
 
     Images are as in [`ClusTRImageProcessor`]. `boxes` holds, for each image, the boxes of its people, (x, y, width,
     height) in pixels of the upright image, as a list of lists or an array `(n, 4)`. Without boxes, each image is taken

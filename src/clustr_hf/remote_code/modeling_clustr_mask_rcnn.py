@@ -7,7 +7,7 @@ Region proposals, heads and losses are those of torchvision's `MaskRCNN`; `_run_
 B images, K classes, D detections; sizes are (height, width).
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import operator
 from collections import OrderedDict
@@ -133,7 +133,7 @@ class ClusTRForInstanceSegmentation(ClusTRDetector):
         images = ImageList(pixel_values, sizes)
         loss_dict, predictions = None, {}
         if targets is not None:
-            # The loss is that of a random sample of the proposals; in evaluation the sample is always the same.
+            # The loss is computed on a random sample of the proposals; in evaluation the sample is always the same.
             with nullcontext() if self.training else OwnRandomNumbers(pixel_values.device):
                 loss_dict = self._run_detector(images, pyramid, targets)[1]
         if targets is None or not self.training:

@@ -5,7 +5,7 @@ Top-down pose estimation with ClusTR (section 4.4 of the paper): one heatmap per
 B crops of H x W pixels, K keypoints (`num_labels`); heatmaps (B, K, h, w), with stride 4 in the paper.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 import os

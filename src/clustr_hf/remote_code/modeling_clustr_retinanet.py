@@ -5,7 +5,7 @@ RetinaNet (Lin et al. 2017) on ClusTR, for object detection (section 4.3 of the 
 Head, focal loss and box loss are torchvision's `RetinaNet`. B images, K classes, A anchors; sizes are (height, width).
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 from dataclasses import dataclass
 

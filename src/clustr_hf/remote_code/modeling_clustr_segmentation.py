@@ -5,7 +5,7 @@ Semantic segmentation with ClusTR (section 4.2 of the paper): Semantic FPN or UP
 B images of H x W pixels, K classes; maps (B, C, h, w). The maps of the first stage have stride 4 in the paper.
 """
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import copy
 import math
@@ -253,9 +253,9 @@ class ClusTRForSemanticSegmentation(ClusTRDensePredictor):
 
     def _pad_by_reflection(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Pad images to whole strides. Without it, the convolutions between stages would also reach their zero padding on
+        Pad images to whole strides. Otherwise the convolutions between stages would also reach their zero padding on
         the right and bottom, and coarse maps would be resized by factors other than their strides; training crops of
-        whole strides show neither. The model takes reflected pixels for image content, but not zeros.
+        whole strides show neither. The model treats reflected pixels as image content, unlike zeros.
         """
         height, width = whole = self._whole_strides(pixel_values.shape[-2:])
         if pixel_values.ndim != 4 or whole == tuple(pixel_values.shape[-2:]):

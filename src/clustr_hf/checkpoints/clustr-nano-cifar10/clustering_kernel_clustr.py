@@ -22,7 +22,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# The name that setup.py gives to it: a plain C library, the same file for every version of Python.
+# The file name that setup.py uses. The library is plain C, so one build works with every version of Python.
 LIBRARY_FILE = "_clustering_kernel.dll" if os.name == "nt" else "_clustering_kernel.so"
 # Suffix of the exported functions, so that remote code never calls the kernel of an incompatible release.
 INTERFACE = "v1"
@@ -46,8 +46,8 @@ def supported_instruction_sets() -> tuple[str, ...]:
 
 def can_cluster(tokens: torch.Tensor, num_neighbors: int) -> bool:
     """
-    Whether [`cluster`] accepts these arguments: plain tensors ([`is_plain`]) of at most 32 bits on a CPU, and k of at
-    most 8.
+    Whether [`cluster`] accepts these arguments: plain tensors ([`is_plain`]) of at most 32 bits and 2**30 tokens on a
+    CPU, and k of at most 8.
     """
     return (
         tokens.is_cpu

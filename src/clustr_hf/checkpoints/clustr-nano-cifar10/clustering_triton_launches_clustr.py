@@ -74,8 +74,8 @@ class Launch(NamedTuple):
         )
 
 
-# By architecture, bits of a token's element, and the largest number of channels that an entry is for. Chosen by what
-# the compiler reports (no register spills, shared memory within the chip's limit); not tuned by timing.
+# By architecture, bits of a token's element, and the largest number of channels that an entry is for. Chosen from the
+# compiler's report (no register spills, shared memory within the chip's limit); not tuned by timing.
 LAUNCHES: dict[str, dict[int, dict[int, Launch]]] = {
     "sm_80": {
         32: {1024: Launch(columns=32, block=32, precision="tf32x3", exact_rows=16)},
@@ -97,8 +97,8 @@ DEFAULT_LAUNCH = Launch(rows=32, columns=32, block=32, stages=1)
 def find_launch(tokens: torch.Tensor) -> Launch:
     """
     The [`Launch`] for these tokens: from the file `launch_configs/<name of the device>.json` beside this one if it
-    exists, else from `LAUNCHES`. Every character of the name that is neither a letter nor a digit becomes an
-    underscore. The file has the form of the table, `{"32": {"64": {"rows": 64, ...}, ...}, ...}`.
+    exists, else from `LAUNCHES`. One underscore replaces each run of characters in the name that are neither letters
+    nor digits. The file has the form of an entry of `LAUNCHES`, `{"32": {"64": {"rows": 64, ...}, ...}, ...}`.
     """
     launches = _launches(tokens.device.type, tokens.device.index)
     return choose_launch(launches, 8 * tokens.element_size(), tokens.shape[-1])

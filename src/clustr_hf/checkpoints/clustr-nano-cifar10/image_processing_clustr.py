@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The image processor of ClusTR: images to `pixel_values`, segmentation maps to `labels`, logits to class maps."""
 
-from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (before what older releases lack)
+from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
 import os
@@ -195,8 +195,8 @@ class ReadsImagesMixin:
 
 class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
     r"""
-    Image processor of ClusTR: resizes the shorter side to 256 pixels (bicubic), center-crops to 224 and normalises with
-    ImageNet's mean and standard deviation, the evaluation protocol of section 4.1 of the paper.
+    Image processor of ClusTR: resizes the shorter side to 256 pixels (bicubic), center-crops to 224 (section 4.1 of the
+    paper) and normalises with ImageNet's mean and standard deviation.
 
     Images are PIL images, arrays, tensors, paths or URLs, or lists of these. PIL images and image files are rotated by
     their EXIF or XMP orientation (malformed metadata are ignored); greyscale, palette, CMYK, 16-bit and float images
@@ -298,7 +298,7 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess(self, images: list[torch.Tensor], **kwargs) -> list[torch.Tensor]:
-        """As upstream, but first cut very long images to what the crop shows; resized whole they take gigabytes."""
+        """As upstream, but first cuts very long images to the part in the crop; resizing them whole takes gigabytes."""
         size, crop_size = kwargs["size"], kwargs["crop_size"]
         if kwargs["do_resize"] and kwargs["do_center_crop"] and size.shortest_edge and not size.longest_edge:
             images = [_cut_to_center(image, size.shortest_edge, crop_size) for image in images]
@@ -343,8 +343,6 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
             )
         sizes = [logits.shape[2:]] * len(logits) if sizes is None else sizes.tolist()
         postprocess = super().post_process_semantic_segmentation
-        # The first 5.x releases of transformers do not support scores.
-        settings = {"return_segmentation_scores": True} if return_segmentation_scores else {}
         maps = []
         for index, (height, width) in enumerate(sizes):
             image_logits = logits[index : index + 1, :, :height, :width]
@@ -352,7 +350,7 @@ class ClusTRImageProcessor(ReadsImagesMixin, BeitImageProcessor):
                 maps.append(_classes_at_size(image_logits[0], tuple(map(int, target_sizes[index]))))
                 continue
             image_size = None if target_sizes is None else target_sizes[index : index + 1]
-            maps += postprocess(SemanticSegmenterOutput(logits=image_logits), image_size, **settings)
+            maps += postprocess(SemanticSegmenterOutput(logits=image_logits), image_size, return_segmentation_scores)
         return maps
 
 

@@ -2,8 +2,9 @@
 """
 kNN-based density peaks clustering (DPC-kNN) of tokens, and their aggregation.
 
-Triton kernels on CUDA and ROCm devices, tensor operations elsewhere. The clusters are the same, except where two
-distances, densities or decision values differ only by the rounding of float32.
+Triton kernels on CUDA and ROCm devices, the compiled kernel of an installed `clustr_hf` on CPUs, and tensor operations
+elsewhere. All find the same clusters, except where two distances, densities or decision values differ only by the
+rounding of float32.
 """
 
 from . import layers
