@@ -55,7 +55,8 @@ def update_weights(
     processes do not exchange gradients before the last micro-batch.
 
     Args:
-        accelerator (`Accelerator`): Its `gradient_accumulation_steps` is the number of micro-batches.
+        accelerator (`Accelerator`): Its `gradient_accumulation_steps`, the number of micro-batches, is the divisor;
+            `TrainingLoop` sets it.
         model, optimizer: As prepared by the accelerator.
         compute_loss (`Callable[[nn.Module, dict], torch.Tensor]`): Mean loss of a micro-batch, with gradient.
         micro_batches (`Iterable[dict]`): The micro-batches of this process, on its device.

@@ -125,7 +125,7 @@ class ClusTRMLP(nn.Module):
 
     @fuse_if_possible
     def forward(self, tokens: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Tokens (B, N, C) of a grid of (height, width) -> (B, N, C)."""
+        """Tokens (B, N, C) of a grid of (height, width) -> (B, N, C). The fused form replaces this one if it can."""
         features = self.fc1(tokens).unflatten(1, size).permute(0, 3, 1, 2)  # (B, E, h, w)
         features = self.activation(features + self.depthwise(features))
         features = self.dropout(features.permute(0, 2, 3, 1).flatten(1, 2))
