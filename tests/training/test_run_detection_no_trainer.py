@@ -579,9 +579,9 @@ def test_more_detections_than_the_model_returns_are_refused():
         ([[float("nan"), 0, 5, 0, 5, 5]], "polygons of finite numbers"),
         ([[0, 0, 1e9, 0, 1e9, 1e9]], "polygons in or near their image"),
         ([["0", "0", "5", "0", "5", "5"]], "polygons of finite numbers"),
-        ({"size": [96, 96], "counts": "broken"}, "run lengths of 9216 pixels in all"),
+        ({"size": [96, 96], "counts": "broken"}, "run lengths of 9216 pixels in total"),
         ({"counts": "broken"}, r"run-length encodings with 'size'"),
-        ({"size": [96, 96]}, "run lengths of 9216 pixels in all"),
+        ({"size": [96, 96]}, "run lengths of 9216 pixels in total"),
         ({"size": [96, 90], "counts": [8640]}, "masks of the size of their upright image"),
     ],
 )
