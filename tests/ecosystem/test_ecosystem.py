@@ -134,7 +134,7 @@ def test_a_custom_attention_function_gets_its_own_keywords(pixel_values, watched
     model(pixel_values, temperature=0.5)
     assert {call["temperature"] for call in watched_attention} == {0.5}
     model.set_attn_implementation("sdpa")
-    with pytest.raises(TypeError, match="`temperature` is no argument"):
+    with pytest.raises(TypeError, match="`temperature` is not an argument"):
         model(pixel_values, temperature=0.5)
 
 

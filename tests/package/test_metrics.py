@@ -289,7 +289,7 @@ def test_masks_that_are_broken_are_named(counts):
     """Without this check, COCO's functions would decode a part of such masks, or read past their end."""
     record = {"labels": [0], "scores": [1.0], "masks": [{"size": [4, 4], "counts": [3, 13]}]}
     broken = {**record, "masks": [{"size": [4, 4], "counts": counts}]}
-    with pytest.raises(ValueError, match=r"`predictions\[0\]\['masks'\]\[0\]`: .* run lengths of 16 pixels in all"):
+    with pytest.raises(ValueError, match=r"`predictions\[0\]\['masks'\]\[0\]`: .* run lengths of 16 pixels in total"):
         coco_average_precision([broken], [record], iou_type="segm")
 
 
