@@ -271,7 +271,11 @@ def test_a_detection_pipeline_finds_the_persons_and_hears_of_the_threshold(model
     "arguments, error, message",
     [
         ({"boxes": [[1, 2, 3]]}, ValueError, r"`boxes\[0\]` must have shape \(n, 4\)"),
-        ({"boxes": [[1, 2, 3, 0]]}, ValueError, r"`boxes\[0\]` must be finite, with a positive width and height"),
+        (
+            {"boxes": [[1, 2, 3, 0]]},
+            ValueError,
+            r"`boxes\[0\]` must be finite, at most 16777216, and have a positive width and height",
+        ),
         (
             {"boxes": BOXES, "inputs": {"image": "x", "boxes": BOXES}},
             ValueError,
