@@ -21,7 +21,7 @@ SOURCES = [
 # Rooms from the bottom to the top: a file imports from its own room and from those before it.
 ROOMS = (
     ("remote_code",),
-    ("bundled", "devices", "name_lists"),
+    ("bundled", "devices", "module_aliases", "name_lists"),
     ("convert_checkpoint", "export", "hub_kernel", "keypoints", "loading"),
     ("metrics", "visualization", "publish"),
     ("training",),

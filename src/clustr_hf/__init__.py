@@ -3,10 +3,6 @@
 
 from .remote_code.versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
-import importlib
-import pkgutil
-import sys
-
 from transformers import (
     MODEL_FOR_IMAGE_SEGMENTATION_MAPPING,
     AutoBackbone,
@@ -24,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import remote_code
 from .bundled import bundled_checkpoint, shipped_checkpoint
+from .module_aliases import add_aliases
 from .remote_code.clustering_clustr import aggregate_tokens, find_clusters
 from .remote_code.configuration_clustr import ClusTRConfig
 from .remote_code.image_processing_clustr import ClusTRImageProcessor
@@ -46,10 +43,7 @@ from .remote_code.pipeline_clustr_pose import ClusTRKeypointDetectionPipeline
 
 __version__ = "0.1.0"
 
-# Modules of `remote_code` can also be imported from the package itself: `clustr_hf.modeling_clustr` and so on.
-for _module in pkgutil.iter_modules(remote_code.__path__):
-    globals()[_module.name] = importlib.import_module(f".{_module.name}", remote_code.__name__)
-    sys.modules[f"{__name__}.{_module.name}"] = globals()[_module.name]
+add_aliases(__name__, remote_code.__name__)
 # Names that `clustr_hf.modeling_clustr_detection` had in earlier releases.
 for _class in (
     ClusTRDetectionOutput,

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import run_process
 from hub_repositories import enlarge_weights
 from PIL import Image
 from safetensors.torch import save_file
@@ -182,6 +183,24 @@ def test_importing_never_imports_triton(folder, run_without_package, is_installe
     """Without a GPU, clustering does not import Triton; without Triton, everything works."""
     start = NO_TRITON if is_installed else "import sys; sys.modules['triton'] = None"
     assert run_without_package(start + LOAD_ALL + CLUSTERS_BY_TENSORS, folder).endswith("none imported\n")
+
+
+PACKAGE_WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import clustr_hf, torch
+clustr_hf.ClusTRForImageClassification(clustr_hf.ClusTRConfig.from_variant("nano"))(torch.rand(1, 3, 64, 64))
+assert not [name for name in sys.modules if name.startswith("clustr_hf.") and "kernels_clustr" in name]
+assert clustr_hf.modeling_clustr.ClusTRModel is clustr_hf.ClusTRModel
+from clustr_hf.clustering_triton_clustr import can_cluster
+from clustr_hf.handler_clustr import EndpointHandler
+print("imported")
+"""
+
+
+def test_the_package_needs_no_triton(tmp_path):
+    """Triton is not available for every platform; importing the package must not import its kernels."""
+    assert run_process([sys.executable, "-c", PACKAGE_WITHOUT_TRITON], tmp_path, is_new=True).endswith("imported\n")
 
 
 PIPELINES = """
