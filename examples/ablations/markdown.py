@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmark.report.cells import markdown_table
 from scipy.stats import t as student_t
 
 from ablations.costs import TIMED_BATCH
@@ -23,14 +24,14 @@ def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
     header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all", "ms per image (ratio)"]
     header += [METRICS[task][1] for task in tasks]
     header += [f"*paper: {title}*" for title in paper.values()] if with_paper else []
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for row in rows.values():
         cells = [row["title"], f"{row['parameters'] / 1e6:.2f}", f"{row['paper_macs'] / 1e9:.3f}"]
         cells += [f"{row['flops'] / 1e9:.3f}", _time(row.get("time"))]
         cells += [_score(row[task]) for task in tasks]
         cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
         lines.append(cells)
-    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), "", *_notes(table, rows)]) + "\n"
+    return "\n".join([markdown_table(header, lines), "", *_notes(table, rows)]) + "\n"
 
 
 def _time(time: dict[str, Any] | None) -> str:

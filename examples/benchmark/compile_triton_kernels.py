@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package `benchmark`
 
+from benchmark.report.cells import markdown_table
 from benchmark.triton_programs.launches import record_launches
 from benchmark.triton_programs.usage import SHARED_MEMORY, compile_launch
 from clustr_hf.remote_code.clustering_triton_launches_clustr import load_kernels
@@ -55,22 +56,19 @@ def find_problems(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
+def usage_table(rows: list[dict[str, Any]]) -> str:
     """Maxima over the launches of a kernel for a chip; for `filter_nearest`, by dtype and channels."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         is_sweep = row["kernel"] == "filter_nearest"
         key = (row["tokens"], row["channels"]) if is_sweep else ("any", 0)
         groups.setdefault((row["target"], row["kernel"], *key), []).append(row)
-    lines = [
-        "| chip | kernel | tokens | channels | warps | registers | spilled (bytes) | shared memory (bytes) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ("chip", "kernel", "tokens", "channels", "warps", "registers", "spilled (bytes)", "shared memory (bytes)")
+    lines = []
     for (target, kernel, tokens, channels), group in sorted(groups.items()):
         maxima = [max(row[name] for row in group) for name in ("warps", "registers", "spilled", "shared_memory")]
-        cells = (target, f"`{kernel}`", tokens, channels or "any", *maxima)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        lines.append(list(map(str, (target, f"`{kernel}`", tokens, channels or "any", *maxima))))
+    return markdown_table(header, lines) + "\n"
 
 
 def main():
@@ -100,8 +98,8 @@ def main():
     rows = list(compile_all(args.targets, args.channels, args.workers))
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "triton.json").write_text(json.dumps(rows, indent=1))
-    (args.output_dir / "triton.md").write_text(markdown_table(rows))
-    print(markdown_table(rows))
+    (args.output_dir / "triton.md").write_text(usage_table(rows))
+    print(usage_table(rows))
     if problems := find_problems(rows):
         raise SystemExit("\n".join(problems))
     print(f"{len(rows)} launches compiled, none spills; written to {args.output_dir}")
