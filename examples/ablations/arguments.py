@@ -23,7 +23,7 @@ class AblationArguments:
         metadata={"help": "Folder with train.parquet, val.parquet and id2label.json. Default: no segmentation runs."},
     )
     recipe: str = field(
-        default=str(EXAMPLES / "recipes/ablation_imagenette.json"),
+        default=str(EXAMPLES / "recipes/ablation_cifar10.json"),
         metadata={"help": "Recipe of the classification runs."},
     )
     segmentation_recipe: str = field(
@@ -39,6 +39,9 @@ class AblationArguments:
     time_per_image: bool = field(
         default=True, metadata={"help": "Whether to measure the time per image for the tables."}
     )
+    jobs: int = field(
+        default=1, metadata={"help": "Number of runs to train at the same time; they share the CPU's threads."}
+    )
     dataloader_num_workers: int = field(
         default=1, metadata={"help": "Number of data-loading worker processes of each run."}
     )
@@ -50,21 +53,22 @@ class AblationArguments:
             raise ValueError(f"--table must be any of {list(TABLES)}, got {unknown}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         for name in ("recipe", "segmentation_recipe"):
             if not Path(getattr(self, name)).is_file():
                 raise ValueError(f"--{name} {getattr(self, name)} must be a JSON file, but does not exist")
-        side = self.read_recipe("classification").get("image_size")
-        if side is None:
-            raise ValueError(f"--recipe {self.recipe} must name the image_size")
-        others = [name for name in self.table if TABLES[name].image_size not in (None, side)]
-        if others:
-            raise ValueError(f"--table {others} have rows for other image sizes than the {side} pixels of --recipe")
         files = {"data": ["train.parquet"], "segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
         for name, required in files.items():
             folder = getattr(self, name)
             missing = [file for file in required if folder is not None and not (Path(folder) / file).is_file()]
             if missing and not self.report:
                 raise ValueError(f"--{name} {folder} must be a folder with {required}, but lacks {missing}")
+
+    @property
+    def image_folder(self) -> Path:
+        """Folder of the divided images of the classification runs, see [`divide_images`]."""
+        return Path(self.output_dir) / "images"
 
     def read_recipe(self, task: str) -> dict[str, Any]:
         """The recipe of a task, `"classification"` or `"segmentation"`."""

@@ -13,13 +13,18 @@ should be idle. `tables.py` lists the rows; `examples/results/` holds the result
 
 import signal
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
+import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from ablations.arguments import AblationArguments
+from ablations.data import divide_images
 from ablations.report import report_table
-from ablations.runs import belongs_to, plan_runs
+from ablations.runs import Run, belongs_to, plan_runs, stop_scripts
 
 
 def main():
@@ -29,7 +34,34 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception also stops the current run
     complete = [run.is_complete() for run in runs]  # refuses folders with other settings before any training starts
     if not args.report:
-        for run in tqdm(runs, desc=f"runs, {sum(complete)} of them complete"):
-            run.start()
+        divide_images(Path(args.data) / "train.parquet", args.image_folder)
+        train(runs, args.jobs, f"runs, {sum(complete)} of them complete")
     for name in args.table:
         report_table(name, [run for run in runs if belongs_to(run, name) and run.is_complete()], args)
+
+
+def train(runs: Sequence[Run], jobs: int, description: str) -> None:
+    """
+    Train the runs that are not complete, `jobs` at a time, which share the threads of the CPU. If one fails, or the
+    command is stopped, the others are stopped, too.
+
+    Raises:
+        RuntimeError: if a run failed.
+    """
+    threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
+    futures = {}
+
+    def start(run: Run):
+        if run.start_from is not None:
+            futures[run.start_from.folder].result()  # comes first in `runs`, so that it has been started
+        run.start(threads)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures |= {run.folder: pool.submit(start, run) for run in runs}
+            for future in tqdm(as_completed(futures.values()), desc=description, total=len(runs)):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_scripts()
+            raise

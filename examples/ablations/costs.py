@@ -11,6 +11,7 @@ from benchmark.measurements.timing import interleaved_seconds, summarize
 from torch import nn
 
 from ablations.tables import ROWS, Table, row_overrides
+from ablations.variants import attention_of
 from clustr_hf.training.baselines import BaselineArguments
 from clustr_hf.training.tasks.image_classification.model import load_classifier
 
@@ -32,7 +33,7 @@ def measure_costs(table: Table, args) -> dict[str, dict[str, Any]]:
     for row in table.rows:
         with torch.device("meta"):
             costs[row] = count_operations(make_model(recipe, row), side, side)
-    if args.time_per_image:
+    if args.time_per_image and table.is_timed:
         setting = Setting(side, side, TIMED_BATCH)
         images = image_like_noise(setting, seed=0)
         steps = {row: make_step(make_model(recipe, row), images, "forward", compiled=False) for row in table.rows}
@@ -49,4 +50,5 @@ def make_model(recipe: dict[str, Any], row: str) -> nn.Module:
     labels = [str(index) for index in range(NUM_LABELS)]
     settings = {"variant": recipe.get("variant", "nano"), "config_overrides": row_overrides(recipe, row)}
     arguments = BaselineArguments(**settings, baseline=ROWS[row].baseline, image_size=recipe["image_size"])
-    return load_classifier(arguments, labels)[0]
+    with attention_of(ROWS[row].variant):
+        return load_classifier(arguments, labels)[0]

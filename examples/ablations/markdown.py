@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmark.report.cells import markdown_table
-from scipy.stats import t as student_t
 
 from ablations.costs import TIMED_BATCH
 from ablations.scores import METRICS
@@ -19,16 +18,17 @@ PAPER = {"parameters": "parameters (M)", "flops": "FLOPs (G)", "top1": "top-1 (%
 def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
     """A table in Markdown, with the paper's columns if all rows are in the paper."""
     tasks = [task for task in METRICS if any(row[task] for row in rows.values())]
-    with_paper = all(row["paper"] for row in rows.values())
+    with_paper = any(row["paper"] for row in rows.values())
     paper = {name: title for name, title in PAPER.items() if table.has_segmentation or name != "mean_iou"}
-    header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all", "ms per image (ratio)"]
-    header += [METRICS[task][1] for task in tasks]
+    header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all"]
+    header += ["ms per image (ratio)"] if table.is_timed else []
+    header += [title for task in tasks for title in (METRICS[task][1], "attention off")]
     header += [f"*paper: {title}*" for title in paper.values()] if with_paper else []
     lines = []
     for row in rows.values():
         cells = [row["title"], f"{row['parameters'] / 1e6:.2f}", f"{row['paper_macs'] / 1e9:.3f}"]
-        cells += [f"{row['flops'] / 1e9:.3f}", _time(row.get("time"))]
-        cells += [_score(row[task]) for task in tasks]
+        cells += [f"{row['flops'] / 1e9:.3f}"] + ([_time(row.get("time"))] if table.is_timed else [])
+        cells += [cell for task in tasks for cell in (_score(row[task]), _score_without_attention(row[task]))]
         cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
         lines.append(cells)
     return "\n".join([markdown_table(header, lines), "", *_notes(table, rows)]) + "\n"
@@ -42,14 +42,18 @@ def _time(time: dict[str, Any] | None) -> str:
 
 
 def _score(score: dict[str, Any] | None) -> str:
-    """Mean and standard deviation, and the difference with its standard error in parentheses."""
+    """Mean and standard deviation; in parentheses the difference and the half width of its confidence interval."""
     if score is None:
         return "-"
     text = _with_spread(f"{100 * score['mean']:.1f}", score["std"])
     if score["difference"] is None:
         return text
-    difference = _with_spread(f"{100 * score['difference']:+.1f}", score["error"])
+    difference = _with_spread(f"{100 * score['difference']:+.1f}", score["interval"])
     return f"{text} ({difference})"
+
+
+def _score_without_attention(score: dict[str, Any] | None) -> str:
+    return "-" if score is None or score["attention_off"] is None else f"{100 * score['attention_off']:.1f}"
 
 
 def _with_spread(text: str, spread: float | None) -> str:
@@ -67,11 +71,9 @@ def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
     images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
     notes = [
         f"{', '.join(images)}: mean ± standard deviation over the seeds {_listed(longest)}; in parentheses, the "
-        f"difference from *{reference['title']}* with the same seed, mean ± standard error."
+        f"difference from *{reference['title']}* with the same seed, mean ± half width of the 95 % confidence interval.",
+        "Attention off: the score of the trained models after the output projections of their attention were set to 0.",
     ]
-    if len(longest) > 1:
-        width = student_t.ppf(0.975, df=len(longest) - 1)
-        notes.append(f"A 95 % confidence interval over {len(longest)} seeds is ± {width:.1f} standard errors.")
     if reference.get("time"):
         notes.append(
             f"Time: a forward pass of {TIMED_BATCH} images in float32 with random weights, all rows in turns in one "

@@ -30,7 +30,8 @@ def report_table(name: str, runs: Sequence, args) -> str:
     costs = measure_costs(table, args)
     results = {"rows": {}, "runs": read_runs(runs)}
     for row in table.rows:
-        scores = {task: compare(results["runs"], task, row, table.reference) for task in METRICS}
+        reference = ROWS[row].reference or table.reference
+        scores = {task: compare(results["runs"], task, row, reference) for task in METRICS}
         results["rows"][row] = {"title": ROWS[row].title, "paper": ROWS[row].paper, **costs[row], **scores}
     text = format_results(table, results["rows"])
     folder.mkdir(parents=True, exist_ok=True)

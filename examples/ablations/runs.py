@@ -2,13 +2,16 @@
 """The runs of the ablations: each is one command of a training script."""
 
 import json
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ablations.arguments import EXAMPLES, AblationArguments
+from ablations.attention_off import evaluate_without_attention
+from ablations.data import SELECTION_FILE, TABLES_FILE
 from ablations.tables import ROWS, TABLES, row_overrides
 from clustr_hf.training.checkpoints import write_json
 from clustr_hf.training.report import RESULTS
@@ -18,10 +21,10 @@ SCRIPTS = {
     "classification": "run_image_classification_no_trainer.py",
     "segmentation": "run_semantic_segmentation_no_trainer.py",
 }
+VARIANT_SCRIPT = "ablations/train_variant.py"
 SETTINGS = "ablation.json"
-# Arguments that are not stored, because the result does not depend on them, or because the settings store the contents
-# of the recipe and the run of the checkpoint instead.
-HOUSEKEEPING = ("--dataloader_num_workers", "--resume_from_checkpoint", "--recipe", "--model_name_or_path")
+# Processes of the scripts that are running.
+RUNNING: set[subprocess.Popen] = set()
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,11 @@ class Run:
         seed (`int`): Seed of the training.
         task (`str`): `"classification"` or `"segmentation"`.
         folder (`Path`): Output folder.
-        arguments (`tuple[str, ...]`): Arguments of the training script.
-        recipe (`dict`): Contents of the recipe in `arguments`.
+        arguments (`dict[str, Any]`): Arguments of the training script that the result depends on.
+        recipe (`dict`): Contents of the recipe.
+        data (`Path`): Data set that the command line names.
+        housekeeping (`dict[str, Any]`): The other arguments of the script: places of files, number of workers.
+        variant (`str`, *optional*): Change of the attention, one of `variants.VARIANTS`.
         start_from (`Run`, *optional*): The run whose weights the training starts from.
     """
 
@@ -43,9 +49,17 @@ class Run:
     seed: int
     task: str
     folder: Path
-    arguments: tuple[str, ...]
+    arguments: dict[str, Any]
     recipe: dict[str, Any]
+    data: Path
+    housekeeping: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None
     start_from: "Run | None" = None
+
+    @property
+    def has_attention(self) -> bool:
+        start = self.start_from or self
+        return start.arguments.get("config_overrides", {}).get("attention_type") != "none"
 
     def is_complete(self) -> bool:
         """
@@ -61,35 +75,60 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on."""
-        pairs = zip(self.arguments[::2], self.arguments[1::2])
-        kept = {name: _absolute(name, value) for name, value in pairs if name not in HOUSEKEEPING}
         recipe = {name: value for name, value in self.recipe.items() if name != "description"}
         start = {} if self.start_from is None else {"start_from": self.start_from.settings()}
-        return {"arguments": kept, "recipe": recipe, **start}
+        start |= {} if self.variant is None else {"variant": self.variant}
+        return {"arguments": self.arguments, "recipe": recipe, "data": str(self.data.resolve()), **start}
 
-    def start(self):
+    def start(self, threads: int | None = None):
         """
-        Start or resume the training, unless it is complete.
+        Start or resume the training, and evaluate it with its attention switched off, unless that is done.
+
+        Args:
+            threads (`int`, *optional*): Number of CPU threads of the training. Default: chosen by torch.
 
         Raises:
             ValueError: if the folder holds a run with other settings.
             RuntimeError: if the script failed.
         """
-        if self.is_complete():
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, self.settings())
-        script = [sys.executable, str(EXAMPLES / SCRIPTS[self.task])]
-        process = subprocess.run([*script, *self.arguments, "--output_dir", str(self.folder)])
+        if not self.is_complete():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / SETTINGS, self.settings())
+            start = {} if self.start_from is None else {"model_name_or_path": self.start_from.folder}
+            self.execute(self.folder, {"resume_from_checkpoint": "latest", **start}, threads)
+        evaluate_without_attention(self, threads)
+
+    def execute(self, output_dir: Path, arguments: dict[str, Any], threads: int | None = None):
+        """
+        Run the training script with the arguments of this run and others.
+
+        Raises:
+            RuntimeError: if the script failed.
+        """
+        given = {**self.arguments, **self.housekeeping, **arguments, "output_dir": output_dir}
+        environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+        script = [str(EXAMPLES / SCRIPTS[self.task])]
+        if self.variant is not None:
+            script = [str(EXAMPLES / VARIANT_SCRIPT), "--variant_of_attention", self.variant]
+        with subprocess.Popen([sys.executable, *script, *as_options(given)], env=environment) as process:
+            RUNNING.add(process)
+        RUNNING.discard(process)
         if process.returncode != 0:
             raise RuntimeError(
                 f"{self.folder.name} failed with code {process.returncode}; run the command again to resume"
             )
 
 
-def _absolute(name: str, value: str) -> str:
-    """Absolute path of a file, so that settings do not depend on the working folder."""
-    return str(Path(value).resolve()) if name.endswith("_file") else value
+def stop_scripts() -> None:
+    """Stop all scripts that are running; they save nothing more."""
+    for process in list(RUNNING):
+        process.terminate()
+
+
+def as_options(arguments: dict[str, Any]) -> list[str]:
+    """Arguments of a script as a command line."""
+    pairs = [(f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)) for name, value in arguments.items()]
+    return [part for pair in pairs for part in pair]
 
 
 def plan_runs(args: AblationArguments) -> list[Run]:
@@ -105,30 +144,33 @@ def belongs_to(run: Run, table: str) -> bool:
 
 
 def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
+    """The run of a row with a seed; see [`Run`]."""
     if task == "classification":
-        start_from, specific = None, _classification(args, row)
+        start_from, data = None, Path(args.data)
+        arguments, files = _classification(args, row)
     else:
-        start_from = make_run(args, row, seed, "classification")
-        specific = _segmentation(args, start_from.folder)
+        start_from, data = make_run(args, row, seed, "classification"), Path(args.segmentation_data)
+        arguments, files = _segmentation(args)
     baseline = ROWS[row].baseline
-    # `--peer` is the earlier name of `--baseline`; complete runs have stored their arguments with it.
-    common = ["--seed", str(seed), "--resume_from_checkpoint", "latest", *(["--peer", baseline] if baseline else [])]
-    common += ["--dataloader_num_workers", str(args.dataloader_num_workers)]
+    arguments |= {"seed": seed, **({} if baseline is None else {"baseline": baseline})}
+    files |= {"recipe": args.recipe if task == "classification" else args.segmentation_recipe}
+    files |= {"dataloader_num_workers": args.dataloader_num_workers}
     folder = Path(args.output_dir) / task / f"{row}-seed{seed}"
-    return Run(row, seed, task, folder, (*specific, *common), args.read_recipe(task), start_from)
+    return Run(row, seed, task, folder, arguments, args.read_recipe(task), data, files, ROWS[row].variant, start_from)
 
 
-def _classification(args: AblationArguments, name: str) -> list[str]:
-    overrides = row_overrides(args.read_recipe("classification"), name)
-    return ["--recipe", args.recipe, "--train_file", f"{args.data}/train.parquet"] + (
-        ["--config_overrides", json.dumps(overrides)] if overrides else []
-    )
+def _classification(args: AblationArguments, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of a training, and the places of its files."""
+    recipe, row = args.read_recipe("classification"), ROWS[name]
+    overrides = row_overrides(recipe, name)
+    arguments = {**row.arguments, **({"config_overrides": overrides} if overrides else {})}
+    files = {"train_file": args.image_folder / TABLES_FILE}
+    if row.is_choice:
+        files["validation_file"] = args.image_folder / SELECTION_FILE
+    return arguments, files
 
 
-def _segmentation(args: AblationArguments, checkpoint: Path) -> list[str]:
+def _segmentation(args: AblationArguments) -> tuple[dict[str, Any], dict[str, Any]]:
     data = args.segmentation_data
-    return [
-        *("--recipe", args.segmentation_recipe, "--train_file", f"{data}/train.parquet"),
-        *("--validation_file", f"{data}/val.parquet", "--id2label_file", f"{data}/id2label.json"),
-        *("--model_name_or_path", str(checkpoint), "--num_pictures", "0"),
-    ]
+    files = {"train_file": f"{data}/train.parquet", "validation_file": f"{data}/val.parquet"}
+    return {"num_pictures": 0}, {**files, "id2label_file": f"{data}/id2label.json"}

@@ -1,5 +1,10 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""The tables: rows of Tables 6 and 7 of the paper, baselines with equal parameters, and ClusTR's options."""
+"""
+The tables: rows of Tables 6 and 7 of the paper, baselines, ClusTR's options, a study of why, and choices.
+
+Every table has a control, the same network without attention. Tables of choices are scored on images that no other
+table reports.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +20,20 @@ class Row:
         overrides (`dict`): Fields of the configuration that differ from the recipe's.
         baseline (`str`, *optional*): Backbone to train instead of ClusTR.
         paper (`dict`): The paper's columns for ClusTR-T: `parameters` (M), `flops` (G), `top1`, `mean_iou` (%).
+        arguments (`dict`): Arguments of the classification script that differ from the recipe's.
+        variant (`str`, *optional*): Change of the attention, one of `variants.VARIANTS`.
+        is_choice (`bool`): Whether the row is scored on the images for choices.
+        reference (`str`, *optional*): The row that it is compared with. Default: the table's.
     """
 
     title: str
     overrides: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
     paper: dict[str, float] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    is_choice: bool = False
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,84 +46,166 @@ class Table:
         rows (`tuple[str, ...]`): Names of the rows.
         reference (`str`): The row that the others are compared with.
         has_segmentation (`bool`): Whether the rows are also compared by mean IoU in semantic segmentation.
-        image_size (`int`, *optional*): Image size in pixels that the rows are designed for; default: any.
+        is_timed (`bool`): Whether the time per image is measured.
     """
 
     title: str
     rows: tuple[str, ...]
     reference: str
     has_segmentation: bool = False
-    image_size: int | None = None
+    is_timed: bool = True
 
 
-def single_scale(coarsest: list[int]) -> dict[str, Any]:
-    return {"reduction_ratios": [[ratio] for ratio in coarsest]}
+def single_scale(ratios: list[int]) -> dict[str, Any]:
+    return {"reduction_ratios": [[ratio] for ratio in ratios]}
 
 
-COARSE = [64, 16, 4, 1]
+# Grids and clusters with the coarser number of keys of every stage, and with the finer number.
+COARSE, FINE = [16, 16, 4, 1], [4, 4, 1, 1]
 
-# Depths, heads and widths that give the baselines the parameters of ClusTR nano within 3 %: at 128 pixels (stem stride
-# 4, the paper's ratios), and at 32 pixels (the variant unchanged). Swin has two blocks in each stage with several
-# windows, since the second block shifts them. (On the larger images of segmentation, its last stage also has several
-# windows, which do not exchange information.)
-PVT_V2 = {"hidden_sizes": [32, 64, 120, 144], "num_attention_heads": [1, 2, 4, 6]}
-SWIN = {"depths": [2, 2, 2, 1], "num_attention_heads": [1, 2, 4, 8]}
+# Widths that give the baselines the parameters of ClusTR within 3 %. Swin has two blocks in each stage with several
+# windows, since the second block shifts them, and its maps shrink from stage to stage. (On the larger images of
+# segmentation, its last stage also has several windows, which do not exchange information.)
+SWIN = {"strides": [2, 2, 2, 2], "patch_sizes": [2, 2, 2, 2], "depths": [2, 2, 2, 1], "num_attention_heads": [1, 2, 4, 8]}
+PVT_V2 = {"hidden_sizes": [28, 44, 60, 108]}
+SWIN_EQUAL_PARAMETERS = {**SWIN, "hidden_sizes": [17, 34, 68, 136]}
+NO_ATTENTION = {"attention_type": "none"}
+SRA = {"attention_type": "spatial_reduction", **single_scale(COARSE)}
 
-# Only stages with several blocks can share clusters.
-DEEP = {"depths": [2, 2, 2, 1]}
+# The backbones whose learning rates are chosen, and the rates: the same trials for each.
+BACKBONES = {
+    "clustr": Row("ClusTR"),
+    "sra": Row("SRA", SRA),
+    "none": Row("no attention", NO_ATTENTION),
+    "pvt-v2": Row("PVTv2", {**PVT_V2, **single_scale(COARSE)}, baseline="pvt_v2"),
+    "swin": Row("Swin", SWIN_EQUAL_PARAMETERS, baseline="swin"),
+}
+LEARNING_RATES = (0.002, 0.004, 0.008)
+
+
+def learning_rate_rows() -> dict[str, Row]:
+    """One row for each backbone and learning rate, compared with the middle rate."""
+    return {
+        f"{name}-rate-{rate}": Row(
+            f"{row.title}, learning rate {rate}",
+            row.overrides,
+            row.baseline,
+            arguments={"learning_rate": rate},
+            is_choice=True,
+            reference=f"{name}-rate-{LEARNING_RATES[1]}",
+        )
+        for name, row in BACKBONES.items()
+        for rate in LEARNING_RATES
+    }
+
+
+# The published checkpoint's CamVid recipe starts from classifiers of these earlier settings, see `SETTINGS`.
+# Settings that were tried: how much does the network lose without attention? The overrides replace the recipe's.
+NANO = {
+    "hidden_sizes": [32, 64, 128, 160],
+    "num_attention_heads": [1, 2, 4, 5],
+    "mlp_ratios": [4, 4, 4, 4],
+    "patch_sizes": [3, 3, 3, 3],
+    "strides": [2, 2, 2, 2],
+    "reduction_ratios": [[16, 4], [4, 1], [1], [1]],
+}
+WIDE_MLP = {"mlp_ratios": [4, 4, 4, 4]}
+SETTINGS = {
+    "nano": ("nano with overlapping patches, feed-forward networks of ratio 4", NANO),
+    "nano-narrow": ("the same with feed-forward networks of ratio 1", {**NANO, "mlp_ratios": [1, 1, 1, 1]}),
+    "plain": (
+        "patches without overlap, 16 x 16, 8 x 8, 4 x 4, 2 x 2 tokens, two blocks in stages 1 to 3, ratio 1",
+        {**NANO, "mlp_ratios": [1, 1, 1, 1], "patch_sizes": [2, 2, 2, 2], "depths": [2, 2, 2, 1]},
+    ),
+    "chosen-wide": ("the chosen setting with feed-forward networks of ratio 4", WIDE_MLP),
+    "chosen": ("chosen: patches without overlap, 16 x 16 tokens in stages 1 and 2, ratio 1", {}),
+}
+
+
+def setting_rows() -> dict[str, Row]:
+    """ClusTR and the control in each of the settings."""
+    rows = {}
+    for name, (title, overrides) in SETTINGS.items():
+        rows[f"setting-{name}"] = Row(f"{title}: ClusTR", overrides, is_choice=True)
+        rows[f"setting-{name}-none"] = Row(
+            f"{title}: no attention", {**overrides, **NO_ATTENTION}, is_choice=True, reference=f"setting-{name}"
+        )
+    return rows
+
+
+def study_rows() -> dict[str, Row]:
+    """Changes of single-scale clusters, which differ from grids in one thing at a time."""
+    titles = {
+        "grid-means": "grid cells in place of clusters, weighted means",
+        "random-clusters": "random clusters, the same for all images",
+        "plain-means": "clusters, plain means",
+        "position-in-distance": "clusters of tokens with coordinates",
+        "position-in-keys": "clusters, mean coordinates in the keys and values",
+        "weights-in-softmax": "clusters, their weights in the softmax",
+        "clusters-in-stage-1": "clusters in stage 1, grids (SRA) in stages 2 and 3",
+        "clusters-in-stage-2": "clusters in stage 2, grids (SRA) in stages 1 and 3",
+        "clusters-in-stage-3": "clusters in stage 3, grids (SRA) in stages 1 and 2",
+    }
+    return {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
+
 
 ROWS = {
-    "sra": Row(
-        "SRA: grid",
-        {"attention_type": "spatial_reduction", **single_scale(COARSE)},
-        paper={"parameters": 13.2, "flops": 2.1, "top1": 76.7},
+    **learning_rate_rows(),
+    **setting_rows(),
+    **study_rows(),
+    "none": Row("no attention", NO_ATTENTION),
+    "none-equal-parameters": Row(
+        "no attention, wider feed-forward networks", {**NO_ATTENTION, "mlp_ratios": [3, 3.25, 3.25, 3.375]}
     ),
-    # Half of the 16 keys at 128 pixels. With the 100 keys of the method's authors, the row would equal SRA, here and in
-    # the paper's setting, where 224 pixels give 49 keys.
+    "sra": Row("SRA: grid", SRA, paper={"parameters": 13.2, "flops": 2.1, "top1": 76.7}),
+    # Half of the 16 keys. With the 100 keys of the method's authors, the row would equal SRA, here and in the paper's
+    # setting, where 224 pixels give 49 keys.
     "sra-knn": Row(
         "SRA + k-NN attention, top 8 keys: grid",
-        {"attention_type": "spatial_reduction_knn", "attention_top_k": 8, **single_scale(COARSE)},
+        {**SRA, "attention_type": "spatial_reduction_knn", "attention_top_k": 8},
         paper={"parameters": 13.2, "flops": 2.1, "top1": 76.8},
     ),
     "single-coarse": Row(
-        "ClusTR, single-scale 64, 16, 4, 1",
+        "ClusTR, single-scale 16, 16, 4, 1",
         single_scale(COARSE),
         paper={"parameters": 10.8, "flops": 2.0, "top1": 77.2, "mean_iou": 41.2},
     ),
     "single-fine": Row(
-        "ClusTR, single-scale 16, 4, 1, 1",
-        single_scale([16, 4, 1, 1]),
+        "ClusTR, single-scale 4, 4, 1, 1",
+        single_scale(FINE),
         paper={"parameters": 10.8, "flops": 2.1, "top1": 77.4, "mean_iou": 41.8},
     ),
     "clustr": Row(
-        "ClusTR, multi-scale {64, 16}, {16, 4}, {4, 1}, 1",
+        "ClusTR, multi-scale {16, 4}, {16, 4}, {4, 1}, 1",
         paper={"parameters": 11.7, "flops": 2.2, "top1": 77.9, "mean_iou": 42.6},
     ),
-    "pvt-v2": Row("PVTv2", {**PVT_V2, **single_scale(COARSE)}, baseline="pvt_v2"),
-    "swin": Row("Swin", {**SWIN, "hidden_sizes": [28, 56, 112, 224]}, baseline="swin"),
-    "clustr-32": Row("ClusTR, multi-scale {16, 4}, {4, 1}, 1, 1"),
-    "pvt-v2-32": Row("PVTv2", single_scale([16, 4, 1, 1]), baseline="pvt_v2"),
-    "swin-32": Row("Swin", {**SWIN, "hidden_sizes": [27, 54, 108, 216]}, baseline="swin"),
+    "pvt-v2": Row("PVTv2, equal parameters", BACKBONES["pvt-v2"].overrides, baseline="pvt_v2"),
+    "swin": Row("Swin, equal parameters", BACKBONES["swin"].overrides, baseline="swin"),
     "nearest": Row("cluster_assignment nearest_center", {"cluster_assignment": "nearest_center"}),
-    "window": Row("cluster_window 16 (of 32 x 32 tokens)", {"cluster_window": 16}),
+    "window": Row("cluster_window 8 (of 16 x 16 tokens)", {"cluster_window": 8}),
     "capped": Row("max_clusters 32 (of 64)", {"max_clusters": 32}),
-    "deep": Row("ClusTR, two blocks in stages 1 to 3", DEEP),
-    "deep-sharing": Row("cluster_sharing stage", {**DEEP, "cluster_sharing": "stage"}),
-    "deep-options": Row(
-        "cluster_sharing stage, cluster_window 16, max_clusters 32",
-        {**DEEP, "cluster_sharing": "stage", "cluster_window": 16, "max_clusters": 32},
-    ),
+    "sharing": Row("cluster_sharing stage", {"cluster_sharing": "stage"}),
 }
 
 TABLES = {
-    "6": Table("Table 6: sparse attentions", ("sra", "sra-knn", "single-coarse"), "single-coarse"),
-    "7": Table("Table 7: single scale, multi-scale", ("single-coarse", "single-fine", "clustr"), "clustr", True),
-    "peers": Table("Backbones with equal parameters", ("pvt-v2", "swin", "clustr"), "clustr", True, 128),
-    "peers-32": Table(
-        "Backbones with equal parameters", ("pvt-v2-32", "swin-32", "clustr-32"), "clustr-32", image_size=32
+    "settings": Table(
+        "Settings", tuple(setting_rows()), "setting-chosen", is_timed=False
     ),
-    "options": Table("The price of options", ("clustr", "nearest", "window", "capped"), "clustr", image_size=128),
-    "sharing": Table("The price of sharing clusters", ("deep", "deep-sharing", "deep-options"), "deep", image_size=128),
+    "learning-rates": Table(
+        "Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{LEARNING_RATES[1]}", is_timed=False
+    ),
+    "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
+    "7": Table(
+        "Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr", True
+    ),
+    "baselines": Table(
+        "Backbones",
+        ("none", "none-equal-parameters", "pvt-v2", "swin", "clustr"),
+        "clustr",
+        True,
+    ),
+    "options": Table("The price of options", ("none", "nearest", "window", "capped", "sharing", "clustr"), "clustr"),
+    "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
 }
 
 

@@ -374,7 +374,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_grid(self):
         for stage, ratios in enumerate(self.reduction_ratios, start=1):
-            if len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]:
+            if self.attention_type != "none" and (len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]):
                 raise ValueError(
                     f"`reduction_ratios` must be one square of an integer in every stage with `attention_type` "
                     f"{self.attention_type!r}, got {ratios} in stage {stage}."
