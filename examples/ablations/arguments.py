@@ -10,6 +10,7 @@ from ablations.tables import TABLES
 
 
 EXAMPLES = Path(__file__).resolve().parents[1]
+STARTS = ("scratch", "classifier")
 
 
 @dataclass
@@ -28,6 +29,13 @@ class AblationArguments:
     )
     segmentation_recipe: str = field(
         default=str(EXAMPLES / "recipes/ablation_camvid.json"), metadata={"help": "Recipe of the segmentation runs."}
+    )
+    segmentation_start: str = field(
+        default="scratch",
+        metadata={
+            "help": f"Weights that the segmentation runs start from, one of {', '.join(STARTS)}: random ones, or those of "
+            "the classification run of the same row and seed."
+        },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every row of a table is run once with each."}
@@ -53,6 +61,8 @@ class AblationArguments:
             raise ValueError(f"--table must be any of {list(TABLES)}, got {unknown}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
+        if self.segmentation_start not in STARTS:
+            raise ValueError(f"--segmentation_start must be one of {list(STARTS)}, got {self.segmentation_start!r}")
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         for name in ("recipe", "segmentation_recipe"):

@@ -58,8 +58,9 @@ def train(runs: Sequence[Run], jobs: int, description: str) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures |= {run.folder: pool.submit(start, run) for run in runs}
-            for future in tqdm(as_completed(futures.values()), desc=description, total=len(runs)):
+            for run in runs:
+                futures[run.folder] = pool.submit(start, run)
+            for future in tqdm(as_completed(list(futures.values())), desc=description, total=len(runs)):
                 future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -109,7 +109,7 @@ class Run:
         environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
         script = [str(EXAMPLES / SCRIPTS[self.task])]
         if self.variant is not None:
-            script = [str(EXAMPLES / VARIANT_SCRIPT), "--variant_of_attention", self.variant]
+            script = [str(EXAMPLES / VARIANT_SCRIPT), self.variant, self.task]
         with subprocess.Popen([sys.executable, *script, *as_options(given)], env=environment) as process:
             RUNNING.add(process)
         RUNNING.discard(process)
@@ -145,32 +145,28 @@ def belongs_to(run: Run, table: str) -> bool:
 
 def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
     """The run of a row with a seed; see [`Run`]."""
+    recipe, baseline, start_from = args.read_recipe(task), ROWS[row].baseline, None
     if task == "classification":
-        start_from, data = None, Path(args.data)
-        arguments, files = _classification(args, row)
+        data, arguments, files = Path(args.data), dict(ROWS[row].arguments), _image_files(args, row)
     else:
-        start_from, data = make_run(args, row, seed, "classification"), Path(args.segmentation_data)
-        arguments, files = _segmentation(args)
-    baseline = ROWS[row].baseline
+        data, arguments, files = Path(args.segmentation_data), {"num_pictures": 0}, _map_files(args)
+    if task == "segmentation" and args.segmentation_start == "classifier":
+        start_from = make_run(args, row, seed, "classification")
+    elif overrides := row_overrides(recipe, row):
+        arguments["config_overrides"] = overrides
     arguments |= {"seed": seed, **({} if baseline is None else {"baseline": baseline})}
     files |= {"recipe": args.recipe if task == "classification" else args.segmentation_recipe}
     files |= {"dataloader_num_workers": args.dataloader_num_workers}
     folder = Path(args.output_dir) / task / f"{row}-seed{seed}"
-    return Run(row, seed, task, folder, arguments, args.read_recipe(task), data, files, ROWS[row].variant, start_from)
+    return Run(row, seed, task, folder, arguments, recipe, data, files, ROWS[row].variant, start_from)
 
 
-def _classification(args: AblationArguments, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of a training, and the places of its files."""
-    recipe, row = args.read_recipe("classification"), ROWS[name]
-    overrides = row_overrides(recipe, name)
-    arguments = {**row.arguments, **({"config_overrides": overrides} if overrides else {})}
-    files = {"train_file": args.image_folder / TABLES_FILE}
-    if row.is_choice:
-        files["validation_file"] = args.image_folder / SELECTION_FILE
-    return arguments, files
+def _image_files(args: AblationArguments, row: str) -> dict[str, Path]:
+    """Rows of a choice are evaluated on images of their own; others on a part of their training images."""
+    chosen = {"validation_file": args.image_folder / SELECTION_FILE} if ROWS[row].is_choice else {}
+    return {"train_file": args.image_folder / TABLES_FILE, **chosen}
 
 
-def _segmentation(args: AblationArguments) -> tuple[dict[str, Any], dict[str, Any]]:
-    data = args.segmentation_data
-    files = {"train_file": f"{data}/train.parquet", "validation_file": f"{data}/val.parquet"}
-    return {"num_pictures": 0}, {**files, "id2label_file": f"{data}/id2label.json"}
+def _map_files(args: AblationArguments) -> dict[str, str]:
+    names = {"train_file": "train.parquet", "validation_file": "val.parquet", "id2label_file": "id2label.json"}
+    return {option: f"{args.segmentation_data}/{name}" for option, name in names.items()}

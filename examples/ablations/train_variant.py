@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-Trains a classifier whose clustered attention is changed: `train_variant.py --variant_of_attention NAME`, followed by
-the arguments of `run_image_classification_no_trainer.py`. `variants.py` lists the changes.
+Trains a model whose attention is changed: `train_variant.py VARIANT TASK`, followed by the arguments of the task's
+training script. `variants.py` lists the changes; the tasks are `classification` and `segmentation`.
 """
 
 import sys
@@ -15,19 +15,23 @@ from ablations.variants import VARIANTS, attention_of
 from clustr_hf.training import run_interruptibly
 from clustr_hf.training.tasks.base import run_task
 from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
-OPTION = "--variant_of_attention"
+TASKS = {"classification": IMAGE_CLASSIFICATION, "segmentation": SEMANTIC_SEGMENTATION}
 
 
 def main():
-    """Run the script with the changed attention."""
-    if len(sys.argv) < 3 or sys.argv[1] != OPTION or sys.argv[2] not in VARIANTS:
-        raise ValueError(f"the arguments must start with {OPTION} and one of {list(VARIANTS)}, got {sys.argv[1:3]}")
-    variant = sys.argv[2]
+    """Run a task with the changed attention."""
+    variant, task = [*sys.argv[1:3], None, None][:2]
+    if variant not in VARIANTS or task not in TASKS:
+        raise ValueError(
+            f"the first two arguments must be one of {list(VARIANTS)} and one of {list(TASKS)}, got {variant!r} and "
+            f"{task!r}"
+        )
     del sys.argv[1:3]
     with attention_of(variant):
-        run_task(IMAGE_CLASSIFICATION)
+        run_task(TASKS[task])
 
 
 if __name__ == "__main__":

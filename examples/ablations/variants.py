@@ -13,13 +13,29 @@ import torch
 from torch import nn
 
 from clustr_hf.clustering_clustr import aggregate_tokens
-from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, ClusTRSpatialReductionAttention
+from clustr_hf.modeling_clustr_attention import (
+    ATTENTION_CLASSES,
+    ClusTRAttention,
+    ClusTRIdentityMixer,
+    ClusTRSpatialReductionAttention,
+)
 
 
 def coordinates(size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     """Row and column of every token of a grid, in [0, 1] and row-major order, (h w, 2)."""
     rows, columns = (torch.linspace(0, 1, side, device=like.device, dtype=torch.float32) for side in size)
     return torch.cartesian_prod(rows, columns)
+
+
+FREQUENCIES = (1, 2)
+NUM_FEATURES = 2 * (1 + 2 * len(FREQUENCIES))
+
+
+def position_features(size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
+    """Coordinates of every token of a grid in [-0.5, 0.5], and their sines and cosines, (h w, `NUM_FEATURES`)."""
+    place = coordinates(size, like) - 0.5
+    angles = [2 * math.pi * frequency * place for frequency in FREQUENCIES]
+    return torch.cat([place, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], dim=-1)
 
 
 class GridMeans(ClusTRAttention):
@@ -69,23 +85,48 @@ class PositionInDistance(ClusTRAttention):
 
 
 class PositionInKeys(ClusTRAttention):
-    """A linear function of the mean coordinates of a cluster, added to its token: clusters lose their position."""
+    """
+    A linear function of the members' mean position features, added to the token of a cluster: clusters have no place in
+    the image, the cells of a grid have one.
+    """
 
     def _make_aggregation(self, hidden_size):
         super()._make_aggregation(hidden_size)
-        self.position = nn.Linear(2, hidden_size) if self.is_clustered else None
+        self.position = nn.Linear(NUM_FEATURES, hidden_size) if self.is_clustered else None
 
     def _merge_tokens(self, tokens, size, cluster_index, num_clusters):
         merged = super()._merge_tokens(tokens, size, cluster_index, num_clusters)
         if self.position is None:
             return merged
-        place = coordinates(size, tokens).expand(tokens.shape[0], -1, -1)
+        features = position_features(size, tokens).expand(tokens.shape[0], -1, -1)
         for scale, number in enumerate(num_clusters):
-            means = place
-            if number < tokens.shape[1]:
-                means = aggregate_tokens(place, cluster_index[scale], number)
-            merged[scale] = merged[scale] + self.position(means - 0.5)
+            is_merged = number < tokens.shape[1]
+            means = aggregate_tokens(features, cluster_index[scale], number) if is_merged else features
+            merged[scale] = merged[scale] + self.position(means)
         return merged
+
+
+class TokensWithPosition:
+    """Adds a linear function of position features to the tokens that an attention, or the control, receives."""
+
+    def __init__(self, config, stage_index):
+        super().__init__(config, stage_index)
+        self.position = nn.Linear(NUM_FEATURES, config.hidden_sizes[stage_index])
+
+    def forward(self, tokens, size=None, *args, **kwargs):
+        return super().forward(tokens + self.position(position_features(size, tokens)), size, *args, **kwargs)
+
+
+class ClustersWithPosition(TokensWithPosition, ClusTRAttention):
+    """Position features in the tokens: in the distances of the clustering, in queries, keys and values."""
+
+
+class GridWithPosition(TokensWithPosition, ClusTRSpatialReductionAttention):
+    """Position features in the tokens of spatial reduction."""
+
+
+class ControlWithPosition(TokensWithPosition, ClusTRIdentityMixer):
+    """Position features in the tokens of blocks without attention."""
 
 
 class WeightsInSoftmax(ClusTRAttention):
@@ -109,6 +150,10 @@ class WeightsInSoftmax(ClusTRAttention):
         return self.log_weights.pop(0).to(query.dtype) if self.log_weights else None
 
 
+class PositionAndWeights(WeightsInSoftmax, PositionInKeys):
+    """The position of a cluster in its key and value, and its weight in the softmax."""
+
+
 def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
     """Clusters in one stage, counted from 1; grids of spatial reduction in the others."""
 
@@ -124,19 +169,23 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "plain-means": PlainMeans,
     "position-in-distance": PositionInDistance,
     "position-in-keys": PositionInKeys,
+    "position-in-tokens": ClustersWithPosition,
+    "position-and-weights": PositionAndWeights,
+    "sra-with-position": GridWithPosition,
+    "none-with-position": ControlWithPosition,
     "weights-in-softmax": WeightsInSoftmax,
     "clusters-in-stage-1": clusters_in_stage(1),
-    "clusters-in-stage-2": clusters_in_stage(2),
-    "clusters-in-stage-3": clusters_in_stage(3),
+    "clusters-in-stage-4": clusters_in_stage(4),
 }
 
 
 @contextmanager
 def attention_of(variant: str | None) -> Iterator[None]:
-    """Within this context, new models have the changed attention in place of the clustered one; `None` changes none."""
-    original = ATTENTION_CLASSES["clustered"]
-    ATTENTION_CLASSES["clustered"] = original if variant is None else VARIANTS[variant]
+    """Within this context, new models of any `attention_type` have the changed attention; `None` changes nothing."""
+    original = dict(ATTENTION_CLASSES)
+    if variant is not None:
+        ATTENTION_CLASSES.update(dict.fromkeys(original, VARIANTS[variant]))
     try:
         yield
     finally:
-        ATTENTION_CLASSES["clustered"] = original
+        ATTENTION_CLASSES.update(original)

@@ -4,17 +4,18 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ablations import command, runs
+import torch
+from ablations import attention_off, command, runs
 from ablations.arguments import AblationArguments
 from ablations.costs import make_model, measure_costs
+from ablations.data import SELECTION_FILE, TABLES_FILE, divide_images
 from ablations.markdown import format_results
 from ablations.report import report_table
 from ablations.scores import METRICS, compare
-from ablations.tables import ROWS, TABLES
+from ablations.tables import ROWS, TABLES, Table
 from conftest import REPOSITORY, run_process
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
@@ -44,6 +45,7 @@ def folders(tmp_path):
 
 def make_args(folder, **settings):
     settings = {"table": ["7"], "segmentation_data": str(folder / "maps"), "seeds": [0, 3], **settings}
+    settings.setdefault("segmentation_start", "classifier")
     return AblationArguments(
         data=str(folder / "images"),
         recipe=str(folder / "classification.json"),
@@ -55,23 +57,47 @@ def make_args(folder, **settings):
 
 
 class FakeTraining:
-    """Stands in for the scripts: writes given results of a run, or fails."""
+    """Stands in for the scripts: writes given results of a run, or fails; evaluations score 0.1."""
 
     def __init__(self, monkeypatch, scores=None):
-        self.scores, self.started, self.returncode = scores or {}, [], 0
-        monkeypatch.setattr(runs.subprocess, "run", self)
+        self.scores, self.started, self.evaluated, self.returncode = scores or {}, [], [], 0
+        monkeypatch.setattr(runs.subprocess, "Popen", self.run)
+        monkeypatch.setattr(attention_off, "switch_attention_off", lambda source, target: None)
 
-    def __call__(self, started):
-        folder = Path(started[started.index("--output_dir") + 1])
+    def run(self, command, env):
+        options = dict(zip(command[2::2], command[3::2]))
+        folder = Path(options["--output_dir"])
+        if "--eval_only" in options:
+            self.evaluated.append(folder.parent.parent.name)
+            folder.mkdir()
+            (folder / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.1, "eval_mean_iou": 0.1}))
+        else:
+            self.train(folder)
+        return FinishedProcess(self.returncode)
+
+    def train(self, folder):
         self.started.append((folder.parent.name, folder.name))
-        if self.returncode == 0:
-            score = self.scores.get(self.started[-1], 0.5)
-            metric = METRICS[folder.parent.name][0]
-            results = {metric: score, "eval_samples": 9, "step": 2, "train_runtime": 1.0}
-            (folder / "all_results.json").write_text(json.dumps(results))
-            history = [{"epoch": 1, "loss": 2.0, metric: 0.2}, {"epoch": 2, "loss": 1.0, metric: score}]
-            (folder / "log_history.json").write_text(json.dumps(history))
-        return SimpleNamespace(returncode=self.returncode)
+        if self.returncode != 0:
+            return
+        score = self.scores.get(self.started[-1], 0.5)
+        metric = METRICS[folder.parent.name][0]
+        results = {metric: score, "eval_samples": 9, "step": 2, "train_runtime": 1.0}
+        (folder / "all_results.json").write_text(json.dumps(results))
+        history = [{"epoch": 1, "loss": 2.0, metric: 0.2}, {"epoch": 2, "loss": 1.0, metric: score}]
+        (folder / "log_history.json").write_text(json.dumps(history))
+
+
+class FinishedProcess:
+    """A process that has ended; its context does nothing."""
+
+    def __init__(self, returncode):
+        self.returncode = returncode
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
 
 
 def run_all(args):
@@ -84,10 +110,12 @@ def test_every_row_runs_once_for_each_seed_before_its_segmentation(folders, monk
     run_all(make_args(folders, table=["6", "7"]))
     expected = []
     for seed in (0, 3):
-        rows = ["sra", "sra-knn", "single-coarse", "single-fine", "clustr"]
+        rows = ["none", "sra", "sra-knn", "single-coarse", "single-fine", "clustr"]
         expected += [("classification", f"{row}-seed{seed}") for row in rows]
-        expected += [("segmentation", f"{row}-seed{seed}") for row in rows[2:]]  # Table 6 has no mean IoU
+        # Table 6 has no mean IoU.
+        expected += [("segmentation", f"{row}-seed{seed}") for row in rows if not row.startswith("sra")]
     assert training.started == expected
+    assert training.evaluated == [name for _, name in expected if not name.startswith("none")]
     run_all(make_args(folders, table=["7", "6"]))
     assert training.started == expected
 
@@ -96,7 +124,7 @@ def test_a_run_that_failed_is_started_again(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     training.returncode = 1
     run = runs.plan_runs(make_args(folders))[0]
-    with pytest.raises(RuntimeError, match="single-coarse-seed0 failed with code 1; run the command again to resume"):
+    with pytest.raises(RuntimeError, match="none-seed0 failed with code 1; run the command again to resume"):
         run.start()
     training.returncode = 0
     run.start()
@@ -108,13 +136,13 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     run_all(make_args(folders))
     (folders / "classification.json").write_text(json.dumps({**RECIPE, "learning_rate": 0.1}))
-    for run in runs.plan_runs(make_args(folders))[:3]:
+    for run in runs.plan_runs(make_args(folders))[:4]:
         with pytest.raises(ValueError, match="-seed0 holds a run with other settings"):
             run.start()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(make_args(folders))])
     with pytest.raises(ValueError, match="choose an --output_dir"):
         command.main()
-    assert len(training.started) == 12
+    assert len(training.started) == 16
 
 
 def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
@@ -143,34 +171,72 @@ def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, m
     (folders / "classification.json").write_text(json.dumps(described))
     args.data, args.output_dir, args.recipe = "images/", "moved", "./classification.json"
     run_all(args)
-    assert len(training.started) == 12
+    assert len(training.started) == 16
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_scripts_take_the_commands(folders, row):
-    """All runs with the same seed differ only in the model."""
-    args = make_args(folders)
-    args.recipe, args.segmentation_recipe = (
-        str(RECIPES / f"ablation_{name}.json") for name in ("imagenette", "camvid")
-    )
+    """All runs with the same seed differ only in the model, its learning rate, and the images of choices."""
+    args = make_args(folders, segmentation_start="scratch")
+    args.recipe, args.segmentation_recipe = (str(RECIPES / f"ablation_{name}.json") for name in ("cifar10", "camvid"))
     run = runs.make_run(args, row, 3, "classification")
-    classes = (*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments)
-    data, model, _, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
-    assert loop.seed == 3 and loop.resume_from_checkpoint == "latest" and model.baseline == ROWS[row].baseline
-    assert data.train_val_split == 0.25 and data.validation_file is None
-    assert {"strides": [4, 2, 2, 2], **ROWS[row].overrides}.items() <= model.config_overrides.items()
+    command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
+    data, model, _, loop = parse_arguments(*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments, arguments=command)
+    assert loop.seed == 3 and model.baseline == ROWS[row].baseline
+    assert loop.learning_rate == ROWS[row].arguments.get("learning_rate", 0.008)
+    held_back = f"{folders}/out/images/selection.parquet" if ROWS[row].is_choice else None
+    assert data.train_val_split == 0.5 and data.validation_file == held_back
+    assert {"mlp_ratios": [1, 1, 1, 1], **ROWS[row].overrides}.items() <= model.config_overrides.items()
     run = runs.make_run(args, row, 3, "segmentation")
-    classes = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
-    data, model, *_, loop = parse_arguments(*classes, arguments=[*run.arguments, "--output_dir", "out"])
+    command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
+    arguments = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
+    data, model, *_, loop = parse_arguments(*arguments, arguments=command)
     assert loop.seed == 3 and model.baseline == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
-    assert model.model_name_or_path == f"{folders}/out/classification/{row}-seed3"
+    assert model.model_name_or_path is None and ROWS[row].overrides.items() <= model.config_overrides.items()
+    assert (run.start_from is None) and runs.make_run(make_args(folders), row, 3, "segmentation").start_from.seed == 3
 
 
-@pytest.mark.parametrize("recipe, table", [("ablation_imagenette", "peers"), ("ablation_cifar10", "peers-32")])
-def test_peers_have_as_many_parameters(recipe, table):
-    settings = json.loads((RECIPES / f"{recipe}.json").read_text())
-    sizes = [make_model(settings, row).num_parameters() for row in TABLES[table].rows]
-    assert sizes == pytest.approx([sizes[-1]] * 3, rel=0.03)
+def test_baselines_have_as_many_parameters():
+    recipe = json.loads((RECIPES / "ablation_cifar10.json").read_text())
+    rows = ("none-equal-parameters", "pvt-v2", "swin", "clustr")
+    sizes = [make_model(recipe, row).num_parameters() for row in rows]
+    assert sizes == pytest.approx([sizes[-1]] * len(rows), rel=0.03)
+
+
+def test_images_for_choices_are_in_no_table(tmp_path):
+    Dataset.from_dict({"image": [f"image {index}" for index in range(50)]}).to_parquet(tmp_path / "train.parquet")
+    for _ in range(2):  # the second time, the files are there
+        divide_images(tmp_path / "train.parquet", tmp_path / "images")
+    parts = [Dataset.from_parquet(str(tmp_path / "images" / name))["image"] for name in (TABLES_FILE, SELECTION_FILE)]
+    assert [len(part) for part in parts] == [40, 10] and len({*parts[0], *parts[1]}) == 50
+
+
+@pytest.mark.parametrize("row", ["clustr", "pvt-v2", "swin"])
+def test_attention_is_off_without_its_output_projections(tmp_path, row):
+    """Zero projections: the blocks add zero, so that a change of queries and values changes nothing."""
+    recipe = json.loads((RECIPES / "ablation_cifar10.json").read_text())
+    model = make_model(recipe, row).eval()
+    (tmp_path / "on").mkdir()
+    (tmp_path / "off").mkdir()
+    model.save_pretrained(tmp_path / "on")
+    attention_off.switch_attention_off(tmp_path / "on", tmp_path / "off")
+    off = type(model).from_pretrained(tmp_path / "off").eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = off(images).logits
+        assert not torch.allclose(before, model(images).logits, atol=1e-4)
+        for name, parameter in off.named_parameters():
+            if ".attention." in name and "proj." in name or ".attention.query" in name:
+                if not attention_off.OUTPUT_PROJECTION.fullmatch(name):
+                    parameter.add_(1.0)
+        torch.testing.assert_close(off(images).logits, before)
+
+
+def test_a_model_without_attention_cannot_be_switched_off(tmp_path):
+    recipe = json.loads((RECIPES / "ablation_cifar10.json").read_text())
+    make_model(recipe, "none").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must have output projections of attention, but has none"):
+        attention_off.switch_attention_off(tmp_path, tmp_path)
 
 
 def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
@@ -192,8 +258,8 @@ def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
             assert score["difference"] == pytest.approx(differences.mean())
             assert score["error"] == pytest.approx(np.std(differences, ddof=1) / 2**0.5)
         assert results["rows"][row]["segmentation"]["mean"] == 0.5
-    assert len(results["runs"]) == 12 and all(run["seconds"] == 1.0 for run in results["runs"])
-    fine = next(line for line in table.splitlines() if "single-scale 16, 4, 1, 1" in line)
+    assert len(results["runs"]) == 16 and all(run["seconds"] == 1.0 for run in results["runs"])
+    fine = next(line for line in table.splitlines() if "single-scale 4 " in line)
     assert "| 58.0 ± 4.2 (-13.0 ± 2.0) | 50.0 ± 0.0 (+0.0 ± 0.0) | 10.8 | 2.1 | 77.4 | 41.8 |" in fine
     assert "top-1 (%) of 9 images, mean IoU (%) of 9 images: mean ± standard deviation over the seeds 0, 3;" in table
     assert "A 95 % confidence interval over 2 seeds is ± 12.7 standard errors." in table
@@ -224,12 +290,12 @@ def test_a_row_is_compared_by_the_seeds_that_both_have():
 def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     FakeTraining(monkeypatch)
     args = make_args(folders, segmentation_data=None)
-    for run in runs.plan_runs(args)[:4]:
+    for run in runs.plan_runs(args)[:5]:
         run.start()
     report_table("7", [run for run in runs.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
     assert "standard deviation over the seeds 0, 3; in parentheses, the difference from *ClusTR, multi-scale" in text
-    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 16, 4, 1, 1*." in text
+    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 4*." in text
 
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
@@ -249,26 +315,35 @@ def test_stored_tables_are_those_of_their_runs_and_shown(path):
     assert all(line in shown for line in text.splitlines() if line.startswith("|"))
 
 
-@pytest.mark.parametrize("name", ["6", "7"])
-def test_costs_are_those_of_the_paper(folders, name):
+PAPER_RATIOS = {"sra": [64, 16, 4, 1], "sra-knn": [64, 16, 4, 1], "single-coarse": [64, 16, 4, 1]} | {
+    "single-fine": [16, 4, 1, 1],
+    "clustr": [[64, 16], [16, 4], [4, 1], [1]],
+}
+
+
+@pytest.mark.parametrize("row", PAPER_RATIOS)
+def test_costs_are_those_of_the_paper(folders, monkeypatch, row):
     """The tiny variant at 224 pixels. The paper prints FLOPs to 0.1 G; our counts are 3 to 4 % lower."""
     (folders / "classification.json").write_text(json.dumps({"variant": "tiny", "image_size": 224}))
-    for row, cost in measure_costs(TABLES[name], make_args(folders)).items():
-        paper = ROWS[row].paper
-        head = 990 * 513  # 1,000 classes instead of 10
-        assert (cost["parameters"] + head) / 1e6 == pytest.approx(paper["parameters"], abs=0.06)
-        assert cost["paper_macs"] / 1e9 == pytest.approx(0.965 * paper["flops"], abs=0.06)
-        assert cost["flops"] > 2 * cost["paper_macs"]
+    overrides = {**ROWS[row].overrides, "reduction_ratios": PAPER_RATIOS[row]}
+    monkeypatch.setitem(ROWS, row, replace(ROWS[row], overrides=overrides))
+    cost, paper = measure_costs(Table("paper", (row,), row), make_args(folders))[row], ROWS[row].paper
+    head = 990 * 513  # 1,000 classes instead of 10
+    assert (cost["parameters"] + head) / 1e6 == pytest.approx(paper["parameters"], abs=0.06)
+    assert cost["paper_macs"] / 1e9 == pytest.approx(0.965 * paper["flops"], abs=0.06)
+    assert cost["flops"] > 2 * cost["paper_macs"]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_has_costs(folders, name):
-    recipe = "ablation_cifar10" if name == "peers-32" else "ablation_imagenette"
+def test_every_row_has_costs_and_can_be_trained(folders, name):
     args = make_args(folders)
-    args.table, args.recipe = [name], str(RECIPES / f"{recipe}.json")
-    args.__post_init__()  # accepts the table for this recipe
+    args.recipe = str(RECIPES / "ablation_cifar10.json")
     costs = measure_costs(TABLES[name], args)
     assert list(costs) == list(TABLES[name].rows) and min(cost["flops"] for cost in costs.values()) > 1e7
+    for row in TABLES[name].rows:
+        model = make_model(args.read_recipe("classification"), row)
+        model(torch.randn(2, 3, 32, 32)).logits.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters()), row
 
 
 def test_time_is_measured_beside_the_others(folders):
@@ -284,7 +359,8 @@ def test_time_is_measured_beside_the_others(folders):
     [
         ({"table": ["8"]}, r"--table must be any of \['6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
-        ({"table": ["7", "peers"]}, r"--table \['peers'\] have rows for other image sizes than the 32 pixels"),
+        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"segmentation_start": "zero"}, r"--segmentation_start must be one of \['scratch', 'classifier'\], got 'zero'"),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],
 )
@@ -293,7 +369,7 @@ def test_wrong_arguments_are_named(folders, settings, message):
         make_args(folders, **settings)
 
 
-@pytest.mark.parametrize("row", ["clustr", "swin-32"])
+@pytest.mark.parametrize("row", ["position-in-keys", "pvt-v2"])
 def test_runs_train_and_go_on_to_segment(folders, row):
     """Runs the real commands on generated images."""
     pixels = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(0, 240, 20)]
@@ -321,11 +397,13 @@ import sys
 from pathlib import Path
 from ablations import runs
 from ablations.arguments import AblationArguments
+from ablations.data import divide_images
 row, folder = sys.argv[1], Path(sys.argv[2])
 names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
 names |= {"segmentation_recipe": "segmentation.json"}
 paths = {name: str(folder / path) for name, path in names.items()}
 args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
+divide_images(folder / "images/train.parquet", args.image_folder)
 for task in ("classification", "segmentation"):
     runs.make_run(args, row, 0, task).start()
 """

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from tiny_models import tiny_classifier, tiny_config
+from torch import nn
 from transformers import PvtV2Config
 from transformers.models.pvt_v2.modeling_pvt_v2 import PvtV2SelfAttention
 
@@ -124,6 +125,38 @@ def test_models_with_grids_train_save_and_find_no_clusters(tmp_path, attention_t
     model.save_pretrained(tmp_path)
     reloaded = ClusTRForImageClassification.from_pretrained(tmp_path).eval()
     assert reloaded.config.attention_type == attention_type
+    assert torch.equal(reloaded(images).logits, model(images).logits)
+
+
+def test_without_attention_a_block_adds_its_normalised_tokens():
+    """The control: x + norm(x), then the feed-forward network; no weights of an attention, no clusters."""
+    model = tiny_classifier(attention_type="none").double().eval()
+    block = model.clustr.stages[0].blocks[0]
+    nn.init.normal_(block.layer_norm_before.weight)
+    assert not any(name.startswith("attention") for name in block.state_dict())
+    tokens = torch.randn(2, 12, 16, dtype=torch.float64)
+    with torch.no_grad():
+        output, clusters = block(tokens, (3, 4))
+        mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, keepdim=True, unbiased=False)
+        norm = (tokens - mean) / (variance + 1e-6).sqrt()
+        middle = tokens + norm * block.layer_norm_before.weight + block.layer_norm_before.bias
+        expected = middle + block.mlp(block.layer_norm_after(middle), (3, 4))
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    assert clusters is None
+
+
+def test_models_without_attention_train_save_and_find_no_clusters(tmp_path):
+    model = tiny_classifier(attention_type="none")
+    images = torch.randn(2, 3, 57, 83)
+    output = model(images, labels=torch.tensor([0, 1]), output_clusters=True, output_hidden_states=True)
+    assert output.cluster_indices == () and len(output.hidden_states) == 5
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    model.set_attn_implementation("eager")
+    assert not model(images, output_attentions=True).attentions
+    model.eval().save_pretrained(tmp_path)
+    reloaded = ClusTRForImageClassification.from_pretrained(tmp_path).eval()
+    assert reloaded.config.attention_type == "none"
     assert torch.equal(reloaded(images).logits, model(images).logits)
 
 
