@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from clustr_hf.training.report import EVALUATION
 
 
-# The output projection of an attention: that of ClusTR and Swin, and that of PVTv2.
-OUTPUT_PROJECTION = re.compile(r".*\.attention\.(o_proj|proj)\.(weight|bias)")
+# The output projection of an attention in saved weights: that of ClusTR, that of PVTv2, and that of Swin.
+OUTPUT_PROJECTION = re.compile(r".*\.attention\.(o_proj|proj|output\.dense)\.(weight|bias)")
 WEIGHTS = "model.safetensors"
 # The folder of the evaluation within that of the run.
 FOLDER = "attention-off"

@@ -35,7 +35,8 @@ def position_features(size: tuple[int, int], like: torch.Tensor) -> torch.Tensor
     """Coordinates of every token of a grid in [-0.5, 0.5], and their sines and cosines, (h w, `NUM_FEATURES`)."""
     place = coordinates(size, like) - 0.5
     angles = [2 * math.pi * frequency * place for frequency in FREQUENCIES]
-    return torch.cat([place, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], dim=-1)
+    features = torch.cat([place, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], dim=-1)
+    return features.to(like.dtype)
 
 
 class GridMeans(ClusTRAttention):

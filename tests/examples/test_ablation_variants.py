@@ -1,0 +1,99 @@
+"""The changes of the attention that the study of the ablations tries, against loops and against plain attention."""
+
+import math
+
+import pytest
+import torch
+from ablations.variants import VARIANTS, attention_of, position_features
+from tiny_models import tiny_config
+
+from clustr_hf import ClusTRForImageClassification
+from clustr_hf.remote_code.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention
+
+
+def make_attention(variant, ratios=(4,)):
+    config = tiny_config(reduction_ratios=[list(ratios), [4], [4], [1]], attn_implementation="eager")
+    return VARIANTS[variant](config, 0).double().eval()
+
+
+def plain_attention(attention, tokens):
+    """Attention of all tokens to all tokens with the projections of the first scale, (B, N, C)."""
+    heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in attention.q_proj(tokens)[None]]
+    key, value = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for part in attention.kv_projs[0](tokens).chunk(2, dim=-1)
+    )
+    output = torch.nn.functional.scaled_dot_product_attention(heads[0], key, value)
+    return attention.o_proj(output.transpose(1, 2).flatten(2))
+
+
+def test_the_weight_of_a_cluster_in_the_softmax_stands_for_its_members():
+    """Copies of tokens form clusters of different sizes: as if every token attended to every token."""
+    attention = make_attention("weights-in-softmax")
+    torch.nn.init.zeros_(attention.token_weight.weight)
+    torch.nn.init.zeros_(attention.token_weight.bias)
+    distinct = torch.randn(4, 16, dtype=torch.float64)
+    label = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3, 3])
+    tokens = distinct[label][None]
+    with torch.no_grad():
+        output, _, _ = attention(tokens, (4, 4), (label[None],))
+        torch.testing.assert_close(output, plain_attention(attention, tokens), rtol=0, atol=1e-5)
+        without, _, _ = ClusTRAttention.forward(_as_plain(attention), tokens, (4, 4), (label[None],))
+    assert (without - output).abs().max() > 1e-3
+
+
+def _as_plain(attention):
+    """The clustered attention with the same weights."""
+    plain = ClusTRAttention(attention.config, 0).double().eval()
+    plain.load_state_dict(attention.state_dict())
+    return plain
+
+
+def test_the_place_of_a_cluster_is_the_weighted_mean_of_its_members_places():
+    attention = make_attention("position-in-keys")
+    tokens, label = torch.randn(1, 16, 16, dtype=torch.float64), torch.arange(16) % 4
+    features = position_features((4, 4), tokens)
+    with torch.no_grad():
+        (merged,) = attention._merge_tokens(tokens, (4, 4), (label[None],), [4])
+        (plain,) = _merge_as_plain(attention, tokens, label)
+        for m in range(4):
+            place = attention.position(features[label == m].mean(0).double())
+            torch.testing.assert_close(merged[0, m] - plain[0, m], place, rtol=0, atol=1e-5)
+
+
+def _merge_as_plain(attention, tokens, label):
+    return ClusTRAttention._merge_tokens(attention, tokens, (4, 4), (label[None],), [4])
+
+
+def test_position_features_are_waves_of_the_coordinates():
+    features = position_features((3, 5), torch.zeros(1))
+    assert features.shape == (15, 10)
+    for index in range(15):
+        row, column = index // 5 / 2 - 0.5, index % 5 / 4 - 0.5
+        expected = [row, column]
+        for frequency in (1, 2):
+            angles = [2 * math.pi * frequency * place for place in (row, column)]
+            expected += [*map(math.sin, angles), *map(math.cos, angles)]
+        assert features[index].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_grid_cells_and_random_clusters_have_equal_sizes():
+    tokens = torch.randn(2, 64, 16, dtype=torch.float64)
+    (cells,) = make_attention("grid-means")._find_clusters(tokens, (8, 8), [16])
+    assert cells[0].reshape(8, 8)[:4, :4].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [4, 4, 5, 5], [4, 4, 5, 5]]
+    (drawn,) = make_attention("random-clusters")._find_clusters(tokens, (8, 8), [16])
+    for label in (cells, drawn):
+        assert label.shape == (2, 64) and (label[0] == label[1]).all() and (label[0].bincount() == 4).all()
+    assert drawn[0].tolist() != sorted(drawn[0].tolist())
+    with pytest.raises(ValueError, match=r"\(5, 8\) tokens must divide into 10 square cells"):
+        make_attention("grid-means")._find_clusters(torch.randn(1, 40, 16), (5, 8), [10])
+
+
+def test_models_have_the_changed_attention_within_the_context_only():
+    original = dict(ATTENTION_CLASSES)
+    with pytest.raises(RuntimeError, match="stop"), attention_of("plain-means"):
+        model = ClusTRForImageClassification(tiny_config())
+        raise RuntimeError("stop")
+    assert type(model.clustr.stages[0].blocks[0].attention) is VARIANTS["plain-means"]
+    assert model.clustr.stages[0].blocks[0].attention.token_weight is None
+    assert ATTENTION_CLASSES == original
