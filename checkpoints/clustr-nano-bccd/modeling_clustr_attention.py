@@ -348,8 +348,23 @@ class ClusTRNearestKeysAttention(ClusTRSpatialReductionAttention):
             return torch.full_like(scores, -torch.inf, dtype=query.dtype).scatter_(-1, kept, 0.0)
 
 
+class ClusTRIdentityMixer(nn.Module):
+    """
+    The control without attention: the block adds its normalised tokens to themselves (the identity mixer of Yu et al.
+    2022b), so that tokens exchange information only in the depthwise convolution of the feed-forward network.
+    """
+
+    def __init__(self, config: ClusTRConfig, stage_index: int):
+        super().__init__()
+
+    def forward(self, tokens: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None, None]:
+        """Tokens (B, N, C) -> the same tokens; no attention weights, no clusters."""
+        return tokens, None, None
+
+
 ATTENTION_CLASSES = {
     "clustered": ClusTRAttention,
     "spatial_reduction": ClusTRSpatialReductionAttention,
     "spatial_reduction_knn": ClusTRNearestKeysAttention,
+    "none": ClusTRIdentityMixer,
 }

@@ -77,11 +77,13 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         *Attention and clustering*
 
         attention_type (`str`, defaults to `"clustered"`):
-            `"clustered"` is the paper's attention. The other two are its baselines in Table 6, which reduce the tokens
+            `"clustered"` is the paper's attention. The next two are its baselines in Table 6, which reduce the tokens
             on a grid; they require a single ratio per stage, the square of an integer r, and no clustering options.
             `"spatial_reduction"` (PVT): a convolution with kernel size and stride r and a layer norm turn r x r tokens
             into one key and value. `"spatial_reduction_knn"` (KVT): each query attends only to the `attention_top_k`
             of these keys with the highest scores.
+            `"none"` is the control of the ablations: each block adds its normalised tokens to themselves in place of
+            the attention, and `reduction_ratios` and the number of heads have no effect.
         attention_top_k (`int`, defaults to 100):
             Number of keys that a query attends to with `"spatial_reduction_knn"`; all keys if there are fewer. (At 224
             pixels, the ratios of the paper leave 49.)
@@ -374,7 +376,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_grid(self):
         for stage, ratios in enumerate(self.reduction_ratios, start=1):
-            if len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]:
+            if self.attention_type != "none" and (len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]):
                 raise ValueError(
                     f"`reduction_ratios` must be one square of an integer in every stage with `attention_type` "
                     f"{self.attention_type!r}, got {ratios} in stage {stage}."

@@ -42,7 +42,7 @@ NANO_VARIANT: dict[str, Any] = {
 }
 
 CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
-ATTENTION_TYPES = ("clustered", "spatial_reduction", "spatial_reduction_knn")
+ATTENTION_TYPES = ("clustered", "spatial_reduction", "spatial_reduction_knn", "none")
 
 # Fields with a fixed set of values, and fields in [0, 1).
 CHOICES = {

@@ -33,8 +33,10 @@ class AblationArguments:
     segmentation_start: str = field(
         default="scratch",
         metadata={
-            "help": f"Weights that the segmentation runs start from, one of {', '.join(STARTS)}: random ones, or those of "
-            "the classification run of the same row and seed."
+            "help": (
+                f"Weights that the segmentation runs start from, one of {', '.join(STARTS)}: random ones, or those of "
+                f"the classification run of the same row and seed."
+            )
         },
     )
     seeds: list[int] = field(

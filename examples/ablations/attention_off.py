@@ -39,7 +39,8 @@ def evaluate_without_attention(run, threads: int | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=run.folder) as changed:
         switch_attention_off(run.folder, Path(changed))
-        run.execute(Path(changed) / "out", {"eval_only": True, "model_name_or_path": changed}, threads)
+        saved = {"eval_only": True, "model_name_or_path": changed, "config_overrides": {}}  # its own configuration
+        run.execute(Path(changed) / "out", saved, threads)
         (run.folder / FOLDER).mkdir(exist_ok=True)
         shutil.copy(Path(changed) / "out" / EVALUATION, run.folder / FOLDER / EVALUATION)
 

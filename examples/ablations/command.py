@@ -23,8 +23,9 @@ from transformers import HfArgumentParser
 
 from ablations.arguments import AblationArguments
 from ablations.data import divide_images
+from ablations.plan import belongs_to, plan_runs
 from ablations.report import report_table
-from ablations.runs import Run, belongs_to, plan_runs, stop_scripts
+from ablations.runs import Run, stop_scripts
 
 
 def main():

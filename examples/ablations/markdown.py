@@ -71,7 +71,8 @@ def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
     images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
     notes = [
         f"{', '.join(images)}: mean ± standard deviation over the seeds {_listed(longest)}; in parentheses, the "
-        f"difference from *{reference['title']}* with the same seed, mean ± half width of the 95 % confidence interval.",
+        f"difference from *{reference['title']}* with the same seed, mean ± half width of the 95 % confidence "
+        f"interval.",
         "Attention off: the score of the trained models after the output projections of their attention were set to 0.",
     ]
     if reference.get("time"):

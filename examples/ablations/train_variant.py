@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package `ablations`
 
 from ablations.variants import VARIANTS, attention_of
-
 from clustr_hf.training import run_interruptibly
 from clustr_hf.training.tasks.base import run_task
 from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION

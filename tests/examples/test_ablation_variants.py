@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from ablations.variants import VARIANTS, attention_of, position_features
+from ablations.positions import position_features
+from ablations.variants import VARIANTS, attention_of
 from tiny_models import tiny_config
 
 from clustr_hf import ClusTRForImageClassification
@@ -96,4 +97,4 @@ def test_models_have_the_changed_attention_within_the_context_only():
         raise RuntimeError("stop")
     assert type(model.clustr.stages[0].blocks[0].attention) is VARIANTS["plain-means"]
     assert model.clustr.stages[0].blocks[0].attention.token_weight is None
-    assert ATTENTION_CLASSES == original
+    assert original == ATTENTION_CLASSES

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ablations import attention_off, command, runs
+from ablations import attention_off, command, plan, runs
 from ablations.arguments import AblationArguments
 from ablations.costs import make_model, measure_costs
 from ablations.data import SELECTION_FILE, TABLES_FILE, divide_images
@@ -103,7 +103,7 @@ class FinishedProcess:
 
 
 def run_all(args):
-    for run in runs.plan_runs(args):
+    for run in plan.plan_runs(args):
         run.start()
 
 
@@ -125,7 +125,7 @@ def test_every_row_runs_once_for_each_seed_before_its_segmentation(folders, monk
 def test_a_run_that_failed_is_started_again(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     training.returncode = 1
-    run = runs.plan_runs(make_args(folders))[0]
+    run = plan.plan_runs(make_args(folders))[0]
     with pytest.raises(RuntimeError, match="none-seed0 failed with code 1; run the command again to resume"):
         run.start()
     training.returncode = 0
@@ -138,7 +138,7 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     run_all(make_args(folders))
     (folders / "classification.json").write_text(json.dumps({**RECIPE, "learning_rate": 0.1}))
-    for run in runs.plan_runs(make_args(folders))[:4]:
+    for run in plan.plan_runs(make_args(folders))[:4]:
         with pytest.raises(ValueError, match="-seed0 holds a run with other settings"):
             run.start()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(make_args(folders))])
@@ -151,7 +151,7 @@ def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
     """Refuses a segmentation run that started from another classifier, and a run without stored settings."""
     training = FakeTraining(monkeypatch)
     args = make_args(folders)
-    runs.make_run(args, "clustr", 3, "segmentation").start()
+    plan.make_run(args, "clustr", 3, "segmentation").start()
     monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", *as_options(args)])
     monkeypatch.setitem(ROWS, "clustr", replace(ROWS["clustr"], overrides={"num_neighbors": 7}))
     with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
@@ -181,7 +181,7 @@ def test_scripts_take_the_commands(folders, row):
     """All runs with the same seed differ only in the model, its learning rate, and the images of choices."""
     args = make_args(folders, segmentation_start="scratch")
     args.recipe, args.segmentation_recipe = (str(RECIPES / f"ablation_{name}.json") for name in ("cifar10", "camvid"))
-    run = runs.make_run(args, row, 3, "classification")
+    run = plan.make_run(args, row, 3, "classification")
     command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
     data, model, _, loop = parse_arguments(*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments, arguments=command)
     assert loop.seed == 3 and model.baseline == ROWS[row].baseline
@@ -189,13 +189,13 @@ def test_scripts_take_the_commands(folders, row):
     held_back = f"{folders}/out/images/selection.parquet" if ROWS[row].is_choice else None
     assert data.train_val_split == 0.5 and data.validation_file == held_back
     assert {"mlp_ratios": [1, 1, 1, 1], **ROWS[row].overrides}.items() <= model.config_overrides.items()
-    run = runs.make_run(args, row, 3, "segmentation")
+    run = plan.make_run(args, row, 3, "segmentation")
     command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
     arguments = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
     data, model, *_, loop = parse_arguments(*arguments, arguments=command)
     assert loop.seed == 3 and model.baseline == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
     assert model.model_name_or_path is None and ROWS[row].overrides.items() <= (model.config_overrides or {}).items()
-    assert (run.start_from is None) and runs.make_run(make_args(folders), row, 3, "segmentation").start_from.seed == 3
+    assert (run.start_from is None) and plan.make_run(make_args(folders), row, 3, "segmentation").start_from.seed == 3
 
 
 def test_baselines_have_as_many_parameters():
@@ -294,9 +294,9 @@ def test_a_row_is_compared_by_the_seeds_that_both_have():
 def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     FakeTraining(monkeypatch)
     args = make_args(folders, segmentation_data=None)
-    for run in runs.plan_runs(args)[:5]:
+    for run in plan.plan_runs(args)[:5]:
         run.start()
-    report_table("7", [run for run in runs.plan_runs(args) if run.is_complete()], args)
+    report_table("7", [run for run in plan.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
     assert "standard deviation over the seeds 0, 3; in parentheses, the difference from *ClusTR, multi-scale" in text
     assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 4*." in text
@@ -364,7 +364,10 @@ def test_time_is_measured_beside_the_others(folders):
         ({"table": ["8"]}, r"--table must be any of \['settings', .* '6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
-        ({"segmentation_start": "zero"}, r"--segmentation_start must be one of \['scratch', 'classifier'\], got 'zero'"),
+        (
+            {"segmentation_start": "zero"},
+            r"--segmentation_start must be one of \['scratch', 'classifier'\], got 'zero'",
+        ),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],
 )
@@ -399,15 +402,15 @@ def test_runs_train_and_go_on_to_segment(folders, row):
 START = """
 import sys
 from pathlib import Path
-from ablations import runs
+from ablations import plan
 from ablations.arguments import AblationArguments
 from ablations.data import divide_images
 row, folder = sys.argv[1], Path(sys.argv[2])
 names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
 names |= {"segmentation_recipe": "segmentation.json"}
 paths = {name: str(folder / path) for name, path in names.items()}
-args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
+args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, segmentation_start="classifier", **paths)
 divide_images(folder / "images/train.parquet", args.image_folder)
 for task in ("classification", "segmentation"):
-    runs.make_run(args, row, 0, task).start()
+    plan.make_run(args, row, 0, task).start()
 """
