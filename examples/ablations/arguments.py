@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.tables import TABLES
+from ablations.tables import ROWS, TABLES
 
 
 EXAMPLES = Path(__file__).resolve().parents[1]
-STARTS = ("scratch", "classifier")
 
 
 @dataclass
@@ -24,20 +23,11 @@ class AblationArguments:
         metadata={"help": "Folder with train.parquet, val.parquet and id2label.json. Default: no segmentation runs."},
     )
     recipe: str = field(
-        default=str(EXAMPLES / "recipes/ablation_cifar10.json"),
+        default=str(EXAMPLES / "recipes/ablation_attention.json"),
         metadata={"help": "Recipe of the classification runs."},
     )
     segmentation_recipe: str = field(
         default=str(EXAMPLES / "recipes/ablation_camvid.json"), metadata={"help": "Recipe of the segmentation runs."}
-    )
-    segmentation_start: str = field(
-        default="scratch",
-        metadata={
-            "help": (
-                f"Weights that the segmentation runs start from, one of {', '.join(STARTS)}: random ones, or those of "
-                f"the classification run of the same row and seed."
-            )
-        },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every row of a table is run once with each."}
@@ -48,6 +38,10 @@ class AblationArguments:
     )
     time_per_image: bool = field(
         default=True, metadata={"help": "Whether to measure the time per image for the tables."}
+    )
+    selection_share: float = field(
+        default=0.2,
+        metadata={"help": "Share of the images that no table reports, for the choice of settings and learning rates."},
     )
     jobs: int = field(
         default=1, metadata={"help": "Number of runs to train at the same time; they share the CPU's threads."}
@@ -63,8 +57,11 @@ class AblationArguments:
             raise ValueError(f"--table must be any of {list(TABLES)}, got {unknown}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
-        if self.segmentation_start not in STARTS:
-            raise ValueError(f"--segmentation_start must be one of {list(STARTS)}, got {self.segmentation_start!r}")
+        if not 0 <= self.selection_share < 1:
+            raise ValueError(f"--selection_share must be in [0, 1), got {self.selection_share}")
+        choices = [name for name in self.table if any(ROWS[row].is_choice for row in TABLES[name].rows)]
+        if choices and self.selection_share == 0:
+            raise ValueError(f"--selection_share must be more than 0 for --table {choices}, got 0")
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         for name in ("recipe", "segmentation_recipe"):

@@ -12,7 +12,9 @@ BACKBONES = {
     "pvt-v2": Row("PVTv2", PVT_V2, baseline="pvt_v2"),
     "swin": Row("Swin", SWIN, baseline="swin"),
 }
-LEARNING_RATES = (0.004, 0.008, 0.016)
+LEARNING_RATES = (0.006, 0.012, 0.024)
+# Choices are made on half the schedule of the tables.
+SHORT = {"num_train_epochs": 4}
 
 
 def learning_rate_rows() -> dict[str, Row]:
@@ -22,7 +24,7 @@ def learning_rate_rows() -> dict[str, Row]:
             f"{row.title}, learning rate {rate}",
             row.overrides,
             row.baseline,
-            arguments={"learning_rate": rate},
+            arguments={"learning_rate": rate, **SHORT},
             is_choice=True,
             reference=f"{name}-rate-{LEARNING_RATES[1]}",
         )
@@ -58,11 +60,13 @@ SETTINGS = {
 
 
 def setting_rows() -> dict[str, Row]:
-    """ClusTR and the control in each of the settings."""
+    """ClusTR and the control in each of the settings, with two learning rates."""
     rows = {}
     for name, (title, overrides) in SETTINGS.items():
-        rows[f"setting-{name}"] = Row(f"{title}: ClusTR", overrides, is_choice=True)
-        rows[f"setting-{name}-none"] = Row(
-            f"{title}: no attention", {**overrides, **NO_ATTENTION}, is_choice=True, reference=f"setting-{name}"
-        )
+        for rate in LEARNING_RATES[1:]:
+            settings = {"arguments": {"learning_rate": rate, **SHORT}, "is_choice": True}
+            own, control = f"setting-{name}-{rate}", f"setting-{name}-{rate}-none"
+            rows[own] = Row(f"{title}; ClusTR, learning rate {rate}", overrides, **settings)
+            without = {**overrides, **NO_ATTENTION}
+            rows[control] = Row(f"the same; no attention, learning rate {rate}", without, **settings, reference=own)
     return rows

@@ -35,7 +35,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception also stops the current run
     complete = [run.is_complete() for run in runs]  # refuses folders with other settings before any training starts
     if not args.report:
-        divide_images(Path(args.data) / "train.parquet", args.image_folder)
+        if args.selection_share > 0:
+            divide_images(Path(args.data) / "train.parquet", args.image_folder, args.selection_share)
         train(runs, args.jobs, f"runs, {sum(complete)} of them complete")
     for name in args.table:
         report_table(name, [run for run in runs if belongs_to(run, name) and run.is_complete()], args)

@@ -8,13 +8,11 @@ from datasets import Dataset
 from clustr_hf.training.checkpoints import write_json
 
 
-# Share of the images on which settings and learning rates are chosen.
-SELECTION_SHARE = 0.2
 SELECTION_SEED = 20221128
 TABLES_FILE, SELECTION_FILE = "tables.parquet", "selection.parquet"
 
 
-def divide_images(source: Path, folder: Path) -> None:
+def divide_images(source: Path, folder: Path, share: float) -> None:
     """
     Divide a file of images into those of the tables and those for choices, `tables.parquet` and `selection.parquet`.
 
@@ -23,13 +21,14 @@ def divide_images(source: Path, folder: Path) -> None:
     Args:
         source (`Path`): Parquet file with one row per image.
         folder (`Path`): Folder of the two files.
+        share (`float`): Share of the images for choices, in (0, 1).
     """
     counts = folder / "counts.json"  # written last: the files are complete
     if counts.is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     rows = Dataset.from_parquet(str(source), cache_dir=str(folder / "cache"))
-    parts = rows.train_test_split(SELECTION_SHARE, seed=SELECTION_SEED)
+    parts = rows.train_test_split(share, seed=SELECTION_SEED)
     for part, name in (("train", TABLES_FILE), ("test", SELECTION_FILE)):
         parts[part].to_parquet(folder / name)
     write_json(counts, {name: len(parts[part]) for part, name in (("train", TABLES_FILE), ("test", SELECTION_FILE))})

@@ -25,22 +25,24 @@ def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
     """The run of a row with a seed; see [`Run`]."""
     recipe, baseline, start_from = args.read_recipe(task), ROWS[row].baseline, None
     if task == "classification":
-        data, arguments, files = Path(args.data), dict(ROWS[row].arguments), _image_files(args, row)
+        data, files = Path(args.data), _image_files(args, row)
+        overrides = row_overrides(recipe, row)
+        arguments = {**ROWS[row].arguments, **({"config_overrides": overrides} if overrides else {})}
     else:
-        data, arguments, files = Path(args.segmentation_data), {"num_pictures": 0}, _map_files(args)
-    if task == "segmentation" and args.segmentation_start == "classifier":
         start_from = make_run(args, row, seed, "classification")
-    elif overrides := row_overrides(recipe, row):
-        arguments["config_overrides"] = overrides
+        data, files, arguments = Path(args.segmentation_data), _map_files(args), {"num_pictures": 0}
     arguments |= {"seed": seed, **({} if baseline is None else {"baseline": baseline})}
     files |= {"recipe": args.recipe if task == "classification" else args.segmentation_recipe}
     files |= {"dataloader_num_workers": args.dataloader_num_workers}
     folder = Path(args.output_dir) / task / f"{row}-seed{seed}"
-    return Run(row, seed, task, folder, arguments, recipe, data, files, ROWS[row].variant, start_from)
+    share = args.selection_share if task == "classification" else None
+    return Run(row, seed, task, folder, arguments, recipe, data, files, ROWS[row].variant, share, start_from)
 
 
 def _image_files(args: AblationArguments, row: str) -> dict[str, Path]:
     """Rows of a choice are evaluated on images of their own; others on a part of their training images."""
+    if args.selection_share == 0:
+        return {"train_file": Path(args.data) / "train.parquet"}
     chosen = {"validation_file": args.image_folder / SELECTION_FILE} if ROWS[row].is_choice else {}
     return {"train_file": args.image_folder / TABLES_FILE, **chosen}
 

@@ -66,24 +66,29 @@ class PositionInKeys(ClusTRAttention):
         return merged
 
 
-class TokensWithPosition:
-    """Adds a linear function of position features to the tokens that an attention, or the control, receives."""
+class KnowsPosition:
+    """
+    A linear function of position features, added to the tokens that an attention receives and to its output, so that
+    every part of the block knows the place of its tokens: queries, keys, clusters and feed-forward network.
+    """
 
     def __init__(self, config, stage_index):
         super().__init__(config, stage_index)
         self.position = nn.Linear(NUM_FEATURES, config.hidden_sizes[stage_index])
 
     def forward(self, tokens, size=None, *args, **kwargs):
-        return super().forward(tokens + self.position(position_features(size, tokens)), size, *args, **kwargs)
+        place = self.position(position_features(size, tokens))
+        output, *others = super().forward(tokens + place, size, *args, **kwargs)
+        return output + place, *others
 
 
-class ClustersWithPosition(TokensWithPosition, ClusTRAttention):
-    """Position features in the tokens: in the distances of the clustering, in queries, keys and values."""
+class ClustersWithPosition(KnowsPosition, ClusTRAttention):
+    """Clusters whose tokens know their position."""
 
 
-class GridWithPosition(TokensWithPosition, ClusTRSpatialReductionAttention):
-    """Position features in the tokens of spatial reduction."""
+class GridWithPosition(KnowsPosition, ClusTRSpatialReductionAttention):
+    """Spatial reduction of tokens that know their position."""
 
 
-class ControlWithPosition(TokensWithPosition, ClusTRIdentityMixer):
-    """Position features in the tokens of blocks without attention."""
+class ControlWithPosition(KnowsPosition, ClusTRIdentityMixer):
+    """Blocks without attention whose tokens know their position."""

@@ -40,6 +40,7 @@ class Run:
         data (`Path`): Data set that the command line names.
         housekeeping (`dict[str, Any]`): The other arguments of the script: places of files, number of workers.
         variant (`str`, *optional*): Change of the attention, one of `variants.VARIANTS`.
+        selection_share (`float`, *optional*): Share of the images that is set aside for choices.
         start_from (`Run`, *optional*): The run whose weights the training starts from.
     """
 
@@ -52,6 +53,7 @@ class Run:
     data: Path
     housekeeping: dict[str, Any] = field(default_factory=dict)
     variant: str | None = None
+    selection_share: float | None = None
     start_from: "Run | None" = None
 
     @property
@@ -73,9 +75,11 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on."""
-        recipe = {name: value for name, value in self.recipe.items() if name != "description"}
+        kept = self.recipe.keys() - {"description", *self.arguments}
         start = {} if self.start_from is None else {"start_from": self.start_from.settings()}
         start |= {} if self.variant is None else {"variant": self.variant}
+        start |= {} if self.selection_share is None else {"selection_share": self.selection_share}
+        recipe = {name: self.recipe[name] for name in kept}
         return {"arguments": self.arguments, "recipe": recipe, "data": str(self.data.resolve()), **start}
 
     def start(self, threads: int | None = None):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.choices import LEARNING_RATES, learning_rate_rows, setting_rows
+from ablations.photographs import PHOTOGRAPHS
 from ablations.rows import MODELS, Row
 from ablations.study import study_rows
 
@@ -34,25 +35,24 @@ class Table:
     is_timed: bool = True
 
 
-ROWS: dict[str, Row] = {**learning_rate_rows(), **setting_rows(), **study_rows(), **MODELS}
+ROWS: dict[str, Row] = {**learning_rate_rows(), **setting_rows(), **study_rows(), **MODELS, **PHOTOGRAPHS}
+
+OPTIONS = ("nearest-128", "window-128", "capped-128")
+SHARING = ("deep-128", "deep-sharing-128", "deep-options-128")
+SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
 
 TABLES = {
-    "settings": Table("Settings", tuple(setting_rows()), "setting-chosen", is_timed=False),
+    "settings": Table("Settings", tuple(setting_rows()), f"setting-chosen-{LEARNING_RATES[1]}", is_timed=False),
     "learning-rates": Table(
         "Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{LEARNING_RATES[1]}", is_timed=False
     ),
     "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
-    "7": Table(
-        "Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr", True
-    ),
-    "baselines": Table(
-        "Backbones",
-        ("none", "none-equal-parameters", "pvt-v2", "swin", "clustr"),
-        "clustr",
-        True,
-    ),
-    "options": Table("The price of options", ("none", "nearest", "window", "capped", "clustr"), "clustr"),
+    "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
+    "baselines": Table("Backbones", ("none", "none-equal-parameters", "pvt-v2", "swin", "clustr"), "clustr"),
     "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
+    "photographs": Table("Photographs", SEGMENTERS, "clustr-128", has_segmentation=True),
+    "options": Table("The price of options", ("none-128", *OPTIONS, "clustr-128"), "clustr-128"),
+    "sharing": Table("The price of sharing clusters", SHARING, "deep-128"),
 }
 
 

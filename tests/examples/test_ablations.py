@@ -46,8 +46,7 @@ def folders(tmp_path):
 
 
 def make_args(folder, **settings):
-    settings = {"table": ["7"], "segmentation_data": str(folder / "maps"), "seeds": [0, 3], **settings}
-    settings.setdefault("segmentation_start", "classifier")
+    settings = {"table": ["photographs"], "segmentation_data": str(folder / "maps"), "seeds": [0, 3], **settings}
     return AblationArguments(
         data=str(folder / "images"),
         recipe=str(folder / "classification.json"),
@@ -109,16 +108,16 @@ def run_all(args):
 
 def test_every_row_runs_once_for_each_seed_before_its_segmentation(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
-    run_all(make_args(folders, table=["6", "7"]))
+    run_all(make_args(folders, table=["6", "photographs"]))
     expected = []
     for seed in (0, 3):
-        rows = ["none", "sra", "sra-knn", "single-coarse", "single-fine", "clustr"]
+        rows = [*TABLES["6"].rows, *TABLES["photographs"].rows]
         expected += [("classification", f"{row}-seed{seed}") for row in rows]
         # Table 6 has no mean IoU.
-        expected += [("segmentation", f"{row}-seed{seed}") for row in rows if not row.startswith("sra")]
+        expected += [("segmentation", f"{row}-seed{seed}") for row in TABLES["photographs"].rows]
     assert training.started == expected
     assert training.evaluated == [name for _, name in expected if not name.startswith("none")]
-    run_all(make_args(folders, table=["7", "6"]))
+    run_all(make_args(folders, table=["photographs", "6"]))
     assert training.started == expected
 
 
@@ -126,7 +125,7 @@ def test_a_run_that_failed_is_started_again(folders, monkeypatch):
     training = FakeTraining(monkeypatch)
     training.returncode = 1
     run = plan.plan_runs(make_args(folders))[0]
-    with pytest.raises(RuntimeError, match="none-seed0 failed with code 1; run the command again to resume"):
+    with pytest.raises(RuntimeError, match="none-128-seed0 failed with code 1; run the command again to resume"):
         run.start()
     training.returncode = 0
     run.start()
@@ -141,23 +140,25 @@ def test_a_folder_of_another_run_is_refused(folders, monkeypatch):
     for run in plan.plan_runs(make_args(folders))[:4]:
         with pytest.raises(ValueError, match="-seed0 holds a run with other settings"):
             run.start()
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(make_args(folders))])
+    monkeypatch.setattr(
+        sys, "argv", ["ablations.py", "--table", "photographs", "--report", *as_options(make_args(folders))]
+    )
     with pytest.raises(ValueError, match="choose an --output_dir"):
         command.main()
-    assert len(training.started) == 16
+    assert len(training.started) == 24
 
 
 def test_no_run_starts_before_another_one_is_refused(folders, monkeypatch):
     """Refuses a segmentation run that started from another classifier, and a run without stored settings."""
     training = FakeTraining(monkeypatch)
     args = make_args(folders)
-    plan.make_run(args, "clustr", 3, "segmentation").start()
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", *as_options(args)])
-    monkeypatch.setitem(ROWS, "clustr", replace(ROWS["clustr"], overrides={"num_neighbors": 7}))
-    with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
+    plan.make_run(args, "clustr-128", 3, "segmentation").start()
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "photographs", *as_options(args)])
+    monkeypatch.setitem(ROWS, "clustr-128", replace(ROWS["clustr-128"], overrides={"num_neighbors": 7}))
+    with pytest.raises(ValueError, match="segmentation/clustr-128-seed3 holds a run with other settings"):
         command.main()
-    (folders / "out/segmentation/clustr-seed3/ablation.json").unlink()
-    with pytest.raises(ValueError, match="segmentation/clustr-seed3 holds a run with other settings"):
+    (folders / "out/segmentation/clustr-128-seed3/ablation.json").unlink()
+    with pytest.raises(ValueError, match="segmentation/clustr-128-seed3 holds a run with other settings"):
         command.main()
     assert len(training.started) == 1
 
@@ -173,33 +174,32 @@ def test_a_run_is_the_same_from_another_folder_and_with_other_workers(folders, m
     (folders / "classification.json").write_text(json.dumps(described))
     args.data, args.output_dir, args.recipe = "images/", "moved", "./classification.json"
     run_all(args)
-    assert len(training.started) == 16
+    assert len(training.started) == 24
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_scripts_take_the_commands(folders, row):
     """All runs with the same seed differ only in the model, its learning rate, and the images of choices."""
-    args = make_args(folders, segmentation_start="scratch")
-    args.recipe, args.segmentation_recipe = (str(RECIPES / f"ablation_{name}.json") for name in ("cifar10", "camvid"))
+    args = make_args(folders)
+    args.recipe, args.segmentation_recipe = (str(RECIPES / f"ablation_{name}.json") for name in ("attention", "camvid"))
     run = plan.make_run(args, row, 3, "classification")
     command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
     data, model, _, loop = parse_arguments(*IMAGE_CLASSIFICATION.arguments.values(), LoopArguments, arguments=command)
     assert loop.seed == 3 and model.baseline == ROWS[row].baseline
-    assert loop.learning_rate == ROWS[row].arguments.get("learning_rate", 0.008)
+    assert loop.learning_rate == ROWS[row].arguments.get("learning_rate", 0.012)
     held_back = f"{folders}/out/images/selection.parquet" if ROWS[row].is_choice else None
-    assert data.train_val_split == 0.5 and data.validation_file == held_back
+    assert data.train_val_split == 0.25 and data.validation_file == held_back
     assert {"mlp_ratios": [1, 1, 1, 1], **ROWS[row].overrides}.items() <= model.config_overrides.items()
     run = plan.make_run(args, row, 3, "segmentation")
     command = runs.as_options({**run.arguments, **run.housekeeping, "output_dir": "out"})
     arguments = (*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments)
     data, model, *_, loop = parse_arguments(*arguments, arguments=command)
     assert loop.seed == 3 and model.baseline == ROWS[row].baseline and data.validation_file.endswith("val.parquet")
-    assert model.model_name_or_path is None and ROWS[row].overrides.items() <= (model.config_overrides or {}).items()
-    assert (run.start_from is None) and plan.make_run(make_args(folders), row, 3, "segmentation").start_from.seed == 3
+    assert run.start_from.settings() == plan.make_run(args, row, 3, "classification").settings()
 
 
 def test_baselines_have_as_many_parameters():
-    recipe = json.loads((RECIPES / "ablation_cifar10.json").read_text())
+    recipe = json.loads((RECIPES / "ablation_attention.json").read_text())
     rows = ("none-equal-parameters", "pvt-v2", "swin", "clustr")
     sizes = [make_model(recipe, row).num_parameters() for row in rows]
     assert sizes == pytest.approx([sizes[-1]] * len(rows), rel=0.03)
@@ -208,7 +208,7 @@ def test_baselines_have_as_many_parameters():
 def test_images_for_choices_are_in_no_table(tmp_path):
     Dataset.from_dict({"image": [f"image {index}" for index in range(50)]}).to_parquet(tmp_path / "train.parquet")
     for _ in range(2):  # the second time, the files are there
-        divide_images(tmp_path / "train.parquet", tmp_path / "images")
+        divide_images(tmp_path / "train.parquet", tmp_path / "images", 0.2)
     parts = [Dataset.from_parquet(str(tmp_path / "images" / name))["image"] for name in (TABLES_FILE, SELECTION_FILE)]
     assert [len(part) for part in parts] == [40, 10] and len({*parts[0], *parts[1]}) == 50
 
@@ -216,7 +216,7 @@ def test_images_for_choices_are_in_no_table(tmp_path):
 @pytest.mark.parametrize("row", ["clustr", "pvt-v2", "swin"])
 def test_attention_that_is_off_adds_nothing(folders, row):
     """The outputs of all attention modules are zero, and those of other modules are not."""
-    model = make_model(json.loads((RECIPES / "ablation_cifar10.json").read_text()), row)
+    model = make_model(json.loads((RECIPES / "ablation_attention.json").read_text()), row)
     for name in ("on", "off"):
         (folders / name).mkdir()
     model.save_pretrained(folders / "on")
@@ -226,7 +226,7 @@ def test_attention_that_is_off_adds_nothing(folders, row):
         if name.endswith((".attention", ".mlp")):
             module.register_forward_hook(lambda *call, name=name: outputs.update({name: call[-1]}))
     with torch.no_grad():
-        off(torch.randn(2, 3, 32, 32))
+        off(torch.randn(2, 3, 128, 128))
     for name, output in outputs.items():
         output = output[0] if isinstance(output, tuple) else output
         assert (output == 0).all() == name.endswith(".attention"), name
@@ -234,44 +234,44 @@ def test_attention_that_is_off_adds_nothing(folders, row):
 
 
 def test_a_model_without_attention_cannot_be_switched_off(tmp_path):
-    recipe = json.loads((RECIPES / "ablation_cifar10.json").read_text())
+    recipe = json.loads((RECIPES / "ablation_attention.json").read_text())
     make_model(recipe, "none").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="must have output projections of attention, but has none"):
         attention_off.switch_attention_off(tmp_path, tmp_path)
 
 
 def test_tables_say_what_the_runs_scored(folders, monkeypatch, capsys):
-    top1 = {"single-coarse": [0.5, 0.6], "single-fine": [0.55, 0.61], "clustr": [0.7, 0.72]}
+    top1 = {"single-coarse-128": [0.5, 0.6], "single-fine-128": [0.55, 0.61], "clustr-128": [0.7, 0.72]}
     scores = {("classification", f"{row}-seed{s}"): v for row, vs in top1.items() for s, v in zip((0, 3), vs)}
     FakeTraining(monkeypatch, scores)
     args = make_args(folders)
     run_all(args)
-    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "7", "--report", *as_options(args)])
+    monkeypatch.setattr(sys, "argv", ["ablations.py", "--table", "photographs", "--report", *as_options(args)])
     command.main()
-    table = (folders / "out" / "table-7.md").read_text()
+    table = (folders / "out" / "table-photographs.md").read_text()
     assert table in capsys.readouterr().out
-    results = json.loads((folders / "out" / "table-7.json").read_text())
+    results = json.loads((folders / "out" / "table-photographs.json").read_text())
     for row, values in top1.items():
         score = results["rows"][row]["classification"]
         assert score["mean"] == pytest.approx(np.mean(values)) and score["std"] == pytest.approx(np.std(values, ddof=1))
-        differences = np.subtract(values, top1["clustr"])
-        if row != "clustr":
+        differences = np.subtract(values, top1["clustr-128"])
+        if row != "clustr-128":
             assert score["difference"] == pytest.approx(differences.mean())
             assert score["error"] == pytest.approx(np.std(differences, ddof=1) / 2**0.5)
             assert score["interval"] == pytest.approx(12.706 * score["error"], rel=1e-4)  # Student's t, one degree
         assert score["attention_off"] == 0.1
         assert results["rows"][row]["segmentation"]["mean"] == 0.5
-    assert len(results["runs"]) == 16 and all(run["seconds"] == 1.0 for run in results["runs"])
-    fine = next(line for line in table.splitlines() if "single-scale 4 " in line)
-    assert "| 58.0 ± 4.2 (-13.0 ± 25.4) | 10.0 | 50.0 ± 0.0 (+0.0 ± 0.0) | 10.0 | 10.8 | 2.1 | 77.4 | 41.8 |" in fine
+    assert len(results["runs"]) == 24 and all(run["seconds"] == 1.0 for run in results["runs"])
+    fine = next(line for line in table.splitlines() if "single-scale 16, 4, 1, 1" in line)
+    assert "| 58.0 ± 4.2 (-13.0 ± 25.4) | 10.0 | 50.0 ± 0.0 (+0.0 ± 0.0) | 10.0 |" in fine
     assert "top-1 (%) of 9 images, mean IoU (%) of 9 images: mean ± standard deviation over the seeds 0, 3;" in table
     assert "with the same seed, mean ± half width of the 95 % confidence interval." in table
-    with Image.open(folders / "out" / "table-7.png") as picture:
+    with Image.open(folders / "out" / "table-photographs.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 10
 
 
 def as_options(args):
-    names = ("data", "segmentation_data", "segmentation_start", "recipe", "segmentation_recipe", "output_dir")
+    names = ("data", "segmentation_data", "recipe", "segmentation_recipe", "output_dir")
     names += ("time_per_image",)
     return [part for name in names for part in (f"--{name}", str(getattr(args, name)))] + ["--seeds", "0", "3"]
 
@@ -294,12 +294,12 @@ def test_a_row_is_compared_by_the_seeds_that_both_have():
 def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     FakeTraining(monkeypatch)
     args = make_args(folders, segmentation_data=None)
-    for run in plan.plan_runs(args)[:5]:
+    for run in plan.plan_runs(args)[:7]:
         run.start()
-    report_table("7", [run for run in plan.plan_runs(args) if run.is_complete()], args)
+    report_table("photographs", [run for run in plan.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
     assert "standard deviation over the seeds 0, 3; in parentheses, the difference from *ClusTR, multi-scale" in text
-    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 4*." in text
+    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 64, 16, 4, 1*." in text
 
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
@@ -341,12 +341,12 @@ def test_costs_are_those_of_the_paper(folders, monkeypatch, row):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_has_costs_and_can_be_trained(folders, name):
     args = make_args(folders)
-    args.recipe = str(RECIPES / "ablation_cifar10.json")
+    args.recipe = str(RECIPES / "ablation_attention.json")
     costs = measure_costs(TABLES[name], args)
     assert list(costs) == list(TABLES[name].rows) and min(cost["flops"] for cost in costs.values()) > 1e6
     for row in TABLES[name].rows:
         model = make_model(args.read_recipe("classification"), row)
-        model(torch.randn(2, 3, 32, 32)).logits.square().sum().backward()
+        model(torch.randn(2, 3, 128, 128)).logits.square().sum().backward()
         assert all(parameter.grad is not None for parameter in model.parameters()), row
 
 
@@ -364,9 +364,10 @@ def test_time_is_measured_beside_the_others(folders):
         ({"table": ["8"]}, r"--table must be any of \['settings', .* '6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"selection_share": 1.0}, r"--selection_share must be in \[0, 1\), got 1.0"),
         (
-            {"segmentation_start": "zero"},
-            r"--segmentation_start must be one of \['scratch', 'classifier'\], got 'zero'",
+            {"table": ["7", "settings"], "selection_share": 0.0},
+            r"--selection_share must be more than 0 for --table \['settings'\], got 0",
         ),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],
@@ -409,8 +410,8 @@ row, folder = sys.argv[1], Path(sys.argv[2])
 names = {"data": "images", "segmentation_data": "maps", "output_dir": "out", "recipe": "classification.json"}
 names |= {"segmentation_recipe": "segmentation.json"}
 paths = {name: str(folder / path) for name, path in names.items()}
-args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, segmentation_start="classifier", **paths)
-divide_images(folder / "images/train.parquet", args.image_folder)
+args = AblationArguments(table=["7"], seeds=[0], dataloader_num_workers=0, **paths)
+divide_images(folder / "images/train.parquet", args.image_folder, args.selection_share)
 for task in ("classification", "segmentation"):
     plan.make_run(args, row, 0, task).start()
 """

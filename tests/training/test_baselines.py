@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from ablations.costs import make_model
-from ablations.tables import TABLES
+from ablations.tables import ROWS, TABLES
 from conftest import REPOSITORY
 from transformers import SwinForImageClassification
 
@@ -13,20 +13,29 @@ from clustr_hf import ClusTRImageProcessor
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.baselines import BaselineArguments, load_baseline
 from clustr_hf.training.optimizers import make_optimizer
+from clustr_hf.training.tasks.image_classification.model import load_classifier
 
 
 SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 32, 64], "num_attention_heads": [1, 1, 2, 2]}
-BASELINES = [("peers", "pvt-v2"), ("peers", "swin"), ("peers-32", "pvt-v2-32"), ("peers-32", "swin-32")]
+# At 32 pixels and stride 2, the map of the last stage is smaller than a window.
+SMALL_SWIN = {"depths": [2, 2, 2, 1], "hidden_sizes": [27, 54, 108, 216], "num_attention_heads": [1, 2, 4, 8]}
+BASELINES = ["pvt-v2", "swin", "pvt-v2-128", "swin-128", "small swin"]
 
 
-def classifier(table, row):
-    recipe = {"peers": "ablation_imagenette", "peers-32": "ablation_cifar10"}[table]
+def classifier(row):
+    """The classifier of a row of the ablations, or a small Swin."""
+    if row == "small swin":
+        args = BaselineArguments(variant="nano", config_overrides=SMALL_SWIN, baseline="swin", image_size=32)
+        return load_classifier(args, ["a", "b"])[0]
+    recipe = "ablation_imagenette" if row.endswith("-128") else "ablation_attention"
     return make_model(json.loads((REPOSITORY / "examples" / "recipes" / f"{recipe}.json").read_text()), row)
 
 
-@pytest.mark.parametrize("row, sides", [("swin", [32, 16, 8, 4]), ("swin-32", [16, 8, 4, 2])])
+@pytest.mark.parametrize(
+    "row, sides", [("swin-128", [32, 16, 8, 4]), ("swin", [16, 8, 4]), ("small swin", [16, 8, 4, 2])]
+)
 def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides):
-    model = classifier("peers" if row == "swin" else "peers-32", row).eval()
+    model = classifier(row).eval()
     side = model.config.image_size
     stem = model(torch.rand(1, 3, side, side), output_hidden_states=True).reshaped_hidden_states[0]
     assert stem.shape[-1] == sides[0]
@@ -39,13 +48,13 @@ def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides
         assert all(len(table) == (2 * window - 1) ** 2 for table in tables) and len(tables) == len(stage.blocks)
 
 
-@pytest.mark.parametrize("table, row", BASELINES)
-def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
+@pytest.mark.parametrize("row", BASELINES)
+def test_what_is_saved_is_what_is_loaded(row, tmp_path):
     """Covers the replaced attention modules of Swin, with their position tables and indices."""
-    model = classifier(table, row).eval()
+    model = classifier(row).eval()
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
-    side = 32 if table == "peers-32" else 128
+    side = 32 if row == "small swin" else 128
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert torch.equal(model(images).logits, loaded(images).logits)
@@ -53,7 +62,7 @@ def test_what_is_saved_is_what_is_loaded(table, row, tmp_path):
 
 def test_a_swin_without_small_maps_is_transformers_own():
     """If no map is smaller than a window, only the shift is fitted."""
-    model = classifier("peers", "swin").eval()
+    model = classifier("swin-128").eval()
     theirs = SwinForImageClassification(model.config).eval()
     theirs.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 128, 128)
@@ -61,9 +70,9 @@ def test_a_swin_without_small_maps_is_transformers_own():
         torch.testing.assert_close(model(images).logits, theirs(images).logits)
 
 
-@pytest.mark.parametrize("table, row", [*BASELINES, ("peers", "clustr")])
-def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(table, row):
-    model = classifier(table, row)
+@pytest.mark.parametrize("row", [*BASELINES, "clustr"])
+def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(row):
+    model = classifier(row)
     args = LoopArguments(output_dir="x", optimizer="muon", weight_decay=0.1)
     groups = make_optimizer(model, args).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -73,7 +82,7 @@ def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(tab
     vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
     assert undecayed == vectors | {name for name in names.values() if "relative_position_bias_table" in name}
     numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    assert sum(numbers[name] for name in matrices) > 0.9 * sum(numbers.values())
+    assert sum(numbers[name] for name in matrices) > 0.8 * sum(numbers.values())
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
@@ -102,9 +111,9 @@ def test_a_checkpoint_is_read_where_the_arguments_say(baseline, kind, tmp_path, 
     assert loaded.to_dict() == processor.to_dict()
 
 
-def test_tables_of_baselines_have_all_of_them():
-    rows = {row for name in ("peers", "peers-32") for row in TABLES[name].rows}
-    assert rows == {row for _, row in BASELINES} | {"clustr", "clustr-32"}
+def test_these_are_the_baselines_of_the_tables():
+    rows = {row for table in TABLES.values() for row in table.rows if ROWS[row].baseline and not ROWS[row].is_choice}
+    assert rows == {row for row in BASELINES if row in ROWS}
 
 
 def test_the_former_name_of_the_option_still_works(tmp_path):
