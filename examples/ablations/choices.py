@@ -1,6 +1,8 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Rows on which settings and learning rates are chosen; they are scored on images that no other table reports."""
 
+from typing import Any
+
 from ablations.rows import COARSE, NO_ATTENTION, PVT_V2, SRA, SWIN, Row, single_scale
 
 
@@ -13,8 +15,6 @@ BACKBONES = {
     "swin": Row("Swin", SWIN, baseline="swin"),
 }
 LEARNING_RATES = (0.006, 0.012, 0.024)
-# Choices are made on half the schedule of the tables.
-SHORT = {"num_train_epochs": 4}
 
 
 def learning_rate_rows() -> dict[str, Row]:
@@ -24,7 +24,7 @@ def learning_rate_rows() -> dict[str, Row]:
             f"{row.title}, learning rate {rate}",
             row.overrides,
             row.baseline,
-            arguments={"learning_rate": rate, **SHORT},
+            arguments={"learning_rate": rate},
             is_choice=True,
             reference=f"{name}-rate-{LEARNING_RATES[1]}",
         )
@@ -39,6 +39,15 @@ NANO = {
     "depths": [1, 1, 2, 1],
     "num_attention_heads": [1, 2, 4, 5],
     "mlp_ratios": [4, 4, 4, 4],
+}
+NANO_128 = {
+    **NANO,
+    "patch_sizes": [7, 3, 3, 3],
+    "strides": [4, 2, 2, 2],
+    "reduction_ratios": [[64, 16], [16, 4], [4, 1], [1]],
+}
+NANO_32 = {
+    **NANO,
     "patch_sizes": [3, 3, 3, 3],
     "strides": [2, 2, 2, 2],
     "reduction_ratios": [[16, 4], [4, 1], [1], [1]],
@@ -51,22 +60,31 @@ FINE_MAPS = {
     "strides": [2, 1, 2, 2],
     "reduction_ratios": [[16, 4], [16, 4], [4, 1], [1]],
 }
+NARROW = {"mlp_ratios": [1, 1, 1, 1]}
+
+# With the recipe ablation_attention.json, images of 128 pixels; and with ablation_cifar10.json, images of 32 pixels.
 SETTINGS = {
-    "nano": ("nano: maps of 16, 8, 4, 2 tokens, feed-forward ratio 4", NANO),
-    "narrow": ("nano with feed-forward ratio 1", {**NANO, "mlp_ratios": [1, 1, 1, 1]}),
-    "fine": ("maps of 16, 16, 8, 4 tokens, feed-forward ratio 1", FINE_MAPS),
-    "chosen": ("chosen: maps of 16 tokens in all stages, feed-forward ratio 1", {}),
+    "nano": ("nano: 32 x 32 to 4 x 4 tokens, MLP ratio 4", NANO_128),
+    "nano-narrow": ("nano with MLP ratio 1", {**NANO_128, **NARROW}),
+    "chosen": ("chosen: 16 x 16 tokens in all stages, MLP ratio 1", single_scale(COARSE)),
 }
+SETTINGS_32 = {
+    "nano-32": ("nano: 16 x 16 to 2 x 2 tokens, MLP ratio 4", NANO_32),
+    "nano-narrow-32": ("nano with MLP ratio 1", {**NANO_32, **NARROW}),
+    "fine-32": ("16 x 16, 16 x 16, 8 x 8, 4 x 4 tokens, MLP ratio 1", FINE_MAPS),
+    "tokens-32": ("16 x 16 tokens in all stages, MLP ratio 1", single_scale(COARSE)),
+}
+SETTING_RATES, SETTING_RATES_32 = (0.006, 0.012), (0.008, 0.016)
 
 
-def setting_rows() -> dict[str, Row]:
-    """ClusTR and the control in each of the settings, with two learning rates."""
+def setting_rows(settings: dict[str, tuple[str, dict[str, Any]]], rates: tuple[float, ...]) -> dict[str, Row]:
+    """ClusTR and the control in each of the settings, with each of the learning rates."""
     rows = {}
-    for name, (title, overrides) in SETTINGS.items():
-        for rate in LEARNING_RATES[1:]:
-            settings = {"arguments": {"learning_rate": rate, **SHORT}, "is_choice": True}
+    for name, (title, overrides) in settings.items():
+        for rate in rates:
             own, control = f"setting-{name}-{rate}", f"setting-{name}-{rate}-none"
-            rows[own] = Row(f"{title}; ClusTR, learning rate {rate}", overrides, **settings)
+            common = {"arguments": {"learning_rate": rate}, "is_choice": True, "reference": own}
+            rows[own] = Row(f"{title}; ClusTR, learning rate {rate}", overrides, **common)
             without = {**overrides, **NO_ATTENTION}
-            rows[control] = Row(f"the same; no attention, learning rate {rate}", without, **settings, reference=own)
+            rows[control] = Row(f"the same; no attention, learning rate {rate}", without, **common)
     return rows

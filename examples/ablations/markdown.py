@@ -8,7 +8,7 @@ from benchmark.report.cells import markdown_table
 
 from ablations.costs import TIMED_BATCH
 from ablations.scores import METRICS
-from ablations.tables import Table
+from ablations.tables import CONTROL, ROWS, Table
 
 
 # The paper's columns, for ClusTR-T.
@@ -16,20 +16,20 @@ PAPER = {"parameters": "parameters (M)", "flops": "FLOPs (G)", "top1": "top-1 (%
 
 
 def format_results(table: Table, rows: dict[str, dict[str, Any]]) -> str:
-    """A table in Markdown, with the paper's columns if all rows are in the paper."""
+    """A table in Markdown, with the paper's columns if all rows but the control are in the paper."""
     tasks = [task for task in METRICS if any(row[task] for row in rows.values())]
-    with_paper = any(row["paper"] for row in rows.values())
-    paper = {name: title for name, title in PAPER.items() if table.has_segmentation or name != "mean_iou"}
+    with_paper = all(row["paper"] for name, row in rows.items() if name != CONTROL)
     header = [table.title, "parameters (M)", "GMACs, the paper's count", "GFLOPs, all"]
     header += ["ms per image (ratio)"] if table.is_timed else []
     header += [title for task in tasks for title in (METRICS[task][1], "attention off")]
-    header += [f"*paper: {title}*" for title in paper.values()] if with_paper else []
+    header += [f"*paper: {title}*" for title in PAPER.values()] if with_paper else []
     lines = []
     for row in rows.values():
-        cells = [row["title"], f"{row['parameters'] / 1e6:.2f}", f"{row['paper_macs'] / 1e9:.3f}"]
+        digits = 2 if row["parameters"] >= 1e6 else 3
+        cells = [row["title"], f"{row['parameters'] / 1e6:.{digits}f}", f"{row['paper_macs'] / 1e9:.3f}"]
         cells += [f"{row['flops'] / 1e9:.3f}"] + ([_time(row.get("time"))] if table.is_timed else [])
         cells += [cell for task in tasks for cell in (_score(row[task]), _score_without_attention(row[task]))]
-        cells += [str(row["paper"].get(name, "-")) for name in paper] if with_paper else []
+        cells += [str(row["paper"].get(name, "-")) for name in PAPER] if with_paper else []
         lines.append(cells)
     return "\n".join([markdown_table(header, lines), "", *_notes(table, rows)]) + "\n"
 
@@ -67,12 +67,13 @@ def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
         return []
     longest = max(seeds.values(), key=len)
     reference = rows[table.reference]
+    has_groups = any(ROWS[name].reference for name in rows)
+    compared = "the row of its group without parentheses" if has_groups else f"*{reference['title']}*"
     samples = {task: rows[name][task]["samples"] for task, name in seeds}
     images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
     notes = [
         f"{', '.join(images)}: mean ± standard deviation over the seeds {_listed(longest)}; in parentheses, the "
-        f"difference from *{reference['title']}* with the same seed, mean ± half width of the 95 % confidence "
-        f"interval.",
+        f"difference from {compared} with the same seed, mean ± half width of the 95 % confidence interval.",
         "Attention off: the score of the trained models after the output projections of their attention were set to 0.",
     ]
     if reference.get("time"):

@@ -9,7 +9,15 @@ table reports.
 from dataclasses import dataclass
 from typing import Any
 
-from ablations.choices import LEARNING_RATES, learning_rate_rows, setting_rows
+from ablations.choices import (
+    LEARNING_RATES,
+    SETTING_RATES,
+    SETTING_RATES_32,
+    SETTINGS,
+    SETTINGS_32,
+    learning_rate_rows,
+    setting_rows,
+)
 from ablations.photographs import PHOTOGRAPHS
 from ablations.rows import MODELS, Row
 from ablations.study import study_rows
@@ -35,14 +43,25 @@ class Table:
     is_timed: bool = True
 
 
-ROWS: dict[str, Row] = {**learning_rate_rows(), **setting_rows(), **study_rows(), **MODELS, **PHOTOGRAPHS}
+SETTING_ROWS = setting_rows(SETTINGS, SETTING_RATES)
+SETTING_ROWS_32 = setting_rows(SETTINGS_32, SETTING_RATES_32)
+ROWS: dict[str, Row] = {
+    **learning_rate_rows(),
+    **SETTING_ROWS,
+    **SETTING_ROWS_32,
+    **study_rows(),
+    **MODELS,
+    **PHOTOGRAPHS,
+}
 
+CONTROL = "none"
 OPTIONS = ("nearest-128", "window-128", "capped-128")
 SHARING = ("deep-128", "deep-sharing-128", "deep-options-128")
 SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
 
 TABLES = {
-    "settings": Table("Settings", tuple(setting_rows()), f"setting-chosen-{LEARNING_RATES[1]}", is_timed=False),
+    "settings": Table("Settings, 128 pixels", tuple(SETTING_ROWS), next(iter(SETTING_ROWS)), is_timed=False),
+    "settings-32": Table("Settings, 32 pixels", tuple(SETTING_ROWS_32), next(iter(SETTING_ROWS_32)), is_timed=False),
     "learning-rates": Table(
         "Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{LEARNING_RATES[1]}", is_timed=False
     ),

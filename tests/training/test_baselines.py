@@ -31,9 +31,7 @@ def classifier(row):
     return make_model(json.loads((REPOSITORY / "examples" / "recipes" / f"{recipe}.json").read_text()), row)
 
 
-@pytest.mark.parametrize(
-    "row, sides", [("swin-128", [32, 16, 8, 4]), ("swin", [16, 8, 4]), ("small swin", [16, 8, 4, 2])]
-)
+@pytest.mark.parametrize("row, sides", [("swin-128", [32, 16, 8, 4]), ("small swin", [16, 8, 4, 2])])
 def test_windows_fit_the_maps_and_are_shifted_where_there_are_several(row, sides):
     model = classifier(row).eval()
     side = model.config.image_size
