@@ -62,15 +62,14 @@ FINE_MAPS = {
 }
 NARROW = {"mlp_ratios": [1, 1, 1, 1]}
 
-# With the recipe ablation_attention.json, images of 128 pixels; and with ablation_cifar10.json, images of 32 pixels.
+# With the recipe ablation_attention.json, images of 128 pixels; and with ablation_cifar10.json, images of 32 pixels. The
+# setting of the tables is among the rows of the learning rates.
 SETTINGS = {
     "nano": ("nano: 32 x 32 to 4 x 4 tokens, MLP ratio 4", NANO_128),
     "nano-narrow": ("nano with MLP ratio 1", {**NANO_128, **NARROW}),
-    "chosen": ("chosen: 16 x 16 tokens in all stages, MLP ratio 1", single_scale(COARSE)),
 }
 SETTINGS_32 = {
     "nano-32": ("nano: 16 x 16 to 2 x 2 tokens, MLP ratio 4", NANO_32),
-    "nano-narrow-32": ("nano with MLP ratio 1", {**NANO_32, **NARROW}),
     "fine-32": ("16 x 16, 16 x 16, 8 x 8, 4 x 4 tokens, MLP ratio 1", FINE_MAPS),
     "tokens-32": ("16 x 16 tokens in all stages, MLP ratio 1", single_scale(COARSE)),
 }
