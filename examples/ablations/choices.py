@@ -62,8 +62,8 @@ FINE_MAPS = {
 }
 NARROW = {"mlp_ratios": [1, 1, 1, 1]}
 
-# With the recipe ablation_attention.json, images of 128 pixels; and with ablation_cifar10.json, images of 32 pixels. The
-# setting of the tables is among the rows of the learning rates.
+# With the recipe ablation_attention.json, images of 128 pixels; and with ablation_cifar10.json, images of 32 pixels.
+# The setting of the tables is among the rows of the learning rates.
 SETTINGS = {
     "nano": ("nano: 32 x 32 to 4 x 4 tokens, MLP ratio 4", NANO_128),
     "nano-narrow": ("nano with MLP ratio 1", {**NANO_128, **NARROW}),

@@ -22,6 +22,7 @@ PHOTOGRAPHS = {
     "nearest-128": Row("cluster_assignment nearest_center", {"cluster_assignment": "nearest_center"}),
     "window-128": Row("cluster_window 16 (of 32 x 32 tokens)", {"cluster_window": 16}),
     "capped-128": Row("max_clusters 32 (of 64)", {"max_clusters": 32}),
+    "deep-none-128": Row("no attention, two blocks in stages 1 to 3", {**DEEP, **NO_ATTENTION}),
     "deep-128": Row("ClusTR, two blocks in stages 1 to 3", DEEP),
     "deep-sharing-128": Row("cluster_sharing stage", {**DEEP, "cluster_sharing": "stage"}),
     "deep-options-128": Row(

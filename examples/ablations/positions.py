@@ -32,18 +32,6 @@ def position_features(size: tuple[int, int], like: torch.Tensor) -> torch.Tensor
     return features.to(like.dtype)
 
 
-class PositionInDistance(ClusTRAttention):
-    """
-    Clusters of tokens with coordinates: the squared distance of Eq. 1 grows by the squared distance in the image, in
-    units of its sides. (Without it, normalised tokens have squared distances of about 2.)
-    """
-
-    def _find_clusters(self, tokens, size, num_clusters):
-        place = coordinates(size, tokens) * math.sqrt(tokens.shape[-1])
-        place = place.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return super()._find_clusters(torch.cat([tokens, place], dim=-1), size, num_clusters)
-
-
 class PositionInKeys(ClusTRAttention):
     """
     A linear function of the members' mean position features, added to the token of a cluster: clusters have no place in

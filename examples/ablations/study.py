@@ -8,9 +8,7 @@ def study_rows() -> dict[str, Row]:
     """Changes of single-scale clusters, which differ from grids in one thing at a time."""
     titles = {
         "grid-means": "grid cells in place of clusters, weighted means",
-        "random-clusters": "random clusters, the same for all images",
         "plain-means": "clusters, plain means",
-        "position-in-distance": "clusters of tokens with coordinates",
         "position-in-keys": "clusters, mean position features in the keys and values",
         "weights-in-softmax": "clusters, their weights in the softmax",
         "position-in-tokens": "clusters, position features in the tokens",
@@ -21,12 +19,10 @@ def study_rows() -> dict[str, Row]:
     rows = {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
     return {
         **rows,
-        "neighbors-3": Row("clusters, k = 3", {**single_scale(COARSE), "num_neighbors": 3}),
         "neighbors-15": Row("clusters, k = 15", {**single_scale(COARSE), "num_neighbors": 15}),
         "nearest-coarse": Row(
             "clusters of nearest centres", {**single_scale(COARSE), "cluster_assignment": "nearest_center"}
         ),
-        "multi-scale-changed": Row("two scales of clusters, position and weights", variant="position-and-weights"),
         "sra-with-position": Row("SRA, position features in the tokens", SRA, variant="sra-with-position"),
         "none-with-position": Row(
             "no attention, position features in the tokens", NO_ATTENTION, variant="none-with-position"

@@ -16,7 +16,6 @@ from ablations.positions import (
     ClustersWithPosition,
     ControlWithPosition,
     GridWithPosition,
-    PositionInDistance,
     PositionInKeys,
 )
 from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, ClusTRSpatialReductionAttention
@@ -37,15 +36,6 @@ class GridMeans(ClusTRAttention):
         column = torch.arange(size[1], device=tokens.device) // side
         cell = row[:, None] * (size[1] // side) + column
         return cell.flatten().expand(tokens.shape[0], -1).contiguous()
-
-
-class RandomClusters(ClusTRAttention):
-    """Clusters of equal size drawn at random, the same for all images: neither content nor neighbourhood."""
-
-    def _find_clusters(self, tokens, size, num_clusters):
-        generator = torch.Generator().manual_seed(tokens.shape[1])
-        order = torch.randperm(tokens.shape[1], generator=generator).to(tokens.device)
-        return tuple((order % number).expand(tokens.shape[0], -1).contiguous() for number in num_clusters)
 
 
 class PlainMeans(ClusTRAttention):
@@ -92,9 +82,7 @@ def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
 
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "grid-means": GridMeans,
-    "random-clusters": RandomClusters,
     "plain-means": PlainMeans,
-    "position-in-distance": PositionInDistance,
     "position-in-keys": PositionInKeys,
     "position-in-tokens": ClustersWithPosition,
     "position-and-weights": PositionAndWeights,
