@@ -55,6 +55,8 @@ ROWS: dict[str, Row] = {
 }
 
 CONTROL = "none"
+EQUAL_TIME = ("pvt-v2-equal-time", "swin-equal-time")
+BACKBONES = ("none", "none-equal-parameters", "pvt-v2", "swin", *EQUAL_TIME, "clustr")
 OPTIONS = ("nearest-128", "window-128", "capped-128")
 SHARING = ("deep-none-128", "deep-128", "deep-sharing-128", "deep-options-128")
 SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
@@ -67,7 +69,7 @@ TABLES = {
     ),
     "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
     "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
-    "baselines": Table("Backbones", ("none", "none-equal-parameters", "pvt-v2", "swin", "clustr"), "clustr"),
+    "baselines": Table("Backbones", BACKBONES, "clustr"),
     "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
     "photographs": Table("Photographs", SEGMENTERS, "clustr-128", has_segmentation=True),
     "options": Table("The price of options", ("none-128", *OPTIONS, "clustr-128"), "clustr-128"),
