@@ -1,9 +1,13 @@
 """Tables 6 and 7: the commands that run, which runs are skipped or refused, and the content of the tables."""
 
 import json
+import runpy
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -415,3 +419,50 @@ divide_images(folder / "images/train.parquet", args.image_folder, args.selection
 for task in ("classification", "segmentation"):
     plan.make_run(args, row, 0, task).start()
 """
+
+
+class FakeRun:
+    """A run that writes down when it starts and ends; it may fail or wait."""
+
+    def __init__(self, name, log, start_from=None, action=lambda: None):
+        self.folder, self.log, self.start_from, self.action = Path(name), log, start_from, action
+
+    def start(self, threads):
+        self.log.append(("start", self.folder.name, threads))
+        self.action()
+        self.log.append(("end", self.folder.name, threads))
+
+
+def test_runs_side_by_side_wait_for_the_weights_that_they_start_from(monkeypatch):
+    monkeypatch.setattr(command.torch, "get_num_threads", lambda: 4)
+    log, both = [], threading.Barrier(2, timeout=30)
+    first = FakeRun("first", log, action=both.wait)
+    second = FakeRun("second", log, action=both.wait)
+    command.train([first, second, FakeRun("third", log, start_from=first)], 2, "runs")  # would hang one by one
+    assert {event[2] for event in log} == {2} and len(log) == 6
+    assert log.index(("end", "first", 2)) < log.index(("start", "third", 2))
+    log.clear()
+    command.train([FakeRun("alone", log)], 1, "runs")
+    assert log == [("start", "alone", None), ("end", "alone", None)]
+
+
+def test_a_run_that_fails_stops_those_beside_it(monkeypatch):
+    stopped, log = threading.Event(), []
+    process = SimpleNamespace(terminate=stopped.set)
+    monkeypatch.setattr(runs, "RUNNING", [process])
+
+    def fail():
+        raise RuntimeError("failed with code 1")
+
+    beside = FakeRun("beside", log, action=lambda: stopped.wait(30))
+    with pytest.raises(RuntimeError, match="failed with code 1"):
+        command.train([beside, FakeRun("failing", log, action=fail), FakeRun("later", log)], 2, "runs")
+    assert stopped.is_set() and not any(event[1] == "later" for event in log)
+
+
+@pytest.mark.parametrize("arguments", [[], ["plain-means"], ["plain-means", "detection"], ["squares", "segmentation"]])
+def test_the_first_arguments_of_a_variant_are_checked(arguments):
+    script = runpy.run_path(str(REPOSITORY / "examples" / "ablations" / "train_variant.py"))
+    with patch.object(sys, "argv", ["train_variant.py", *arguments]):
+        with pytest.raises(ValueError, match=r"the first two arguments must be one of .*'plain-means'.*'segmentation'"):
+            script["main"]()
