@@ -308,7 +308,7 @@ def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
 def test_stored_tables_are_those_of_their_runs_and_shown(path):
-    """Stored tables have at least three seeds, equal for all rows, but for choices; docs/ablations.md has every line."""
+    """Stored tables have three seeds or more, equal for all rows, but for choices; docs/ablations.md has every line."""
     table, results = TABLES[path.stem.removeprefix("table-")], json.loads(path.read_text())
     for row in table.rows:
         kept = results["rows"][row]
