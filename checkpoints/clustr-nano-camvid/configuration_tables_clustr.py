@@ -42,7 +42,8 @@ NANO_VARIANT: dict[str, Any] = {
 }
 
 CLUSTER_ASSIGNMENTS = ("density_parent", "nearest_center")
-ATTENTION_TYPES = ("clustered", "spatial_reduction", "spatial_reduction_knn", "none")
+GRID_TYPES = ("spatial_reduction", "spatial_reduction_knn")
+ATTENTION_TYPES = ("clustered", *GRID_TYPES, "none")
 
 # Fields with a fixed set of values, and fields in [0, 1).
 CHOICES = {

@@ -14,6 +14,7 @@ from transformers.backbone_utils import BackboneConfigMixin
 from .configuration_tables_clustr import (
     CHOICES,
     CLUSTERS_ONLY,
+    GRID_TYPES,
     HEAD_FIELDS,
     NANO_VARIANT,
     PAPER_VARIANTS,
@@ -338,8 +339,10 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         self._validate_lengths()
         self._validate_stage_values()
         self._validate_scalars()
-        if self.attention_type != "clustered":
+        if self.attention_type in GRID_TYPES:
             self._validate_grid()
+        if self.attention_type != "clustered":
+            self._refuse_cluster_options()
 
     def _validate_lengths(self):
         expected = len(self.depths)
@@ -376,11 +379,13 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _validate_grid(self):
         for stage, ratios in enumerate(self.reduction_ratios, start=1):
-            if self.attention_type != "none" and (len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]):
+            if len(ratios) != 1 or math.isqrt(int(ratios[0])) ** 2 != ratios[0]:
                 raise ValueError(
                     f"`reduction_ratios` must be one square of an integer in every stage with `attention_type` "
                     f"{self.attention_type!r}, got {ratios} in stage {stage}."
                 )
+
+    def _refuse_cluster_options(self):
         for name, value in CLUSTERS_ONLY.items():
             if getattr(self, name) != value:
                 raise ValueError(

@@ -67,6 +67,12 @@ class AblationArguments:
         for name in ("recipe", "segmentation_recipe"):
             if not Path(getattr(self, name)).is_file():
                 raise ValueError(f"--{name} {getattr(self, name)} must be a JSON file, but does not exist")
+        side = self.read_recipe("classification").get("image_size")
+        if side is None:
+            raise ValueError(f"--recipe {self.recipe} must name the image_size")
+        others = [name for name in self.table if TABLES[name].image_size not in (None, side)]
+        if others:
+            raise ValueError(f"--table {others} have rows for other image sizes than the {side} pixels of --recipe")
         files = {"data": ["train.parquet"], "segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
         for name, required in files.items():
             folder = getattr(self, name)

@@ -3,17 +3,12 @@
 
 from typing import Any
 
-from ablations.rows import COARSE, NO_ATTENTION, PVT_V2, SRA, SWIN, Row, single_scale
+from ablations.rows import COARSE, MODELS, NO_ATTENTION, Row, single_scale
+from clustr_hf.configuration_tables_clustr import NANO_VARIANT, PER_STAGE_FIELDS
 
 
 # The backbones whose learning rates are chosen, and the rates: the same trials for each.
-BACKBONES = {
-    "clustr": Row("ClusTR", single_scale(COARSE)),
-    "sra": Row("SRA", SRA),
-    "none": Row("no attention", NO_ATTENTION),
-    "pvt-v2": Row("PVTv2", PVT_V2, baseline="pvt_v2"),
-    "swin": Row("Swin", SWIN, baseline="swin"),
-}
+TUNED = {"clustr": MODELS["single-coarse"], **{name: MODELS[name] for name in ("sra", "none", "pvt-v2", "swin")}}
 LEARNING_RATES = (0.006, 0.012, 0.024)
 
 
@@ -28,29 +23,18 @@ def learning_rate_rows() -> dict[str, Row]:
             is_choice=True,
             reference=f"{name}-rate-{LEARNING_RATES[1]}",
         )
-        for name, row in BACKBONES.items()
+        for name, row in TUNED.items()
         for rate in LEARNING_RATES
     }
 
 
 # Settings that were tried: how much does the network lose without attention? The overrides replace the recipe's.
-NANO = {
-    "hidden_sizes": [32, 64, 128, 160],
-    "depths": [1, 1, 2, 1],
-    "num_attention_heads": [1, 2, 4, 5],
-    "mlp_ratios": [4, 4, 4, 4],
-}
+NANO_32 = {name: NANO_VARIANT[name] for name in PER_STAGE_FIELDS}
 NANO_128 = {
-    **NANO,
+    **NANO_32,
     "patch_sizes": [7, 3, 3, 3],
     "strides": [4, 2, 2, 2],
     "reduction_ratios": [[64, 16], [16, 4], [4, 1], [1]],
-}
-NANO_32 = {
-    **NANO,
-    "patch_sizes": [3, 3, 3, 3],
-    "strides": [2, 2, 2, 2],
-    "reduction_ratios": [[16, 4], [4, 1], [1], [1]],
 }
 FINE_MAPS = {
     "hidden_sizes": [32, 48, 64, 128],

@@ -2,7 +2,7 @@
 """
 Tables 6 and 7 of the paper on small data: the training scripts run all rows with the same seeds, schedule and budget.
 
-    python examples/ablations --table 6 7 --data imagenette128 --segmentation_data camvid --output_dir out/ablations
+    python examples/ablations --table 6 7 --data imagenette128 --output_dir out/ablations
 
 A run is one command of `run_image_classification_no_trainer.py`, or one of `run_semantic_segmentation_no_trainer.py`
 that starts from its checkpoint; its folder holds the outputs of the script. Complete runs are skipped, and an
@@ -13,6 +13,7 @@ should be idle. `tables.py` lists the rows; `examples/results/` holds the result
 
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -51,12 +52,18 @@ def train(runs: Sequence[Run], jobs: int, description: str) -> None:
         RuntimeError: if a run failed.
     """
     threads = None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
-    futures = {}
+    futures, stopped = {}, threading.Event()
 
     def start(run: Run):
-        if run.start_from is not None:
-            futures[run.start_from.folder].result()  # comes first in `runs`, so that it has been started
-        run.start(threads)
+        if stopped.is_set():
+            return
+        try:
+            if run.start_from is not None:
+                futures[run.start_from.folder].result()  # comes first in `runs`, so that it has been started
+            run.start(threads)
+        except BaseException:
+            stopped.set()  # at once, so that this thread does not start the next run
+            raise
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -65,6 +72,7 @@ def train(runs: Sequence[Run], jobs: int, description: str) -> None:
             for future in tqdm(as_completed(list(futures.values())), desc=description, total=len(runs)):
                 future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             stop_scripts()
             raise

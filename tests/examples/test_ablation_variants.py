@@ -19,12 +19,9 @@ def make_attention(variant, ratios=(4,)):
 
 def plain_attention(attention, tokens):
     """Attention of all tokens to all tokens with the projections of the first scale, (B, N, C)."""
-    heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in attention.q_proj(tokens)[None]]
-    key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for part in attention.kv_projs[0](tokens).chunk(2, dim=-1)
-    )
-    output = torch.nn.functional.scaled_dot_product_attention(heads[0], key, value)
+    parts = (attention.q_proj(tokens), *attention.kv_projs[0](tokens).chunk(2, dim=-1))
+    query, key, value = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in parts)
+    output = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     return attention.o_proj(output.transpose(1, 2).flatten(2))
 
 
@@ -56,14 +53,10 @@ def test_the_place_of_a_cluster_is_the_weighted_mean_of_its_members_places():
     features = position_features((4, 4), tokens)
     with torch.no_grad():
         (merged,) = attention._merge_tokens(tokens, (4, 4), (label[None],), [4])
-        (plain,) = _merge_as_plain(attention, tokens, label)
+        (plain,) = ClusTRAttention._merge_tokens(attention, tokens, (4, 4), (label[None],), [4])
         for m in range(4):
             place = attention.position(features[label == m].mean(0).double())
             torch.testing.assert_close(merged[0, m] - plain[0, m], place, rtol=0, atol=1e-5)
-
-
-def _merge_as_plain(attention, tokens, label):
-    return ClusTRAttention._merge_tokens(attention, tokens, (4, 4), (label[None],), [4])
 
 
 def test_position_features_are_waves_of_the_coordinates():

@@ -371,11 +371,15 @@ def test_time_is_measured_beside_the_others(folders):
     [
         ({"table": ["8"]}, r"--table must be any of \['settings', .* '6', '7', .* got \['8'\]"),
         ({"seeds": [1, 1]}, r"--seeds must be different numbers of at least 0, got \[1, 1\]"),
+        (
+            {"table": ["7", "options"]},
+            r"--table \['options'\] have rows for other image sizes than the 32 pixels",
+        ),
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"selection_share": 1.0}, r"--selection_share must be in \[0, 1\), got 1.0"),
         (
-            {"table": ["7", "settings"], "selection_share": 0.0},
-            r"--selection_share must be more than 0 for --table \['settings'\], got 0",
+            {"table": ["7", "settings-32"], "selection_share": 0.0},
+            r"--selection_share must be more than 0 for --table \['settings-32'\], got 0",
         ),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],

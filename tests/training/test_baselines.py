@@ -68,7 +68,7 @@ def test_a_swin_without_small_maps_is_transformers_own():
         torch.testing.assert_close(model(images).logits, theirs(images).logits)
 
 
-@pytest.mark.parametrize("row", [*BASELINES, "clustr"])
+@pytest.mark.parametrize("row", ["swin", "pvt-v2-128", "swin-128", "small swin", "clustr-128"])
 def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(row):
     model = classifier(row)
     args = LoopArguments(output_dir="x", optimizer="muon", weight_decay=0.1)
@@ -80,7 +80,7 @@ def test_muon_moves_most_of_every_backbone_and_norms_and_biases_do_not_decay(row
     vectors = {name for name, parameter in model.named_parameters() if parameter.ndim == 1}
     assert undecayed == vectors | {name for name in names.values() if "relative_position_bias_table" in name}
     numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    assert sum(numbers[name] for name in matrices) > 0.8 * sum(numbers.values())
+    assert sum(numbers[name] for name in matrices) > 0.9 * sum(numbers.values())
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])
