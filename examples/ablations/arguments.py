@@ -22,9 +22,8 @@ class AblationArguments:
         default=None,
         metadata={"help": "Folder with train.parquet, val.parquet and id2label.json. Default: no segmentation runs."},
     )
-    recipe: str = field(
-        default=str(EXAMPLES / "recipes/ablation_attention.json"),
-        metadata={"help": "Recipe of the classification runs."},
+    recipe: str | None = field(
+        default=None, metadata={"help": "Recipe of the classification runs. Default: that of the tables."}
     )
     segmentation_recipe: str = field(
         default=str(EXAMPLES / "recipes/ablation_camvid.json"), metadata={"help": "Recipe of the segmentation runs."}
@@ -64,6 +63,7 @@ class AblationArguments:
             raise ValueError(f"--selection_share must be more than 0 for --table {choices}, got 0")
         if self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
+        self.recipe = self.recipe or self._recipe_of_tables()
         for name in ("recipe", "segmentation_recipe"):
             if not Path(getattr(self, name)).is_file():
                 raise ValueError(f"--{name} {getattr(self, name)} must be a JSON file, but does not exist")
@@ -79,6 +79,12 @@ class AblationArguments:
             missing = [file for file in required if folder is not None and not (Path(folder) / file).is_file()]
             if missing and not self.report:
                 raise ValueError(f"--{name} {folder} must be a folder with {required}, but lacks {missing}")
+
+    def _recipe_of_tables(self) -> str:
+        names = sorted({TABLES[name].recipe for name in self.table})
+        if len(names) > 1:
+            raise ValueError(f"--table {self.table} have the recipes {names}: make them by separate commands")
+        return str(EXAMPLES / "recipes" / f"{names[0]}.json")
 
     @property
     def image_folder(self) -> Path:

@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Rows of the study of why clusters win or lose."""
 
-from ablations.rows import COARSE, NO_ATTENTION, SRA, Row, single_scale
+from ablations.rows import COARSE, NO_ATTENTION, SRA, Row, at_chosen_rate, single_scale
 
 
 def study_rows() -> dict[str, Row]:
@@ -17,8 +17,7 @@ def study_rows() -> dict[str, Row]:
         "clusters-in-stage-4": "clusters in stage 4, grids in stages 1 to 3",
     }
     rows = {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
-    return {
-        **rows,
+    rows |= {
         "neighbors-15": Row("clusters, k = 15", {**single_scale(COARSE), "num_neighbors": 15}),
         "nearest-coarse": Row(
             "clusters of nearest centres", {**single_scale(COARSE), "cluster_assignment": "nearest_center"}
@@ -28,3 +27,4 @@ def study_rows() -> dict[str, Row]:
             "no attention, position features in the tokens", NO_ATTENTION, variant="none-with-position"
         ),
     }
+    return {name: at_chosen_rate(row) for name, row in rows.items()}

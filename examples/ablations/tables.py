@@ -6,15 +6,15 @@ Every table has a control, the same network without attention. Tables of choices
 table reports.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ablations.choices import (
-    LEARNING_RATES,
-    SETTING_RATES,
-    SETTING_RATES_32,
+    MIDDLE_RATE,
+    MULTI_SCALE,
     SETTINGS,
-    SETTINGS_32,
+    SETTINGS_128,
+    SINGLE_SCALE,
     learning_rate_rows,
     setting_rows,
 )
@@ -35,6 +35,7 @@ class Table:
         has_segmentation (`bool`): Whether the rows are also compared by mean IoU in semantic segmentation.
         is_timed (`bool`): Whether the time per image is measured.
         image_size (`int`, *optional*): Image size in pixels that the rows are designed for; default: any.
+        recipe (`str`): Name of the recipe of the classification runs, in the folder `recipes`.
     """
 
     title: str
@@ -43,14 +44,15 @@ class Table:
     has_segmentation: bool = False
     is_timed: bool = True
     image_size: int | None = None
+    recipe: str = "ablation_cifar10"
 
 
-SETTING_ROWS = setting_rows(SETTINGS, SETTING_RATES)
-SETTING_ROWS_32 = setting_rows(SETTINGS_32, SETTING_RATES_32)
+SETTING_ROWS = setting_rows(SETTINGS, MULTI_SCALE)
+SETTING_ROWS_128 = setting_rows(SETTINGS_128, SINGLE_SCALE)
 ROWS: dict[str, Row] = {
     **learning_rate_rows(),
     **SETTING_ROWS,
-    **SETTING_ROWS_32,
+    **SETTING_ROWS_128,
     **study_rows(),
     **MODELS,
     **PHOTOGRAPHS,
@@ -63,22 +65,29 @@ OPTIONS = ("nearest-128", "window-128", "capped-128")
 SHARING = ("deep-none-128", "deep-128", "deep-sharing-128", "deep-options-128")
 SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
 
-SETTING_TABLES = {
-    "settings": Table("Settings, 128 pixels", tuple(SETTING_ROWS), next(iter(SETTING_ROWS)), False, False, 128),
-    "settings-32": Table("Settings, 32 pixels", tuple(SETTING_ROWS_32), next(iter(SETTING_ROWS_32)), False, False, 32),
-}
-TABLES = {
-    **SETTING_TABLES,
-    "learning-rates": Table(
-        "Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{LEARNING_RATES[1]}", is_timed=False
+CHOICES = {
+    "settings": Table("Settings, CIFAR-10", tuple(SETTING_ROWS), f"nano-none-{MIDDLE_RATE}", image_size=32),
+    "settings-128": Table(
+        "Settings, Imagenette",
+        tuple(SETTING_ROWS_128),
+        f"tokens-128-none-{MIDDLE_RATE}",
+        image_size=128,
+        recipe="ablation_imagenette_tokens",
     ),
-    "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
-    "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
-    "baselines": Table("Backbones", BACKBONES, "clustr", image_size=128),
-    "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
+    "learning-rates": Table("Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{MIDDLE_RATE}"),
+}
+ON_PHOTOGRAPHS = {
     "photographs": Table("Photographs", SEGMENTERS, "clustr-128", has_segmentation=True),
     "options": Table("The price of options", ("none-128", *OPTIONS, "clustr-128"), "clustr-128", image_size=128),
     "sharing": Table("The price of sharing clusters", SHARING, "deep-128", image_size=128),
+}
+TABLES = {
+    **{name: replace(table, is_timed=False) for name, table in CHOICES.items()},
+    "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
+    "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
+    "baselines": Table("Backbones", BACKBONES, "clustr", image_size=32),
+    "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
+    **{name: replace(table, recipe="ablation_imagenette") for name, table in ON_PHOTOGRAPHS.items()},
 }
 
 

@@ -27,7 +27,7 @@ def classifier(row):
     if row == "small swin":
         args = BaselineArguments(variant="nano", config_overrides=SMALL_SWIN, baseline="swin", image_size=32)
         return load_classifier(args, ["a", "b"])[0]
-    recipe = "ablation_imagenette" if row.endswith("-128") else "ablation_attention"
+    recipe = "ablation_imagenette" if row.endswith("-128") else "ablation_cifar10"
     return make_model(json.loads((REPOSITORY / "examples" / "recipes" / f"{recipe}.json").read_text()), row)
 
 
@@ -52,7 +52,7 @@ def test_what_is_saved_is_what_is_loaded(row, tmp_path):
     model = classifier(row).eval()
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
-    side = 32 if row == "small swin" else 128
+    side = 128 if row.endswith("-128") else 32
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert torch.equal(model(images).logits, loaded(images).logits)
