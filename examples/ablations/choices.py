@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ablations.rows import COARSE, MODELS, NO_ATTENTION, SRA, Row, single_scale
+from ablations.rows import COARSE, EQUAL_TIME, MODELS, NO_ATTENTION, SRA, Row, single_scale
 from clustr_hf.configuration_tables_clustr import NANO_VARIANT, PER_STAGE_FIELDS
 
 
@@ -11,8 +11,11 @@ LEARNING_RATES = (0.006, 0.012, 0.024)
 MIDDLE_RATE = LEARNING_RATES[1]
 # Tried as well, since the best of these rates was the lowest or the highest.
 MORE_RATES = {"clustr": (0.003,), "none": (0.048,), "swin": (0.048,)}
-# The networks whose learning rates are chosen.
-TUNED = {"clustr": MODELS["single-coarse"], **{name: MODELS[name] for name in ("sra", "none", "pvt-v2", "swin")}}
+# The networks whose learning rates are chosen. Other ClusTRs have the rate of single-scale clusters.
+TUNED = {
+    "clustr": MODELS["single-coarse"],
+    **{name: MODELS[name] for name in ("sra", "none", "none-equal-parameters", "pvt-v2", "swin", *EQUAL_TIME)},
+}
 
 
 def choice(title: str, overrides: dict[str, Any], baseline: str | None, rate: float, reference: str) -> Row:

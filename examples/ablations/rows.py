@@ -31,14 +31,25 @@ class Row:
     reference: str | None = None
 
 
-# The best of the table `learning-rates` for each kind of network.
-CHOSEN_RATES = {"clusters": 0.006, "spatial_reduction": 0.012, "none": 0.024, "pvt_v2": 0.012, "swin": 0.024}
+# The best of the table `learning-rates` for rows, and for all other rows of an attention type.
+CHOSEN_RATES = {
+    "clusters": 0.006,
+    "spatial_reduction": 0.012,
+    "spatial_reduction_knn": 0.012,
+    "none": 0.024,
+    "none-equal-parameters": 0.012,
+    "pvt-v2": 0.012,
+    "swin": 0.024,
+    "pvt-v2-equal-time": 0.012,
+    "swin-equal-time": 0.012,
+}
 
 
-def at_chosen_rate(row: Row) -> Row:
-    """A row that is trained with the learning rate that was chosen for its kind of network."""
-    kind = row.baseline or row.overrides.get("attention_type", "clusters").removesuffix("_knn")
-    return replace(row, arguments={"learning_rate": CHOSEN_RATES[kind]})
+def at_chosen_rates(rows: dict[str, Row]) -> dict[str, Row]:
+    """Rows that are trained with the learning rates that were chosen for them."""
+    kinds = {name: row.overrides.get("attention_type", "clusters") for name, row in rows.items()}
+    rates = {name: CHOSEN_RATES.get(name, CHOSEN_RATES[kinds[name]]) for name in rows}
+    return {name: replace(row, arguments={"learning_rate": rates[name]}) for name, row in rows.items()}
 
 
 def single_scale(ratios: list[int]) -> dict[str, Any]:
@@ -63,6 +74,7 @@ SWIN = {
 # Widths and depths that give them the time of ClusTR, a forward pass in float32 on two CPU cores, within 10 %.
 SLOW_PVT_V2 = {**PVT_V2, "hidden_sizes": [63, 63, 63, 63], "depths": [2, 2, 2, 2]}
 SLOW_SWIN = {**SWIN, "hidden_sizes": [48, 96, 192], "depths": [4, 6, 4]}
+EQUAL_TIME = ("pvt-v2-equal-time", "swin-equal-time")
 NO_ATTENTION = {"attention_type": "none"}
 SRA = {"attention_type": "spatial_reduction", **single_scale(COARSE)}
 
@@ -100,7 +112,7 @@ def model_rows() -> dict[str, Row]:
         "pvt-v2-equal-time": Row("PVTv2, equal time", SLOW_PVT_V2, baseline="pvt_v2"),
         "swin-equal-time": Row("Swin, equal time", SLOW_SWIN, baseline="swin"),
     }
-    return {name: at_chosen_rate(row) for name, row in rows.items()}
+    return at_chosen_rates(rows)
 
 
 MODELS = model_rows()

@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Rows of the study of why clusters win or lose."""
 
-from ablations.rows import COARSE, NO_ATTENTION, SRA, Row, at_chosen_rate, single_scale
+from ablations.rows import COARSE, NO_ATTENTION, SRA, Row, at_chosen_rates, single_scale
 
 
 def study_rows() -> dict[str, Row]:
@@ -9,22 +9,23 @@ def study_rows() -> dict[str, Row]:
     titles = {
         "grid-means": "grid cells in place of clusters, weighted means",
         "plain-means": "clusters, plain means",
-        "position-in-keys": "clusters, mean position features in the keys and values",
         "weights-in-softmax": "clusters, their weights in the softmax",
-        "position-in-tokens": "clusters, position features in the tokens",
-        "position-and-weights": "clusters, mean position features in the keys and values, weights in the softmax",
+        "position-in-tokens": "clusters, position embeddings in all tokens",
         "clusters-in-stage-1": "clusters in stage 1, grids in stages 2 to 4",
         "clusters-in-stage-4": "clusters in stage 4, grids in stages 1 to 3",
     }
     rows = {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
     rows |= {
+        "position-in-keys": Row(
+            "clusters, use_key_position_embeddings", {**single_scale(COARSE), "use_key_position_embeddings": True}
+        ),
         "neighbors-15": Row("clusters, k = 15", {**single_scale(COARSE), "num_neighbors": 15}),
         "nearest-coarse": Row(
             "clusters of nearest centres", {**single_scale(COARSE), "cluster_assignment": "nearest_center"}
         ),
-        "sra-with-position": Row("SRA, position features in the tokens", SRA, variant="sra-with-position"),
+        "sra-with-position": Row("SRA, position embeddings in all tokens", SRA, variant="sra-with-position"),
         "none-with-position": Row(
-            "no attention, position features in the tokens", NO_ATTENTION, variant="none-with-position"
+            "no attention, position embeddings in all tokens", NO_ATTENTION, variant="none-with-position"
         ),
     }
-    return {name: at_chosen_rate(row) for name, row in rows.items()}
+    return at_chosen_rates(rows)

@@ -19,7 +19,7 @@ from ablations.choices import (
     setting_rows,
 )
 from ablations.photographs import PHOTOGRAPHS
-from ablations.rows import MODELS, Row
+from ablations.rows import EQUAL_TIME, MODELS, Row
 from ablations.study import study_rows
 
 
@@ -59,7 +59,6 @@ ROWS: dict[str, Row] = {
 }
 
 CONTROL = "none"
-EQUAL_TIME = ("pvt-v2-equal-time", "swin-equal-time")
 BACKBONES = ("none", "none-equal-parameters", "pvt-v2", "swin", *EQUAL_TIME, "clustr")
 OPTIONS = ("nearest-128", "window-128", "capped-128")
 SHARING = ("deep-none-128", "deep-128", "deep-sharing-128", "deep-options-128")

@@ -12,12 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ablations.positions import (
-    ClustersWithPosition,
-    ControlWithPosition,
-    GridWithPosition,
-    PositionInKeys,
-)
+from ablations.positions import ClustersWithPosition, ControlWithPosition, GridWithPosition
 from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, ClusTRSpatialReductionAttention
 
 
@@ -67,10 +62,6 @@ class WeightsInSoftmax(ClusTRAttention):
         return self.log_weights.pop(0).to(query.dtype) if self.log_weights else None
 
 
-class PositionAndWeights(WeightsInSoftmax, PositionInKeys):
-    """The position of a cluster in its key and value, and its weight in the softmax."""
-
-
 def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
     """Clusters in one stage, counted from 1; grids of spatial reduction in the others."""
 
@@ -83,9 +74,7 @@ def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "grid-means": GridMeans,
     "plain-means": PlainMeans,
-    "position-in-keys": PositionInKeys,
     "position-in-tokens": ClustersWithPosition,
-    "position-and-weights": PositionAndWeights,
     "sra-with-position": GridWithPosition,
     "none-with-position": ControlWithPosition,
     "weights-in-softmax": WeightsInSoftmax,

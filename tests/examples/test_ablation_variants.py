@@ -1,10 +1,7 @@
 """The changes of the attention that the study of the ablations tries, against loops and against plain attention."""
 
-import math
-
 import pytest
 import torch
-from ablations.positions import position_features
 from ablations.variants import VARIANTS, attention_of
 from tiny_models import tiny_config
 
@@ -45,30 +42,6 @@ def _as_plain(attention):
     plain = ClusTRAttention(attention.config, 0).double().eval()
     plain.load_state_dict(attention.state_dict())
     return plain
-
-
-def test_the_place_of_a_cluster_is_the_weighted_mean_of_its_members_places():
-    attention = make_attention("position-in-keys")
-    tokens, label = torch.randn(1, 16, 16, dtype=torch.float64), torch.arange(16) % 4
-    features = position_features((4, 4), tokens)
-    with torch.no_grad():
-        (merged,) = attention._merge_tokens(tokens, (4, 4), (label[None],), [4])
-        (plain,) = ClusTRAttention._merge_tokens(attention, tokens, (4, 4), (label[None],), [4])
-        for m in range(4):
-            place = attention.position(features[label == m].mean(0).double())
-            torch.testing.assert_close(merged[0, m] - plain[0, m], place, rtol=0, atol=1e-5)
-
-
-def test_position_features_are_waves_of_the_coordinates():
-    features = position_features((3, 5), torch.zeros(1))
-    assert features.shape == (15, 10)
-    for index in range(15):
-        row, column = index // 5 / 2 - 0.5, index % 5 / 4 - 0.5
-        expected = [row, column]
-        for frequency in (1, 2):
-            angles = [2 * math.pi * frequency * place for place in (row, column)]
-            expected += [*map(math.sin, angles), *map(math.cos, angles)]
-        assert features[index].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_grid_cells_are_squares():

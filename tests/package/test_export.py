@@ -72,7 +72,7 @@ def assert_same(found, expected):
     [
         {},
         {"cluster_assignment": "nearest_center"},
-        {"cluster_window": 20, "cluster_sharing": "stage", "max_clusters": 30},
+        {"cluster_window": 20, "cluster_sharing": "stage", "max_clusters": 30, "use_key_position_embeddings": True},
     ],
 )
 @torch.no_grad()

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 from ablations.costs import make_model
-from ablations.tables import EQUAL_TIME, ROWS, TABLES
+from ablations.rows import EQUAL_TIME
+from ablations.tables import ROWS, TABLES
 from conftest import REPOSITORY
 from transformers import SwinForImageClassification
 

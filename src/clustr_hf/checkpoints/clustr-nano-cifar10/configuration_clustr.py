@@ -107,6 +107,10 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Maximum number of clusters M of a scale, also for a ratio of 1 (with `cluster_window`, at least one cluster
             per window), which makes attention linear in N. Default: N / lambda. `cluster_window`, `cluster_sharing` and
             `max_clusters` trade exactness for speed; the documentation lists their cost in accuracy for a small model.
+        use_key_position_embeddings (`bool`, defaults to `False`):
+            Whether to add an embedding of their places to the tokens that are merged to keys and values: a linear
+            function of their coordinates, for images of any size. Unlike the cells of a grid, clusters have no place
+            otherwise. Not in the paper; the documentation lists the gain in accuracy for a small model.
 
         *Image classification* has no fields of its own besides `num_labels`.
 
@@ -217,6 +221,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     cluster_window: int | None = None
     cluster_sharing: str = "block"
     max_clusters: int | None = None
+    use_key_position_embeddings: bool = False
 
     # Semantic segmentation and detection
     fpn_hidden_size: int = 256
