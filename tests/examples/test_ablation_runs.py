@@ -161,7 +161,7 @@ def test_wrong_arguments_are_named(folders, settings, message):
         make_args(folders, **settings)
 
 
-@pytest.mark.parametrize("row", ["position-in-keys", "pvt-v2"])
+@pytest.mark.parametrize("row", ["weights-in-softmax", "pvt-v2"])
 def test_runs_train_and_go_on_to_segment(folders, row):
     """Runs the real commands on generated images."""
     pixels = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(0, 240, 20)]
