@@ -67,6 +67,10 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Epsilon of the layer norms in the blocks and at the end of each stage.
         embedding_layer_norm_eps (`float`, defaults to 1e-5):
             Epsilon of the layer norms of the patch embeddings.
+        use_absolute_position_embeddings (`bool`, defaults to `False`):
+            Whether to add an embedding of its position to each token at the start of every stage: a linear function of
+            the coordinates in the image and of their sines and cosines, for images of any size. Without it, clusters
+            have no position. Not in the paper; the documentation lists what it gains in accuracy for a small model.
         flatten_last_hidden_state (`bool`, defaults to `False`):
             Whether [`ClusTRModel`] returns its last hidden state as a row-major sequence of tokens `(B, h * w, C)`, as
             ViT and Swin do, instead of a map `(B, C, h, w)`. Required by transformers' `VisionEncoderDecoderModel`.
@@ -107,10 +111,6 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Maximum number of clusters M of a scale, also for a ratio of 1 (with `cluster_window`, at least one cluster
             per window), which makes attention linear in N. Default: N / lambda. `cluster_window`, `cluster_sharing` and
             `max_clusters` trade exactness for speed; the documentation lists their cost in accuracy for a small model.
-        use_key_position_embeddings (`bool`, defaults to `False`):
-            Whether to add an embedding of their places to the tokens that are merged to keys and values: a linear
-            function of their coordinates, for images of any size. Unlike the cells of a grid, clusters have no place
-            otherwise. Not in the paper; the documentation lists the gain in accuracy for a small model.
 
         *Image classification* has no fields of its own besides `num_labels`.
 
@@ -208,6 +208,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     initializer_range: float | int = 0.02
     layer_norm_eps: float = 1e-6
     embedding_layer_norm_eps: float = 1e-5
+    use_absolute_position_embeddings: bool = False
     flatten_last_hidden_state: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
@@ -221,7 +222,6 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     cluster_window: int | None = None
     cluster_sharing: str = "block"
     max_clusters: int | None = None
-    use_key_position_embeddings: bool = False
 
     # Semantic segmentation and detection
     fpn_hidden_size: int = 256

@@ -147,29 +147,6 @@ class ClusTRClustering(nn.Module):
         return find_clusters(tokens, num_clusters, num_neighbors, assignment, size, window)
 
 
-class ClusTRPositionEmbedding(nn.Module):
-    """
-    A linear function of each token's row and column, in (-0.5, 0.5) of the image, and of their sines and cosines with
-    one and two periods. It is defined for images of any size. Not in the paper.
-    """
-
-    num_periods = (1, 2)
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.projection = nn.Linear(2 * (1 + 2 * len(self.num_periods)), hidden_size)
-
-    def forward(self, size: tuple[int, int] | None, like: torch.Tensor) -> torch.Tensor:
-        """The embeddings of a grid of tokens, (h w, C), row by row, in the dtype and on the device of `like`."""
-        if size is None:
-            raise ValueError("`size` must be the (height, width) of the grid for position embeddings, got None.")
-        rows, columns = ((torch.arange(side, device=like.device) + 0.5) / side - 0.5 for side in size)
-        place = torch.cartesian_prod(rows, columns)
-        angles = [2 * math.pi * number * place for number in self.num_periods]
-        features = torch.cat([place, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], dim=-1)
-        return self.projection(features.to(like.dtype))
-
-
 class ClusTRAttention(nn.Module):
     """
     Multi-head multi-scale clustering-guided self-attention (Eqs. 5 to 8).
@@ -205,8 +182,6 @@ class ClusTRAttention(nn.Module):
         # If every ratio is 1, nothing is merged, and so nothing is weighted: plain attention.
         self.is_clustered = any(ratio > 1 for ratio in self.reduction_ratios)
         self.token_weight = nn.Linear(hidden_size, 1) if self.is_clustered else None
-        has_positions = self.config.use_key_position_embeddings
-        self.position_embedding = ClusTRPositionEmbedding(hidden_size) if has_positions else None
         self.clustering = ClusTRClustering()
 
     def forward(
@@ -220,8 +195,7 @@ class ClusTRAttention(nn.Module):
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
             size (`tuple[int, int]`, *optional*):
-                (height, width) of their grid. Required for `config.cluster_window`, for
-                `config.use_key_position_embeddings` and for spatial reduction.
+                (height, width) of their grid. Required for `config.cluster_window` and for spatial reduction.
             cluster_index (`tuple[torch.LongTensor]`, *optional*):
                 The cluster of each token for every scale, each `(B, N)`. By default clusters are found here.
 
@@ -307,8 +281,6 @@ class ClusTRAttention(nn.Module):
         if self.token_weight is not None:
             log_weight = self.token_weight(tokens)
             token_weight = log_weight.to(torch.promote_types(log_weight.dtype, torch.float32)).exp()
-        if self.position_embedding is not None:
-            tokens = tokens + self.position_embedding(size, tokens)
         merged = []
         for scale, number in enumerate(num_clusters):
             if number < tokens.shape[1]:

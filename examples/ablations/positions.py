@@ -1,37 +1,23 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""Attentions of tokens that know their position; the study of the ablations tries them, and none is in the model."""
+"""Clusters whose position is known to their keys and values only, for the study of the ablations."""
 
-from clustr_hf.modeling_clustr_attention import (
-    ClusTRAttention,
-    ClusTRIdentityMixer,
-    ClusTRPositionEmbedding,
-    ClusTRSpatialReductionAttention,
-)
+from clustr_hf.clustering_clustr import aggregate_tokens
+from clustr_hf.modeling_clustr import ClusTRPositionEmbeddings
+from clustr_hf.modeling_clustr_attention import ClusTRAttention
 
 
-class KnowsPosition:
-    """
-    Position embeddings, added to the tokens that an attention receives and to its output, so that every part of the
-    block knows the place of its tokens: queries, keys, clusters and feed-forward network.
-    """
+class PositionInKeys(ClusTRAttention):
+    """The mean of the position embeddings of its members, added to the token of a cluster."""
 
-    def __init__(self, config, stage_index):
-        super().__init__(config, stage_index)
-        self.position = ClusTRPositionEmbedding(config.hidden_sizes[stage_index])
+    def _make_aggregation(self, hidden_size):
+        super()._make_aggregation(hidden_size)
+        self.position_embeddings = ClusTRPositionEmbeddings(hidden_size)
 
-    def forward(self, tokens, size=None, *args, **kwargs):
-        place = self.position(size, tokens)
-        output, *others = super().forward(tokens + place, size, *args, **kwargs)
-        return output + place, *others
-
-
-class ClustersWithPosition(KnowsPosition, ClusTRAttention):
-    """Clusters whose tokens know their position."""
-
-
-class GridWithPosition(KnowsPosition, ClusTRSpatialReductionAttention):
-    """Spatial reduction of tokens that know their position."""
-
-
-class ControlWithPosition(KnowsPosition, ClusTRIdentityMixer):
-    """Blocks without attention whose tokens know their position."""
+    def _merge_tokens(self, tokens, size, cluster_index, num_clusters):
+        merged = super()._merge_tokens(tokens, size, cluster_index, num_clusters)
+        place = self.position_embeddings(size, tokens).flatten(0, 1).expand_as(tokens)
+        means = [
+            aggregate_tokens(place, index, number) if number < tokens.shape[1] else place
+            for index, number in zip(cluster_index, num_clusters, strict=True)
+        ]
+        return [token + mean for token, mean in zip(merged, means, strict=True)]

@@ -1,7 +1,12 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Rows of the study of why clusters win or lose."""
 
-from ablations.rows import COARSE, NO_ATTENTION, SRA, Row, at_chosen_rates, single_scale
+from dataclasses import replace
+
+from ablations.rows import COARSE, MODELS, Row, at_chosen_rates, single_scale
+
+
+POSITIONS = {"use_absolute_position_embeddings": True}
 
 
 def study_rows() -> dict[str, Row]:
@@ -10,22 +15,24 @@ def study_rows() -> dict[str, Row]:
         "grid-means": "grid cells in place of clusters, weighted means",
         "plain-means": "clusters, plain means",
         "weights-in-softmax": "clusters, their weights in the softmax",
-        "position-in-tokens": "clusters, position embeddings in all tokens",
+        "position-in-keys": "clusters, position embeddings in their keys and values",
         "clusters-in-stage-1": "clusters in stage 1, grids in stages 2 to 4",
         "clusters-in-stage-4": "clusters in stage 4, grids in stages 1 to 3",
     }
     rows = {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
     rows |= {
-        "position-in-keys": Row(
-            "clusters, use_key_position_embeddings", {**single_scale(COARSE), "use_key_position_embeddings": True}
-        ),
         "neighbors-15": Row("clusters, k = 15", {**single_scale(COARSE), "num_neighbors": 15}),
         "nearest-coarse": Row(
             "clusters of nearest centres", {**single_scale(COARSE), "cluster_assignment": "nearest_center"}
         ),
-        "sra-with-position": Row("SRA, position embeddings in all tokens", SRA, variant="sra-with-position"),
-        "none-with-position": Row(
-            "no attention, position embeddings in all tokens", NO_ATTENTION, variant="none-with-position"
-        ),
     }
     return at_chosen_rates(rows)
+
+
+def position_rows() -> dict[str, Row]:
+    """Grids, clusters and the control, in networks whose tokens know their position."""
+    rows = {name: MODELS[name] for name in ("none", "sra", "single-coarse", "clustr")}
+    return {
+        f"{name}-position": replace(row, overrides={**row.overrides, **POSITIONS}, paper={})
+        for name, row in rows.items()
+    }

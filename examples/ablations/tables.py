@@ -20,7 +20,7 @@ from ablations.choices import (
 )
 from ablations.photographs import PHOTOGRAPHS
 from ablations.rows import EQUAL_TIME, MODELS, Row
-from ablations.study import study_rows
+from ablations.study import position_rows, study_rows
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ ROWS: dict[str, Row] = {
     **SETTING_ROWS,
     **SETTING_ROWS_128,
     **study_rows(),
+    **position_rows(),
     **MODELS,
     **PHOTOGRAPHS,
 }
@@ -86,6 +87,7 @@ TABLES = {
     "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
     "baselines": Table("Backbones", BACKBONES, "clustr", image_size=32),
     "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
+    "positions": Table("With position embeddings", tuple(position_rows()), "single-coarse-position"),
     **{name: replace(table, recipe="ablation_imagenette") for name, table in ON_PHOTOGRAPHS.items()},
 }
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ablations.positions import ClustersWithPosition, ControlWithPosition, GridWithPosition
+from ablations.positions import PositionInKeys
 from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, ClusTRSpatialReductionAttention
 
 
@@ -74,9 +74,7 @@ def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
 VARIANTS: dict[str, Callable[..., nn.Module]] = {
     "grid-means": GridMeans,
     "plain-means": PlainMeans,
-    "position-in-tokens": ClustersWithPosition,
-    "sra-with-position": GridWithPosition,
-    "none-with-position": ControlWithPosition,
+    "position-in-keys": PositionInKeys,
     "weights-in-softmax": WeightsInSoftmax,
     "clusters-in-stage-1": clusters_in_stage(1),
     "clusters-in-stage-4": clusters_in_stage(4),

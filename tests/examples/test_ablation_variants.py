@@ -44,6 +44,17 @@ def _as_plain(attention):
     return plain
 
 
+def test_the_position_of_a_cluster_is_the_mean_of_its_members_positions():
+    attention = make_attention("position-in-keys")
+    tokens, label = torch.randn(1, 16, 16, dtype=torch.float64), torch.arange(16) % 4
+    with torch.no_grad():
+        (merged,) = attention._merge_tokens(tokens, (4, 4), (label[None],), [4])
+        (plain,) = ClusTRAttention._merge_tokens(attention, tokens, (4, 4), (label[None],), [4])
+        place = attention.position_embeddings((4, 4), tokens).flatten(0, 1)
+        for m in range(4):
+            torch.testing.assert_close(merged[0, m] - plain[0, m], place[label == m].mean(0), rtol=0, atol=1e-5)
+
+
 def test_grid_cells_are_squares():
     tokens = torch.randn(2, 64, 16, dtype=torch.float64)
     (cells,) = make_attention("grid-means")._find_clusters(tokens, (8, 8), [16])

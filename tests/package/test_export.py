@@ -72,7 +72,12 @@ def assert_same(found, expected):
     [
         {},
         {"cluster_assignment": "nearest_center"},
-        {"cluster_window": 20, "cluster_sharing": "stage", "max_clusters": 30, "use_key_position_embeddings": True},
+        {
+            "cluster_window": 20,
+            "cluster_sharing": "stage",
+            "max_clusters": 30,
+            "use_absolute_position_embeddings": True,
+        },
     ],
 )
 @torch.no_grad()

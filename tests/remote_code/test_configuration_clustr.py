@@ -55,7 +55,6 @@ def test_grids_have_the_papers_parameters(attention_type, ratios):
         ({"max_clusters": 9}, "`max_clusters` must be None"),
         ({"cluster_assignment": "nearest_center"}, "`cluster_assignment` must be 'density_parent'"),
         ({"num_neighbors": 9}, "`num_neighbors` must be 5"),
-        ({"use_key_position_embeddings": True}, "`use_key_position_embeddings` must be False"),
     ],
 )
 def test_what_does_not_go_with_a_grid_is_named(fields, message):

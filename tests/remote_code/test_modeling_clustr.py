@@ -1,5 +1,6 @@
 """The model: parity with the authors' release, invariances, gradients, precisions, sizes, errors."""
 
+import itertools
 import json
 import math
 import time
@@ -13,7 +14,7 @@ from torch import nn
 from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification, ClusTRModel, find_clusters
 from clustr_hf.convert_checkpoint import convert_checkpoint
 from clustr_hf.remote_code import feed_forward_fused_clustr
-from clustr_hf.remote_code.modeling_clustr import ClusTRMLP, check_finite
+from clustr_hf.remote_code.modeling_clustr import ClusTRMLP, ClusTRPatchEmbeddings, check_finite
 from clustr_hf.remote_code.modeling_clustr_attention import (
     ClusTRAttention,
 )
@@ -255,6 +256,36 @@ def test_all_speed_options_together_train_save_and_compile(tmp_path):
     torch.testing.assert_close(compiled(image).logits, logits, rtol=1e-4, atol=1e-5)
     for one in range(2):
         torch.testing.assert_close(model(image[one : one + 1]).logits, logits[one : one + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_position_embeddings_are_a_linear_function_of_waves_of_the_coordinates():
+    config = tiny_config(use_absolute_position_embeddings=True)
+    embeddings, plain = ClusTRPatchEmbeddings(config, 0).eval(), ClusTRPatchEmbeddings(tiny_config(), 0).eval()
+    plain.load_state_dict(embeddings.state_dict(), strict=False)
+    images, weight = torch.randn(2, 3, 12, 20), embeddings.position_embeddings.projection.weight
+    with torch.no_grad():
+        added = embeddings(images) - plain(images) - embeddings.position_embeddings.projection.bias[:, None, None]
+        for row, column in itertools.product(range(3), range(5)):  # stride 4
+            place = [(row + 0.5) / 3 - 0.5, (column + 0.5) / 5 - 0.5]
+            waves = [wave(2 * math.pi * n * x) for n in (1, 2) for wave in (math.sin, math.cos) for x in place]
+            expected = weight @ torch.tensor([*place, *waves])
+            torch.testing.assert_close(added[:, :, row, column], expected.expand(2, -1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention_type", ["clustered", "spatial_reduction", "none"])
+def test_models_with_position_embeddings_train_save_and_take_images_of_any_size(attention_type, tmp_path):
+    fields = {"attention_type": attention_type, "reduction_ratios": [64, 16, 4, 1]}
+    model = tiny_classifier(**fields, use_absolute_position_embeddings=True)
+    for size in ((32, 32), (57, 83)):
+        images = torch.randn(2, 3, *size)
+        model.zero_grad()
+        model(images, labels=torch.tensor([0, 1])).loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    reloaded = ClusTRForImageClassification.from_pretrained(tmp_path).eval()
+    assert reloaded.config.use_absolute_position_embeddings is True
+    assert torch.equal(reloaded(images).logits, model(images).logits)
+    assert not any("position" in name for name in tiny_classifier(**fields).state_dict())
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])

@@ -1,7 +1,5 @@
 """The attentions: agreement with loops and with transformers' PVTv2, and models with grids instead of clusters."""
 
-import copy
-import itertools
 import math
 
 import pytest
@@ -19,8 +17,8 @@ from clustr_hf.remote_code.modeling_clustr_attention import (
 )
 
 
-def naive_attention(attention: ClusTRAttention, tokens: torch.Tensor, ratios: list[int], place=0.0) -> torch.Tensor:
-    """Eqs. 5 to 8 for one image, token by token: (N, C) -> (N, C); `place` is added to the tokens that are merged."""
+def naive_attention(attention: ClusTRAttention, tokens: torch.Tensor, ratios: list[int]) -> torch.Tensor:
+    """Eqs. 5 to 8 for one image, token by token: (N, C) -> (N, C)."""
     num_tokens, channels = tokens.shape
     head_dim = attention.head_dim
     log_weight = torch.zeros(num_tokens)
@@ -28,7 +26,7 @@ def naive_attention(attention: ClusTRAttention, tokens: torch.Tensor, ratios: li
         log_weight = tokens @ attention.token_weight.weight[0] + attention.token_weight.bias
     numbers = [max(1, math.floor(num_tokens / ratio)) for ratio in ratios]
     indices = find_clusters(tokens[None], numbers)
-    query, tokens = attention.q_proj(tokens), tokens + place
+    query = attention.q_proj(tokens)
     total = torch.zeros(num_tokens, channels, dtype=tokens.dtype)
     for index, number, projection in zip(indices, numbers, attention.kv_projs):
         merged = []
@@ -58,45 +56,6 @@ def test_attention_agrees_with_loops(implementation, ratios):
     tolerance = 1e-12 if attention.is_clustered else 1e-5
     torch.testing.assert_close(output, expected, rtol=0, atol=tolerance)
     assert cluster_index is None if set(ratios) == {1} else len(cluster_index) == len(ratios)
-
-
-@pytest.mark.parametrize("ratios", [[16, 4], [4, 1], [1]])
-def test_position_embeddings_of_keys_agree_with_loops(ratios):
-    config = tiny_config(reduction_ratios=[ratios, [4], [4], [1]], use_key_position_embeddings=True)
-    attention, (height, width) = ClusTRAttention(config, stage_index=0).double().eval(), (5, 7)
-    tokens, features = torch.randn(2, 35, 16, dtype=torch.float64), []
-    for row, column in itertools.product(range(height), range(width)):
-        place = [(row + 0.5) / height - 0.5, (column + 0.5) / width - 0.5]
-        waves = [wave(2 * math.pi * n * x) for n in (1, 2) for wave in (math.sin, math.cos) for x in place]
-        features.append([*place, *waves])
-    with torch.no_grad():
-        output, _, _ = attention(tokens, (height, width))
-        embeddings = attention.position_embedding.projection(torch.tensor(features, dtype=torch.float64))
-        expected = torch.stack([naive_attention(attention, image, ratios, embeddings) for image in tokens])
-        assert (output - _without_positions(attention)(tokens)[0]).abs().max() > 1e-4
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-6 if attention.is_clustered else 1e-5)
-    with pytest.raises(ValueError, match=r"`size` must be .* for position embeddings, got None"):
-        attention(tokens)
-
-
-def _without_positions(attention):
-    plain = copy.deepcopy(attention)
-    plain.position_embedding = None
-    return plain
-
-
-def test_models_with_position_embeddings_train_save_and_take_images_of_any_size(tmp_path):
-    model = tiny_classifier(use_key_position_embeddings=True)
-    for size in ((32, 32), (57, 83)):
-        images = torch.randn(2, 3, *size)
-        model.zero_grad()
-        model(images, labels=torch.tensor([0, 1])).loss.backward()
-        assert all(parameter.grad is not None for parameter in model.parameters())
-    model.save_pretrained(tmp_path)
-    reloaded = ClusTRForImageClassification.from_pretrained(tmp_path).eval()
-    assert reloaded.config.use_key_position_embeddings is True
-    assert torch.equal(reloaded(images).logits, model(images).logits)
-    assert not any("position" in name for name in tiny_classifier().state_dict())
 
 
 def pvt_v2_attention(attention: ClusTRSpatialReductionAttention, cell: int):

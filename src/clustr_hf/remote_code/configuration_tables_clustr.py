@@ -85,7 +85,6 @@ CLUSTERS_ONLY = {
     "cluster_window": None,
     "cluster_sharing": "block",
     "max_clusters": None,
-    "use_key_position_embeddings": False,
 }
 
 # Fields with one entry per stage.
