@@ -14,7 +14,7 @@ MORE_RATES = {"clustr": (0.003,), "none": (0.048,), "swin": (0.048,)}
 # The networks whose learning rates are chosen. Other ClusTRs have the rate of single-scale clusters.
 TUNED = {
     "clustr": MODELS["single-coarse"],
-    **{name: MODELS[name] for name in ("sra", "none", "none-equal-parameters", "pvt-v2", "swin", *EQUAL_TIME)},
+    **{name: MODELS[name] for name in ("sra", "none", "pvt-v2", "swin", *EQUAL_TIME)},
 }
 
 

@@ -60,7 +60,7 @@ ROWS: dict[str, Row] = {
 }
 
 CONTROL = "none"
-BACKBONES = ("none", "none-equal-parameters", "pvt-v2", "swin", *EQUAL_TIME, "clustr")
+BACKBONES = ("none", "pvt-v2", "swin", *EQUAL_TIME, "clustr")
 OPTIONS = ("nearest-128", "window-128", "capped-128")
 SHARING = ("deep-none-128", "deep-128", "deep-sharing-128", "deep-options-128")
 SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
