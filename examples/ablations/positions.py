@@ -2,8 +2,8 @@
 """Clusters whose position is known to their keys and values only, for the study of the ablations."""
 
 from clustr_hf.clustering_clustr import aggregate_tokens
-from clustr_hf.modeling_clustr import ClusTRPositionEmbeddings
 from clustr_hf.modeling_clustr_attention import ClusTRAttention
+from clustr_hf.modeling_clustr_embeddings import ClusTRPositionEmbeddings
 
 
 class PositionInKeys(ClusTRAttention):

@@ -54,6 +54,7 @@ CODE_FILES = {
     "feed_forward_fused_clustr.py",
     "modeling_clustr.py",
     "modeling_clustr_attention.py",
+    "modeling_clustr_embeddings.py",
     "image_processing_clustr.py",
     "image_reading_clustr.py",
     "image_files_clustr.py",
