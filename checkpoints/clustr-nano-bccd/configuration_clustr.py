@@ -70,7 +70,7 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         use_absolute_position_embeddings (`bool`, defaults to `False`):
             Whether to add an embedding of its position to each token at the start of every stage: a linear function of
             the coordinates in the image and of their sines and cosines, for images of any size. Without it, clusters
-            have no position. Not in the paper; the documentation lists what it gains in accuracy for a small model.
+            have no position. Not in the paper.
         flatten_last_hidden_state (`bool`, defaults to `False`):
             Whether [`ClusTRModel`] returns its last hidden state as a row-major sequence of tokens `(B, h * w, C)`, as
             ViT and Swin do, instead of a map `(B, C, h, w)`. Required by transformers' `VisionEncoderDecoderModel`.

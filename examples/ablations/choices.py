@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ablations.rows import COARSE, EQUAL_TIME, MODELS, NO_ATTENTION, SRA, Row, single_scale
+from ablations.rows import EQUAL_TIME, MODELS, Row
 from clustr_hf.configuration_tables_clustr import NANO_VARIANT, PER_STAGE_FIELDS
 
 
@@ -53,23 +53,15 @@ SETTINGS = {
     "fine": ("16 x 16, 16 x 16, 8 x 8, 4 x 4 tokens, MLP ratio 1", FINE_MAPS),
 }
 SETTINGS_128 = {"tokens-128": ("16 x 16 tokens in all stages, MLP ratio 1", {})}
-MULTI_SCALE = {"none": ("no attention", NO_ATTENTION), "clustr": ("ClusTR", {})}
-SINGLE_SCALE = {
-    "none": ("no attention", NO_ATTENTION),
-    "sra": ("SRA", SRA),
-    "clustr": ("ClusTR, single-scale 16", single_scale(COARSE)),
-}
 
 
-def setting_rows(
-    settings: dict[str, tuple[str, dict[str, Any]]], attentions: dict[str, tuple[str, dict[str, Any]]]
-) -> dict[str, Row]:
+def setting_rows(settings: dict[str, tuple[str, dict[str, Any]]], attentions: dict[str, Row]) -> dict[str, Row]:
     """Each attention in each setting with each learning rate, compared with the control at the middle rate."""
     return {
         f"{setting}-{name}-{rate}": choice(
-            f"{where}; {what}", {**overrides, **attention}, None, rate, f"{setting}-none-{MIDDLE_RATE}"
+            f"{where}; {row.title}", {**overrides, **row.overrides}, None, rate, f"{setting}-none-{MIDDLE_RATE}"
         )
         for setting, (where, overrides) in settings.items()
-        for name, (what, attention) in attentions.items()
+        for name, row in attentions.items()
         for rate in LEARNING_RATES
     }

@@ -11,10 +11,9 @@ from typing import Any
 
 from ablations.choices import (
     MIDDLE_RATE,
-    MULTI_SCALE,
     SETTINGS,
     SETTINGS_128,
-    SINGLE_SCALE,
+    TUNED,
     learning_rate_rows,
     setting_rows,
 )
@@ -47,8 +46,8 @@ class Table:
     recipe: str = "ablation_cifar10"
 
 
-SETTING_ROWS = setting_rows(SETTINGS, MULTI_SCALE)
-SETTING_ROWS_128 = setting_rows(SETTINGS_128, SINGLE_SCALE)
+SETTING_ROWS = setting_rows(SETTINGS, {name: MODELS[name] for name in ("none", "clustr")})
+SETTING_ROWS_128 = setting_rows(SETTINGS_128, {name: TUNED[name] for name in ("none", "sra", "clustr")})
 ROWS: dict[str, Row] = {
     **learning_rate_rows(),
     **SETTING_ROWS,
