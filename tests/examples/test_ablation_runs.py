@@ -134,6 +134,15 @@ def test_images_for_choices_are_in_no_table(tmp_path):
     assert [len(part) for part in parts] == [40, 10] and len({*parts[0], *parts[1]}) == 50
 
 
+def test_images_of_another_division_are_refused(tmp_path):
+    for name in ("train", "other"):
+        Dataset.from_dict({"image": ["image"] * 50}).to_parquet(tmp_path / f"{name}.parquet")
+    divide_images(tmp_path / "train.parquet", tmp_path / "images", 0.2)
+    for name, share in (("other", 0.2), ("train", 0.4)):
+        with pytest.raises(ValueError, match=r"holds images of .*train\.parquet', 'share': 0\.2.*--output_dir"):
+            divide_images(tmp_path / f"{name}.parquet", tmp_path / "images", share)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
