@@ -4,7 +4,6 @@
 from typing import Any
 
 from ablations.rows import EQUAL_TIME, MODELS, Row
-from clustr_hf.configuration_tables_clustr import NANO_VARIANT, PER_STAGE_FIELDS
 
 
 LEARNING_RATES = (0.006, 0.012, 0.024)
@@ -37,31 +36,16 @@ def learning_rate_rows() -> dict[str, Row]:
     }
 
 
-# Settings that were tried: how much does the network lose without attention? The overrides replace the recipe's. The
-# setting of the tables is among the rows of the learning rates.
-NANO = {name: NANO_VARIANT[name] for name in PER_STAGE_FIELDS}
-FINE_MAPS = {
-    "hidden_sizes": [32, 48, 64, 128],
-    "depths": [1, 1, 2, 1],
-    "num_attention_heads": [1, 2, 2, 4],
-    "patch_sizes": [3, 1, 3, 3],
-    "strides": [2, 1, 2, 2],
-    "reduction_ratios": [[16, 4], [16, 4], [4, 1], [1]],
-}
-SETTINGS = {
-    "nano": ("nano: 16 x 16 to 2 x 2 tokens, MLP ratio 4", NANO),
-    "fine": ("16 x 16, 16 x 16, 8 x 8, 4 x 4 tokens, MLP ratio 1", FINE_MAPS),
-}
-SETTINGS_128 = {"tokens-128": ("16 x 16 tokens in all stages, MLP ratio 1", {})}
+# Rows in a setting that was tried besides that of the tables, which is among the rows of the learning rates: how much
+# does the network lose without attention?
+SETTING = "tokens-128"
 
 
-def setting_rows(settings: dict[str, tuple[str, dict[str, Any]]], attentions: dict[str, Row]) -> dict[str, Row]:
-    """Each attention in each setting with each learning rate, compared with the control at the middle rate."""
+def setting_rows() -> dict[str, Row]:
+    """Each attention with each learning rate, compared with the control at the middle rate."""
+    reference = f"{SETTING}-none-{MIDDLE_RATE}"
     return {
-        f"{setting}-{name}-{rate}": choice(
-            f"{where}; {row.title}", {**overrides, **row.overrides}, None, rate, f"{setting}-none-{MIDDLE_RATE}"
-        )
-        for setting, (where, overrides) in settings.items()
-        for name, row in attentions.items()
+        f"{SETTING}-{name}-{rate}": choice(TUNED[name].title, TUNED[name].overrides, None, rate, reference)
+        for name in ("none", "sra", "clustr")
         for rate in LEARNING_RATES
     }

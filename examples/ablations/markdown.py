@@ -66,27 +66,34 @@ def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:
     if not seeds:
         return []
     longest = max(seeds.values(), key=len)
-    reference = rows[table.reference]
-    has_groups = any(ROWS[name].reference for name in rows)
-    compared = "the row of its group without parentheses" if has_groups else f"*{reference['title']}*"
-    samples = {task: rows[name][task]["samples"] for task, name in seeds}
-    images = [f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items()]
     notes = [
-        f"{', '.join(images)}: mean ± standard deviation over the seeds {_listed(longest)}; in parentheses, the "
-        f"difference from {compared} with the same seed, mean ± half width of the 95 % confidence interval.",
+        _explain_scores(table, rows, longest),
         "Attention off: the score of the trained models after the output projections of their attention were set to 0.",
     ]
-    if reference.get("time"):
+    if rows[table.reference].get("time"):
         notes.append(
             f"Time: a forward pass of {TIMED_BATCH} images in float32 with random weights, all rows in turns in one "
-            f"process; median, and in parentheses the median ratio to *{reference['title']}*."
+            f"process; median, and in parentheses the median ratio to *{rows[table.reference]['title']}*."
         )
     return notes + [
-        f"Only seeds {_listed(numbers)}: {METRICS[task][1]} of *{rows[name]['title']}*."
+        f"Only {_listed(numbers)}: {METRICS[task][1]} of *{rows[name]['title']}*."
         for (task, name), numbers in seeds.items()
         if numbers != longest
     ]
 
 
+def _explain_scores(table: Table, rows: dict[str, dict[str, Any]], seeds: Sequence[int]) -> str:
+    samples = {task: row[task]["samples"] for task in METRICS for row in rows.values() if row[task]}
+    scores = ", ".join(f"{METRICS[task][1]} of {number:,} images" for task, number in samples.items())
+    has_groups = any(ROWS[name].reference for name in rows)
+    compared = "the row of its group without parentheses" if has_groups else f"*{rows[table.reference]['title']}*"
+    if len(seeds) == 1:
+        return f"{scores}, {_listed(seeds)}; in parentheses, the difference from {compared}."
+    return (
+        f"{scores}: mean ± standard deviation over the {_listed(seeds)}; in parentheses, the difference from {compared} "
+        "with the same seed, mean ± half width of the 95 % confidence interval."
+    )
+
+
 def _listed(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds))
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

@@ -9,14 +9,7 @@ table reports.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ablations.choices import (
-    MIDDLE_RATE,
-    SETTINGS,
-    SETTINGS_128,
-    TUNED,
-    learning_rate_rows,
-    setting_rows,
-)
+from ablations.choices import MIDDLE_RATE, SETTING, learning_rate_rows, setting_rows
 from ablations.photographs import PHOTOGRAPHS
 from ablations.rows import EQUAL_TIME, MODELS, Row
 from ablations.study import position_rows, study_rows
@@ -46,12 +39,9 @@ class Table:
     recipe: str = "ablation_cifar10"
 
 
-SETTING_ROWS = setting_rows(SETTINGS, {name: MODELS[name] for name in ("none", "clustr")})
-SETTING_ROWS_128 = setting_rows(SETTINGS_128, {name: TUNED[name] for name in ("none", "sra", "clustr")})
 ROWS: dict[str, Row] = {
     **learning_rate_rows(),
-    **SETTING_ROWS,
-    **SETTING_ROWS_128,
+    **setting_rows(),
     **study_rows(),
     **position_rows(),
     **MODELS,
@@ -65,11 +55,10 @@ SHARING = ("deep-none-128", "deep-128", "deep-sharing-128", "deep-options-128")
 SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single-fine-128", "clustr-128")
 
 CHOICES = {
-    "settings": Table("Settings, CIFAR-10", tuple(SETTING_ROWS), f"nano-none-{MIDDLE_RATE}", image_size=32),
-    "settings-128": Table(
+    "settings": Table(
         "Settings, Imagenette",
-        tuple(SETTING_ROWS_128),
-        f"tokens-128-none-{MIDDLE_RATE}",
+        tuple(setting_rows()),
+        f"{SETTING}-none-{MIDDLE_RATE}",
         image_size=128,
         recipe="ablation_imagenette_tokens",
     ),

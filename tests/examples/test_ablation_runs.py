@@ -159,8 +159,8 @@ def test_images_of_another_division_are_refused(tmp_path):
         ({"jobs": 0}, "--jobs must be at least 1, got 0"),
         ({"selection_share": 1.0}, r"--selection_share must be in \[0, 1\), got 1.0"),
         (
-            {"table": ["7", "settings"], "selection_share": 0.0},
-            r"--selection_share must be more than 0 for --table \['settings'\], got 0",
+            {"table": ["7", "learning-rates"], "selection_share": 0.0},
+            r"--selection_share must be more than 0 for --table \['learning-rates'\], got 0",
         ),
         ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*'val.parquet'"),
     ],

@@ -115,7 +115,7 @@ def test_rows_with_fewer_seeds_are_told(folders, monkeypatch, capsys):
     report_table("photographs", [run for run in plan.plan_runs(args) if run.is_complete()], args)
     text = capsys.readouterr().out
     assert "standard deviation over the seeds 0, 3; in parentheses, the difference from *ClusTR, multi-scale" in text
-    assert "Only seeds 0: top-1 (%) of *ClusTR, single-scale 64, 16, 4, 1*." in text
+    assert "Only seed 0: top-1 (%) of *ClusTR, single-scale 64, 16, 4, 1*." in text
 
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
