@@ -90,8 +90,8 @@ def _explain_scores(table: Table, rows: dict[str, dict[str, Any]], seeds: Sequen
     if len(seeds) == 1:
         return f"{scores}, {_listed(seeds)}; in parentheses, the difference from {compared}."
     return (
-        f"{scores}: mean ± standard deviation over the {_listed(seeds)}; in parentheses, the difference from {compared} "
-        "with the same seed, mean ± half width of the 95 % confidence interval."
+        f"{scores}: mean ± standard deviation over the {_listed(seeds)}; in parentheses, the difference from {compared}"
+        " with the same seed, mean ± half width of the 95 % confidence interval."
     )
 
 
