@@ -9,7 +9,7 @@ from ablations.rows import EQUAL_TIME, MODELS, Row
 LEARNING_RATES = (0.006, 0.012, 0.024)
 MIDDLE_RATE = LEARNING_RATES[1]
 # Tried as well, since the best of these rates was the lowest or the highest.
-MORE_RATES = {"clustr": (0.003,), "none": (0.048,), "swin": (0.048,)}
+MORE_RATES = {"clustr": (0.003,), "none": (0.048,), "swin": (0.048,), "swin-equal-time": (0.003,)}
 # The networks whose learning rates are chosen. Other ClusTRs have the rate of single-scale clusters.
 TUNED = {
     "clustr": MODELS["single-coarse"],

@@ -40,7 +40,7 @@ CHOSEN_RATES = {
     "pvt-v2": 0.012,
     "swin": 0.024,
     "pvt-v2-equal-time": 0.012,
-    "swin-equal-time": 0.012,
+    "swin-equal-time": 0.006,
 }
 
 
