@@ -10,23 +10,9 @@ POSITIONS = {"use_absolute_position_embeddings": True}
 
 
 def study_rows() -> dict[str, Row]:
-    """Changes of single-scale clusters, which differ from grids in one thing at a time."""
-    titles = {
-        "grid-means": "grid cells in place of clusters, weighted means",
-        "plain-means": "clusters, plain means",
-        "weights-in-softmax": "clusters, their weights in the softmax",
-        "position-in-keys": "clusters, position embeddings in their keys and values",
-        "clusters-in-stage-1": "clusters in stage 1, grids in stages 2 to 4",
-        "clusters-in-stage-4": "clusters in stage 4, grids in stages 1 to 3",
-    }
-    rows = {name: Row(title, single_scale(COARSE), variant=name) for name, title in titles.items()}
-    rows |= {
-        "neighbors-15": Row("clusters, k = 15", {**single_scale(COARSE), "num_neighbors": 15}),
-        "nearest-coarse": Row(
-            "clusters of nearest centres", {**single_scale(COARSE), "cluster_assignment": "nearest_center"}
-        ),
-    }
-    return at_chosen_rates(rows)
+    """Changes of single-scale clusters, in one thing in which they differ from grids."""
+    title = "grid cells in place of clusters, weighted means"
+    return at_chosen_rates({"grid-means": Row(title, single_scale(COARSE), variant="grid-means")})
 
 
 def position_rows() -> dict[str, Row]:

@@ -1,9 +1,5 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
-"""
-Changes of the clustered attention that the study of the ablations tries; none of them is part of the model.
-
-Shapes: B images, N tokens of an h x w grid, C channels, M clusters.
-"""
+"""Changes of the clustered attention that the study of the ablations tries; none of them is part of the model."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,8 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ablations.positions import PositionInKeys
-from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, ClusTRSpatialReductionAttention
+from clustr_hf.modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention
 
 
 class GridMeans(ClusTRAttention):
@@ -33,52 +28,7 @@ class GridMeans(ClusTRAttention):
         return cell.flatten().expand(tokens.shape[0], -1).contiguous()
 
 
-class PlainMeans(ClusTRAttention):
-    """Means of the members, without the learned token weights of Eq. 3."""
-
-    def _make_aggregation(self, hidden_size):
-        super()._make_aggregation(hidden_size)
-        self.token_weight = None
-
-
-class WeightsInSoftmax(ClusTRAttention):
-    """
-    The logarithm of a cluster's total token weight, added to its scores: a large cluster counts as many keys, and the
-    token weights learn from the attention (Zeng et al. 2022; Bolya et al. 2023 with sizes).
-    """
-
-    def _merge_tokens(self, tokens, size, cluster_index, num_clusters):
-        self.log_weights = []
-        if self.is_clustered:
-            weight = self.token_weight(tokens).float().exp().squeeze(-1)
-            for scale, number in enumerate(num_clusters):
-                total = weight
-                if number < tokens.shape[1]:
-                    total = weight.new_zeros(len(weight), number).scatter_add(1, cluster_index[scale], weight)
-                self.log_weights.append((total + 1e-6).log()[:, None, None])
-        return super()._merge_tokens(tokens, size, cluster_index, num_clusters)
-
-    def _attention_mask(self, query, key):
-        return self.log_weights.pop(0).to(query.dtype) if self.log_weights else None
-
-
-def clusters_in_stage(number: int) -> Callable[..., nn.Module]:
-    """Clusters in one stage, counted from 1; grids of spatial reduction in the others."""
-
-    def make(config, stage_index):
-        return (ClusTRAttention if stage_index == number - 1 else ClusTRSpatialReductionAttention)(config, stage_index)
-
-    return make
-
-
-VARIANTS: dict[str, Callable[..., nn.Module]] = {
-    "grid-means": GridMeans,
-    "plain-means": PlainMeans,
-    "position-in-keys": PositionInKeys,
-    "weights-in-softmax": WeightsInSoftmax,
-    "clusters-in-stage-1": clusters_in_stage(1),
-    "clusters-in-stage-4": clusters_in_stage(4),
-}
+VARIANTS: dict[str, Callable[..., nn.Module]] = {"grid-means": GridMeans}
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def test_wrong_arguments_are_named(folders, settings, message):
         make_args(folders, **settings)
 
 
-@pytest.mark.parametrize("row", ["weights-in-softmax", "pvt-v2"])
+@pytest.mark.parametrize("row", ["grid-means", "pvt-v2"])
 def test_runs_train_and_go_on_to_segment(folders, row):
     """Runs the real commands on generated images."""
     pixels = [np.full((32, 32, 3), value, dtype=np.uint8) for value in range(0, 240, 20)]
@@ -249,9 +249,9 @@ def test_a_run_that_fails_stops_those_beside_it(monkeypatch):
     assert stopped.is_set() and not any(event[1] == "later" for event in log)
 
 
-@pytest.mark.parametrize("arguments", [[], ["plain-means"], ["plain-means", "detection"], ["squares", "segmentation"]])
+@pytest.mark.parametrize("arguments", [[], ["grid-means"], ["grid-means", "detection"], ["squares", "segmentation"]])
 def test_the_first_arguments_of_a_variant_are_checked(arguments):
     script = runpy.run_path(str(REPOSITORY / "examples" / "ablations" / "train_variant.py"))
-    expected = "the first two arguments must be one of .*'plain-means'.*'segmentation'"
+    expected = "the first two arguments must be one of .*'grid-means'.*'segmentation'"
     with patch.object(sys, "argv", ["train_variant.py", *arguments]), pytest.raises(ValueError, match=expected):
         script["main"]()
