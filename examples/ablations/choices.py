@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Rows on which settings and learning rates are chosen; they are scored on images that no other table reports."""
 
-from typing import Any
+from dataclasses import replace
 
 from ablations.rows import EQUAL_TIME, MODELS, Row
 
@@ -17,9 +17,10 @@ TUNED = {
 }
 
 
-def choice(title: str, overrides: dict[str, Any], baseline: str | None, rate: float, reference: str) -> Row:
-    title = f"{title}, learning rate {rate}"
-    return Row(title, overrides, baseline, arguments={"learning_rate": rate}, is_choice=True, reference=reference)
+def choice(row: Row, rate: float, reference: str) -> Row:
+    """A row at a learning rate, scored on the images for choices."""
+    title, arguments = f"{row.title}, learning rate {rate}", {"learning_rate": rate}
+    return replace(row, title=title, paper={}, arguments=arguments, is_choice=True, reference=reference)
 
 
 def tried_rates(name: str) -> list[float]:
@@ -27,25 +28,18 @@ def tried_rates(name: str) -> list[float]:
     return sorted((*LEARNING_RATES, *MORE_RATES.get(name, ())))
 
 
-def learning_rate_rows() -> dict[str, Row]:
-    """One row for each backbone and learning rate, compared with the middle rate."""
-    return {
-        f"{name}-rate-{rate}": choice(row.title, row.overrides, row.baseline, rate, f"{name}-rate-{MIDDLE_RATE}")
-        for name, row in TUNED.items()
-        for rate in tried_rates(name)
-    }
-
+# One row for each network and learning rate, compared with the middle rate.
+LEARNING_RATE_ROWS = {
+    f"{name}-rate-{rate}": choice(row, rate, f"{name}-rate-{MIDDLE_RATE}")
+    for name, row in TUNED.items()
+    for rate in tried_rates(name)
+}
 
 # Rows in a setting that was tried besides that of the tables, which is among the rows of the learning rates: how much
-# does the network lose without attention?
+# does the network lose without attention? Compared with the control at the middle rate.
 SETTING = "tokens-128"
-
-
-def setting_rows() -> dict[str, Row]:
-    """Each attention with each learning rate, compared with the control at the middle rate."""
-    reference = f"{SETTING}-none-{MIDDLE_RATE}"
-    return {
-        f"{SETTING}-{name}-{rate}": choice(TUNED[name].title, TUNED[name].overrides, None, rate, reference)
-        for name in ("none", "sra", "clustr")
-        for rate in LEARNING_RATES
-    }
+SETTING_ROWS = {
+    f"{SETTING}-{name}-{rate}": choice(TUNED[name], rate, f"{SETTING}-none-{MIDDLE_RATE}")
+    for name in ("none", "sra", "clustr")
+    for rate in LEARNING_RATES
+}

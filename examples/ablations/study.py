@@ -3,22 +3,22 @@
 
 from dataclasses import replace
 
-from ablations.rows import COARSE, MODELS, Row, at_chosen_rates, single_scale
+from ablations.rows import MODELS
 
 
+# Single-scale clusters, changed in one thing in which they differ from grids.
+STUDY_ROWS = {
+    "grid-means": replace(
+        MODELS["single-coarse"],
+        title="grid cells in place of clusters, weighted means",
+        paper={},
+        variant="grid-means",
+    )
+}
+
+# Grids, clusters and the control, in networks whose tokens know their position.
 POSITIONS = {"use_absolute_position_embeddings": True}
-
-
-def study_rows() -> dict[str, Row]:
-    """Changes of single-scale clusters, in one thing in which they differ from grids."""
-    title = "grid cells in place of clusters, weighted means"
-    return at_chosen_rates({"grid-means": Row(title, single_scale(COARSE), variant="grid-means")})
-
-
-def position_rows() -> dict[str, Row]:
-    """Grids, clusters and the control, in networks whose tokens know their position."""
-    rows = {name: MODELS[name] for name in ("none", "sra", "single-coarse", "clustr")}
-    return {
-        f"{name}-position": replace(row, overrides={**row.overrides, **POSITIONS}, paper={})
-        for name, row in rows.items()
-    }
+POSITION_ROWS = {
+    f"{name}-position": replace(MODELS[name], overrides={**MODELS[name].overrides, **POSITIONS}, paper={})
+    for name in ("none", "sra", "single-coarse", "clustr")
+}

@@ -9,10 +9,10 @@ table reports.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ablations.choices import MIDDLE_RATE, SETTING, learning_rate_rows, setting_rows
+from ablations.choices import LEARNING_RATE_ROWS, MIDDLE_RATE, SETTING, SETTING_ROWS
 from ablations.photographs import PHOTOGRAPHS
 from ablations.rows import EQUAL_TIME, MODELS, Row
-from ablations.study import position_rows, study_rows
+from ablations.study import POSITION_ROWS, STUDY_ROWS
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Table:
 
 
 ROWS: dict[str, Row] = {
-    **learning_rate_rows(),
-    **setting_rows(),
-    **study_rows(),
-    **position_rows(),
+    **LEARNING_RATE_ROWS,
+    **SETTING_ROWS,
+    **STUDY_ROWS,
+    **POSITION_ROWS,
     **MODELS,
     **PHOTOGRAPHS,
 }
@@ -57,12 +57,12 @@ SEGMENTERS = ("none-128", "pvt-v2-128", "swin-128", "single-coarse-128", "single
 CHOICES = {
     "settings": Table(
         "Settings, Imagenette",
-        tuple(setting_rows()),
+        tuple(SETTING_ROWS),
         f"{SETTING}-none-{MIDDLE_RATE}",
         image_size=128,
         recipe="ablation_imagenette_tokens",
     ),
-    "learning-rates": Table("Learning rates", tuple(learning_rate_rows()), f"clustr-rate-{MIDDLE_RATE}"),
+    "learning-rates": Table("Learning rates", tuple(LEARNING_RATE_ROWS), f"clustr-rate-{MIDDLE_RATE}"),
 }
 ON_PHOTOGRAPHS = {
     "photographs": Table("Photographs", SEGMENTERS, "clustr-128", has_segmentation=True),
@@ -74,8 +74,8 @@ TABLES = {
     "6": Table("Table 6: sparse attentions", ("none", "sra", "sra-knn", "single-coarse"), "single-coarse"),
     "7": Table("Table 7: single scale, multi-scale", ("none", "single-coarse", "single-fine", "clustr"), "clustr"),
     "baselines": Table("Backbones", BACKBONES, "clustr", image_size=32),
-    "study": Table("Why", ("none", "sra", *study_rows(), "single-coarse"), "single-coarse"),
-    "positions": Table("With position embeddings", tuple(position_rows()), "single-coarse-position"),
+    "study": Table("Why", ("none", "sra", *STUDY_ROWS, "single-coarse"), "single-coarse"),
+    "positions": Table("With position embeddings", tuple(POSITION_ROWS), "single-coarse-position"),
     **{name: replace(table, recipe="ablation_imagenette") for name, table in ON_PHOTOGRAPHS.items()},
 }
 
