@@ -6,7 +6,6 @@ The output projections of the attention are set to zero, so that every block add
 training script evaluates the changed weights on the images that the run held out.
 """
 
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,11 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from clustr_hf.training.attention_off import OUTPUT_PROJECTION
 from clustr_hf.training.report import EVALUATION
 
 
-# The output projection of an attention in saved weights: that of ClusTR, that of PVTv2, and that of Swin.
-OUTPUT_PROJECTION = re.compile(r".*\.attention\.(o_proj|proj|output\.dense)\.(weight|bias)")
 WEIGHTS = "model.safetensors"
 # The folder of the evaluation within that of the run.
 FOLDER = "attention-off"

@@ -18,6 +18,7 @@ from clustr_hf.training.report import RESULTS
 SCRIPTS = {
     "classification": "run_image_classification_no_trainer.py",
     "segmentation": "run_semantic_segmentation_no_trainer.py",
+    "conversion": "convert_pretrained.py",
 }
 VARIANT_SCRIPT = "ablations/train_variant.py"
 SETTINGS = "ablation.json"
@@ -61,6 +62,10 @@ class Run:
         start = self.start_from or self
         return start.arguments.get("config_overrides", {}).get("attention_type") != "none"
 
+    @property
+    def settings_file(self) -> Path:
+        return self.folder / SETTINGS
+
     def is_complete(self) -> bool:
         """
         Whether the folder holds the results of this run.
@@ -68,7 +73,7 @@ class Run:
         Raises:
             ValueError: if the folder holds a run with other arguments or another recipe.
         """
-        path, has_results = self.folder / SETTINGS, (self.folder / RESULTS).is_file()
+        path, has_results = self.settings_file, (self.folder / RESULTS).is_file()
         if (has_results or path.is_file()) and not (path.is_file() and json.loads(path.read_text()) == self.settings()):
             raise ValueError(f"{self.folder} holds a run with other settings, see {path}: choose an --output_dir")
         return has_results
@@ -95,7 +100,7 @@ class Run:
         """
         if not self.is_complete():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / SETTINGS, self.settings())
+            write_json(self.settings_file, self.settings())
             start = {} if self.start_from is None else {"model_name_or_path": self.start_from.folder}
             self.execute(self.folder, {"resume_from_checkpoint": "latest", **start}, threads)
         evaluate_without_attention(self, threads)

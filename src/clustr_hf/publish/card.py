@@ -121,6 +121,7 @@ class CardContents:
         tables (`Sequence[str]`): Further results in Markdown.
         limitations (`str`, *optional*): Limitations of the model.
         license (`str`, defaults to `"apache-2.0"`): License of the weights, as named on the Hub.
+        license_name, license_link (`str`, *optional*): Name and address of a license that the Hub calls `"other"`.
     """
 
     name: str | None = None
@@ -134,6 +135,8 @@ class CardContents:
     tables: Sequence[str] = ()
     limitations: str | None = None
     license: str = "apache-2.0"
+    license_name: str | None = None
+    license_link: str | None = None
 
 
 def measurements_of(
@@ -171,6 +174,8 @@ def write_model_card(
     data = ModelCardData(
         library_name="transformers",
         license=contents.license,
+        license_name=contents.license_name,
+        license_link=contents.license_link,
         pipeline_tag=task,
         base_model=contents.base_model,
         datasets=list(contents.datasets) or None,

@@ -20,6 +20,8 @@ HOUSEKEEPING = {
     *("eval_steps", "per_device_eval_batch_size", "gradient_checkpointing", "model_revision"),
     *("ignore_mismatched_sizes", "token", "trust_remote_code"),
 }
+# Arguments that name another model from which the trained model learns; cards show them, without private folders.
+SHOWN_PATHS = {"teacher_model_name_or_path"}
 # Arguments that have no effect if one of the others is given.
 OVERRIDDEN_BY = {
     "num_train_epochs": ("max_train_steps",),
@@ -80,11 +82,16 @@ def settings_of(*parsed: Any) -> dict[str, Any]:
         parsed: Dataclasses of arguments. Those that an `unused_settings` method of one of them names are left out.
     """
     unused = HOUSEKEEPING | _without_effect(parsed)
-    return {
-        name: plain_value(value)
+    settings = {
+        name: shorten_path(value) if name in SHOWN_PATHS and value is not None else plain_value(value)
         for args in parsed
         for name, value in asdict(args).items()
-        if value is not None and name not in unused and not name.endswith(("_dir", "_file", "_name", "_path"))
+    }
+    endings = ("_dir", "_file", "_name", "_path")
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and name not in unused and (name in SHOWN_PATHS or not name.endswith(endings))
     }
 
 

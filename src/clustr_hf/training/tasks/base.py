@@ -20,6 +20,7 @@ from ..arguments import LoopArguments, parse_arguments
 from ..data.class_names import KnownNames
 from ..data.loaders import collate
 from ..data.samples import EvaluationSamples, TrainingData, TrainingSamples
+from ..distillation import Teacher, load_teacher
 from ..distributed import make_accelerator
 from ..known_names import names_of_run
 from ..loop import train
@@ -167,6 +168,22 @@ def make_task(definition: TaskDefinition, run: Run) -> Task:
         write_card=report.write_card,
         write_evaluation=report.write_evaluation,
     )
+
+
+def load_run_teacher(run: Run, data: TaskData, processor: Any, auto_class: type, resizes: bool) -> Teacher | None:
+    """
+    The teacher of a training; None without one, and for evaluations.
+
+    Args:
+        run, data, processor: The run, whose recipe has [`DistillationArguments`], and the student's image processor.
+        auto_class, resizes: As in [`load_teacher`].
+    """
+    if run.loop.eval_only:
+        return None
+    with run.accelerator.main_process_first():
+        return load_teacher(
+            run.recipe, run.model, auto_class, data.labels, processor, resizes, run.accelerator.autocast
+        )
 
 
 def make_samples(

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ...augmentation import check_probabilities
+from ...distillation import DistillationArguments, Teacher
 from ...models import RecipeArguments
 
 
@@ -19,7 +20,7 @@ ATTENTION_PROJECTIONS = r".*\.attention\.(q_proj|kv_projs\.\d+|o_proj)"
 
 
 @dataclass
-class ClassificationRecipe(RecipeArguments):
+class ClassificationRecipe(DistillationArguments, RecipeArguments):
     """Augmentation, regularisation and fine-tuning of a classifier; all of it is off by default."""
 
     streaming: bool = field(
@@ -61,6 +62,7 @@ class ClassificationRecipe(RecipeArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         check_probabilities(
             self, "random_erasing", "label_smoothing", "mixup_probability", "cutmix_probability", "min_crop_scale"
         )
@@ -81,9 +83,9 @@ class ClassificationRecipe(RecipeArguments):
 
 
 def make_loss(
-    args: ClassificationRecipe, num_labels: int
+    args: ClassificationRecipe, num_labels: int, teacher: Teacher | None = None
 ) -> Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]:
-    """Cross-entropy with label smoothing, mixup and cutmix."""
+    """Cross-entropy with label smoothing, mixup and cutmix, and the distillation loss of a teacher, if there is one."""
     mix = None
     if args.mixup > 0 or args.cutmix > 0:
         mix = Mixup(
@@ -96,11 +98,12 @@ def make_loss(
         )
 
     def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        if mix is None:
-            logits = model(pixel_values=batch["pixel_values"]).logits
-            return cross_entropy(logits, batch["labels"], label_smoothing=args.label_smoothing)
-        pixel_values, targets = mix(batch["pixel_values"], batch["labels"])
-        return cross_entropy(model(pixel_values=pixel_values).logits, targets)
+        pixel_values, targets, smoothing = batch["pixel_values"], batch["labels"], args.label_smoothing
+        if mix is not None:
+            (pixel_values, targets), smoothing = mix(pixel_values, targets), 0.0  # the targets are smoothed already
+        logits = model(pixel_values=pixel_values).logits
+        loss = cross_entropy(logits, targets, label_smoothing=smoothing)
+        return loss if teacher is None else teacher.add_to(loss, logits, pixel_values)
 
     return compute_loss
 

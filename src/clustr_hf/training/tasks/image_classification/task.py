@@ -11,12 +11,13 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch import nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoModelForImageClassification
 
 from ....metrics import Accuracy
 from ...baselines import BaselineArguments, refuse_with_baseline
 from ...data.samples import EvaluationSamples, TrainingData, TrainingSamples
 from ...gradient_accumulation import divide_batch
-from ..base import Run, TaskData, TaskDefinition, TaskParts
+from ..base import Run, TaskData, TaskDefinition, TaskParts, load_run_teacher
 from ..evaluation_report import Scores, Table, warn_of_empty_rows
 from .data import HEADS, ClassificationDataArguments, label_names, load_labelled_images, load_stream
 from .model import load_classifier
@@ -93,10 +94,11 @@ def score(records: list[tuple[int, int, float]], labels: list[str]) -> tuple[dic
 def make_parts(run: Run, data: TaskData, model: nn.Module, processor: Any) -> TaskParts:
     rows, columns = data.splits["validation"], (run.data.image_column_name, run.data.label_column_name)
     read = ReadRow(processor, columns, len(data.labels), "validation", rows)
+    teacher = load_run_teacher(run, data, processor, AutoModelForImageClassification, resizes=True)
     return TaskParts(
         train_data=make_train_data(run, data, processor),
         eval_data=EvaluationSamples(read, evaluation_transform(processor), len(rows)),
-        compute_loss=make_loss(run.recipe, len(data.labels)),
+        compute_loss=make_loss(run.recipe, len(data.labels), teacher),
         predict=predict,
         scores=Scores(partial(score, labels=data.labels), partial(warn_of_empty_rows, column="images", unit="image")),
         metric="eval_accuracy",

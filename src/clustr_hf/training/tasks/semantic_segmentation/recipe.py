@@ -8,12 +8,13 @@ import torch
 from tqdm.auto import tqdm
 
 from ...data.decoding import UnreadableSample
+from ...distillation import DistillationArguments
 from ...models import RecipeArguments
 from .transforms import ReadLabelMap
 
 
 @dataclass
-class SegmentationRecipe(RecipeArguments):
+class SegmentationRecipe(DistillationArguments, RecipeArguments):
     """Regularisation, and class weights of the loss."""
 
     class_weight_exponent: float = field(
@@ -25,6 +26,7 @@ class SegmentationRecipe(RecipeArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.class_weight_exponent <= 1:
             raise ValueError(f"--class_weight_exponent must be in [0, 1], got {self.class_weight_exponent}")
 

@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import DistributedType
 from matplotlib.figure import Figure
 from torch import nn
+from transformers import AutoModelForSemanticSegmentation
 
 from ....remote_code.image_processing_clustr import IGNORE_INDEX
 from ....visualization import plot_segmentation
@@ -16,8 +17,9 @@ from ...data.class_names import choose_names
 from ...data.loaders import collate
 from ...data.samples import EvaluationSamples, spread_evenly
 from ...data.splits import load_data as load_rows
+from ...distillation import Teacher
 from ...gradient_accumulation import divide_batch
-from ..base import Run, TaskData, TaskDefinition, TaskParts, make_samples
+from ..base import Run, TaskData, TaskDefinition, TaskParts, load_run_teacher, make_samples
 from ..evaluation_report import Scores
 from .data import SegmentationDataArguments, label_names, segmentation_format
 from .evaluation import SegmentationEvaluationArguments, predict, predict_at_size, score, warn
@@ -78,8 +80,12 @@ def check_batch(run: Run, model: nn.Module) -> None:
         raise ValueError("UPerNet needs at least 2 images on a device at a time: change --per_device_train_batch_size")
 
 
-def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(pixel_values=batch["pixel_values"], labels=batch["labels"]).loss
+def compute_loss(model: nn.Module, batch: dict[str, torch.Tensor], teacher: Teacher | None = None) -> torch.Tensor:
+    """The loss of the model, combined with the distillation loss of a teacher, if there is one."""
+    output = model(pixel_values=batch["pixel_values"], labels=batch["labels"])
+    if teacher is None:
+        return output.loss
+    return teacher.add_to_dense(output.loss, output.logits, batch["pixel_values"], batch["labels"] != IGNORE_INDEX)
 
 
 def draw(
@@ -98,10 +104,12 @@ def make_parts(run: Run, data: TaskData, model: nn.Module, processor: Any) -> Ta
     readers = {split: ReadPair(maps, run.data.image_column_name, processor) for split, maps in data.splits.items()}
     make_transform = partial(SegmentationTransform, processor, run.augmentation)
     samples = make_samples(run, readers, make_transform, evaluation_transform(processor))
+    # The teacher sees crops at their own scale, not resized to the size of its processor, which is for whole images.
+    teacher = load_run_teacher(run, data, processor, AutoModelForSemanticSegmentation, resizes=False)
     return TaskParts(
         **samples,
         collate=partial(collate, stack_images=False),
-        compute_loss=compute_loss,
+        compute_loss=partial(compute_loss, teacher=teacher),
         predict=partial(predict, args=run.evaluation, num_labels=len(data.labels)),
         scores=Scores(partial(score, labels=data.labels), warn),
         metric="eval_mean_iou",

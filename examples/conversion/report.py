@@ -1,0 +1,2 @@
+def report(runs, args):
+    pass

@@ -1,0 +1,174 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""The card of a converted model: where its weights come from, under which license, and how exact the conversion is."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import PreTrainedModel
+
+from ...convert_checkpoint import CalibrationReport
+from ...publish.card import CardContents, load_card, measurements_of
+from ..command_line import shorten_path
+from .arguments import ConversionArguments
+
+
+class License(NamedTuple):
+    """A license as the Hub names it; `name` and `link` of one that the Hub calls `other`."""
+
+    license: str
+    name: str | None = None
+    link: str | None = None
+
+    def describe(self) -> str:
+        return self.license if self.name is None else f"{self.name} ({self.link})"
+
+
+# Licenses of the weights that the authors of the architectures have released.
+RELEASED = {
+    "pvt_v2": License("apache-2.0"),
+    "segformer": License(
+        "other",
+        "nvidia-source-code-license-for-segformer",
+        "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+    ),
+}
+TERMS = {
+    "segformer": (
+        "The SegFormer weights that NVIDIA has released are under NVIDIA's own license, which allows non-commercial "
+        "use only (research and evaluation); it also applies to weights that are converted from them."
+    )
+}
+
+
+def find_license(args: ConversionArguments, model_type: str) -> License:
+    """
+    The license of the source: `--license`, what its card says, or that of the released weights for a source on the Hub.
+
+    Raises:
+        ValueError: if the source is a folder whose card does not name a license, and `--license` is not given.
+    """
+    released = RELEASED[model_type]
+    if args.license is not None:
+        return released if args.license == released.license else License(args.license)
+    stated = _stated_license(args)
+    if stated is not None:
+        return released if stated.license == released.license and stated.name is None else stated
+    if Path(args.model_name_or_path).exists():
+        raise ValueError(
+            f"--license is needed: {args.model_name_or_path} has no card that names the license of its weights. "
+            f"{TERMS.get(model_type, '')}".strip()
+        )
+    return released
+
+
+def _stated_license(args: ConversionArguments) -> License | None:
+    """The license in the metadata of the source's card, if there is one."""
+    folder = Path(args.model_name_or_path)
+    try:
+        if not folder.exists():
+            card = ModelCard.load(args.model_name_or_path, token=args.token)
+        elif (folder / "README.md").is_file():
+            card = load_card(folder / "README.md")
+        else:
+            return None
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError):
+        return None  # no card, no network or no metadata
+    data = card.data.to_dict()
+    found = data.get("license")
+    return License(found, data.get("license_name"), data.get("license_link")) if isinstance(found, str) else None
+
+
+def conversion_card(
+    args: ConversionArguments,
+    source: PreTrainedModel,
+    licensed: License,
+    report: CalibrationReport,
+    num_images: int,
+    dataset: str | None,
+    command: str,
+) -> CardContents:
+    """
+    The contents of the card.
+
+    Args:
+        args: The arguments of the conversion.
+        source: The converted model.
+        licensed ([`License`]): The license of its weights.
+        report ([`CalibrationReport`]): Errors and scores of each step.
+        num_images (`int`): Number of images of the calibration.
+        dataset (`str`, *optional*): Name of the data set that the model was evaluated on.
+        command (`str`): The command of the conversion.
+    """
+    name = shorten_path(args.model_name_or_path)
+    is_hub_id = not Path(args.model_name_or_path).exists()
+    origin = f"`{name}` ({type(source).__name__}" + (f", revision {args.model_revision})" if is_hub_id else ")")
+    final = next(reversed(report.scores.values()), {})
+    return CardContents(
+        name=Path(args.output_dir).resolve().name,
+        summary=f"ClusTR with weights converted from {origin}. License of the weights: {licensed.describe()}.",
+        base_model=args.model_name_or_path if is_hub_id else None,
+        training=_origin(args, source, origin, licensed, num_images),
+        command=command,
+        measurements=measurements_of(final, dataset, command) if dataset else (),
+        tables=[text for text in (_score_table(report), _error_table(report)) if text],
+        limitations=_limitations(source, num_images),
+        license=licensed.license,
+        license_name=licensed.name,
+        license_link=licensed.link,
+    )
+
+
+def _origin(args: ConversionArguments, source: PreTrainedModel, origin: str, licensed: License, num_images: int) -> str:
+    parts = [
+        f"The weights are those of {origin}, whose attention to a grid was replaced by attention to clusters. Patch "
+        f"embeddings, norms, queries, feed-forward networks and the classifier, if there is one, were carried over."
+    ]
+    if num_images:
+        transfer = f", then by {args.transfer_steps:,} steps of attention transfer" if args.transfer_steps else ""
+        parts.append(
+            f"Keys and values were fitted to the source's on {num_images:,} images without labels, by least "
+            f"squares{transfer}."
+        )
+    parts.append(f"License of the source's weights, which also applies to these: {licensed.describe()}.")
+    if source.config.model_type in TERMS:
+        parts.append(TERMS[source.config.model_type])
+    return "\n\n".join(parts)
+
+
+def _score_table(report: CalibrationReport) -> str:
+    if not report.scores:
+        return ""
+    lines = ["| model | top-1 (%) |", "| --- | --- |"]
+    lines += [f"| {step} | {100 * scores['eval_accuracy']:.1f} |" for step, scores in report.scores.items()]
+    note = "*attention off*: the source with the output projections of its attention set to 0, a control."
+    return "\n".join([*lines, "", note])
+
+
+def _error_table(report: CalibrationReport) -> str:
+    if not report.errors:
+        return ""
+    text = (
+        "Squared difference between the outputs of the converted and of the source's attention, relative to the "
+        "variance of the source's output (0 is exact, 1 is as good as a constant):"
+    )
+    return f"{text}\n\n{report.as_table()}"
+
+
+def _limitations(source: PreTrainedModel, num_images: int) -> str:
+    parts = ["The model was not fine-tuned after the conversion."]
+    if "ForSemanticSegmentation" in type(source).__name__:
+        parts.append("Its segmentation head has random weights and must be trained.")
+    if num_images == 0:
+        parts.append("Its attention was not fitted to the source's.")
+    return " ".join(parts)
+
+
+def plain_report(report: CalibrationReport) -> dict[str, Any]:
+    """Errors and scores as JSON; blocks are named by stage and block, counted from 1."""
+    errors = {
+        step: {f"{stage + 1}, {block + 1}": error for (stage, block), error in by_block.items()}
+        for step, by_block in report.errors.items()
+    }
+    return {"errors": errors, "scores": report.scores}
