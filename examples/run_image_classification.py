@@ -7,18 +7,20 @@ Fine-tune ClusTR for image classification with Trainer, or train it from random 
         --dataset_name AI-Lab-Makerere/beans --label_column_name labels --do_train --do_eval --output_dir out/beans
 
 The arguments are those of transformers' `run_image_classification.py` without `--model_type`, since there is one type,
-and with `--variant`, `--image_size`, `--train_file` and `--validation_file`.
+and with `--variant`, `--image_size`, `--train_file`, `--validation_file`, and `--teacher_model_name_or_path` for
+distillation.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForImageClassification, HfArgumentParser, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.training import run_interruptibly
+from clustr_hf.training.distillation import DistillationArguments, load_teacher
 from clustr_hf.training.models import ModelArguments
 from clustr_hf.training.tasks.image_classification.data import (
     ClassificationDataArguments,
@@ -26,12 +28,19 @@ from clustr_hf.training.tasks.image_classification.data import (
     load_labelled_images,
 )
 from clustr_hf.training.tasks.image_classification.model import load_classifier
-from clustr_hf.training.tasks.image_classification.trainer import HubPush, add_transforms, make_card, names_to_match
+from clustr_hf.training.tasks.image_classification.trainer import (
+    DistillationTrainer,
+    HubPush,
+    add_transforms,
+    make_card,
+    names_to_match,
+)
 from clustr_hf.visualization import plot_training_curves
 
 
-def parse_args() -> tuple[ClassificationDataArguments, ModelArguments, TrainingArguments]:
-    parser = HfArgumentParser((ClassificationDataArguments, ModelArguments, TrainingArguments), allow_abbrev=False)
+def parse_args() -> tuple[ClassificationDataArguments, ModelArguments, DistillationArguments, TrainingArguments]:
+    arguments = (ClassificationDataArguments, ModelArguments, DistillationArguments, TrainingArguments)
+    parser = HfArgumentParser(arguments, allow_abbrev=False)
     if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
         return parser.parse_json_file(json_file=sys.argv[1])
     return parser.parse_args_into_dataclasses()
@@ -47,7 +56,7 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     return checkpoint
 
 
-def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
+def train(trainer: DistillationTrainer, checkpoint: str | None) -> dict[str, float]:
     """Train, and save the model, its metrics and the training curve."""
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -60,7 +69,7 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
     return {"train_runtime": result.metrics["train_runtime"]} if checkpoint is None else {}
 
 
-def evaluate(trainer: Trainer) -> dict[str, float]:
+def evaluate(trainer: DistillationTrainer) -> dict[str, float]:
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
@@ -68,23 +77,28 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
 
 
 def main():
-    data_args, model_args, training_args = parse_args()
+    data_args, model_args, distillation_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the transforms need the image column
     if training_args.do_eval and not training_args.do_train:
         data_args.leave_training_out()
     else:
         data_args.check_training()
     set_seed(training_args.seed)
-    card = make_card(data_args, model_args, training_args)
+    card = make_card(data_args, model_args, distillation_args, training_args)
     hub = HubPush(card, training_args) if training_args.push_to_hub else None
     training_args.push_to_hub = False  # HubPush replaces Trainer's own pushes
 
     checkpoint = find_checkpoint(training_args) if training_args.do_train else None
     known = names_to_match(training_args, model_args, checkpoint)
     data = load_labelled_images(data_args, model_args, training_args.seed, known)
-    model, processor = load_classifier(model_args, label_names(data["validation"], data_args.label_column_name))
+    labels = label_names(data["validation"], data_args.label_column_name)
+    model, processor = load_classifier(model_args, labels)
     add_transforms(data, processor, data_args)
-    trainer = Trainer(
+    teacher = None
+    if training_args.do_train:
+        auto_class = AutoModelForImageClassification
+        teacher = load_teacher(distillation_args, model_args, auto_class, labels, processor, resizes=True)
+    trainer = DistillationTrainer(
         model=model,
         args=training_args,
         train_dataset=data["train"] if training_args.do_train else None,
@@ -92,6 +106,7 @@ def main():
         compute_metrics=compute_accuracy,
         processing_class=processor,
         callbacks=None if hub is None else [hub],
+        teacher=teacher,
     )
     results = train(trainer, checkpoint) if training_args.do_train else {}
     if training_args.do_eval:

@@ -65,6 +65,11 @@ class ConversionStudyArguments:
         return str(EXAMPLES / "recipes" / f"{SETTINGS[self.setting].recipe}.json")
 
     @property
+    def num_epochs(self) -> float:
+        """Epochs of the source."""
+        return self.read_recipe()["num_train_epochs"]
+
+    @property
     def one_scale(self) -> list[int]:
         return SETTINGS[self.setting].one_scale
 

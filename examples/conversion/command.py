@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 from conversion.arguments import ConversionStudyArguments
 from conversion.plan import plan_runs
+from conversion.report import report
 
 
 def select(runs: Sequence[Run], rows: str) -> list[Run]:
@@ -42,6 +43,4 @@ def main():
     complete = [run.is_complete() for run in runs]  # refuses folders with other settings before any training starts
     if not args.report:
         train(runs, args.jobs, f"runs, {sum(complete)} of them complete")
-    from conversion.report import report
-
     report([run for run in runs if run.is_complete()], args)

@@ -5,9 +5,11 @@ and the same training without interruption or on one process.
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
+import run_image_classification as trainer_script
 import run_image_classification_no_trainer as classification
 import run_semantic_segmentation_no_trainer as segmentation
 import torch
@@ -300,6 +302,27 @@ def test_two_processes_give_the_weights_of_one(image_folders, tmp_path, teacher,
     run_on_two_processes("classification", classification_arguments(image_folders, two, *arguments), tmp_path / "logs")
     for name, value in weights(one).items():
         torch.testing.assert_close(weights(two)[name], value, atol=2e-4, rtol=0)
+
+
+def test_trainer_learns_from_the_teacher(image_folders, tmp_path, teacher, monkeypatch):
+    def train(name, *arguments):
+        command = [trainer_script.__file__, *("--do_train", "--do_eval", "--variant", "nano", "--image_size", 32)]
+        command += ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
+        command += ["--per_device_train_batch_size", 8, "--max_steps", 3, "--logging_steps", 1, "--use_cpu"]
+        command += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / name, *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        trainer_script.main()
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        return [entry["loss"] for entry in history if "loss" in entry], weights(tmp_path / name)
+
+    plain, plain_weights = train("plain")
+    taught, taught_weights = train("taught", "--teacher_model_name_or_path", teacher, "--distillation_alpha", 0.9)
+    ignored, ignored_weights = train("ignored", "--teacher_model_name_or_path", teacher, "--distillation_alpha", 0.0)
+    assert taught[0] != plain[0] and not same(taught_weights, plain_weights)
+    assert ignored == pytest.approx(plain, abs=1e-3) and same(ignored_weights, plain_weights)
+    evaluation = [json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("ignored", "plain")]
+    assert evaluation[0]["eval_loss"] == evaluation[1]["eval_loss"]
+    assert "| distillation_alpha | `0.9` |" in (tmp_path / "taught" / "README.md").read_text()
 
 
 def test_a_segmenter_learns_from_its_teacher_and_resumes_exactly(

@@ -44,7 +44,12 @@ class ConversionArguments:
     )
     num_calibration_images: int = field(
         default=256,
-        metadata={"help": "Number of images of the calibration, chosen at random; 0 converts without calibration."},
+        metadata={
+            "help": (
+                "Number of images of the calibration, chosen at random; a fifth of them only measures its errors. 0 "
+                "converts without calibration."
+            )
+        },
     )
     transfer_steps: int = field(
         default=200,

@@ -60,8 +60,8 @@ def convert(args: ConversionArguments, data_args: ClassificationDataArguments) -
     images = calibration_images(args, data, data_args.image_column_name, processor)
     evaluate = make_evaluation(args, data_args, data, source, processor)
     report = CalibrationReport(scores=_score_source(source, evaluate))
-    _calibrate(args, model, source, images, evaluate, report)
-    _write(args, data_args, model, source, processor, licensed, report, 0 if images is None else len(images))
+    num_images = _calibrate(args, model, source, images, evaluate, report)
+    _write(args, data_args, model, source, processor, licensed, report, num_images)
     return report
 
 
@@ -87,18 +87,20 @@ def load_processor(args: ConversionArguments) -> ClusTRImageProcessor:
     return processor if args.image_size is None else resized_processor(processor, args.image_size)
 
 
-def _calibrate(args, model: PreTrainedModel, source: PreTrainedModel, images, evaluate, report: CalibrationReport):
-    """Calibrate the model, and add errors and scores to the report."""
+def _calibrate(
+    args, model: PreTrainedModel, source: PreTrainedModel, images, evaluate, report: CalibrationReport
+) -> int:
+    """Calibrate the model, and add errors and scores to the report; returns the number of images it was fitted to."""
     if images is None:
         if evaluate is not None:
             report.scores["as converted"] = evaluate(model)
-        return
-    measured = max(1, round(MEASURED_SHARE * len(images)))
+        return 0
+    measured = round(MEASURED_SHARE * len(images))
     calibrated = calibrate(
         model,
         source,
-        images[measured:] if len(images) > 1 else images,
-        images[:measured],
+        images[measured:],
+        images[:measured] if measured else None,
         num_steps=args.transfer_steps,
         batch_size=args.transfer_batch_size,
         learning_rate=args.transfer_learning_rate,
@@ -108,6 +110,7 @@ def _calibrate(args, model: PreTrainedModel, source: PreTrainedModel, images, ev
     )
     report.errors |= calibrated.errors
     report.scores |= calibrated.scores
+    return len(images) - measured
 
 
 def _write(args, data_args, model, source, processor, licensed, report: CalibrationReport, num_images: int):

@@ -9,9 +9,10 @@ import torch
 from datasets import DatasetDict
 from huggingface_hub import HfApi
 from PIL import Image
+from torch import nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
-from transformers import AutoConfig, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.logging import get_logger
 
@@ -20,6 +21,7 @@ from ....publish.card import plain_value
 from ...command_line import command_line, settings_of
 from ...data.class_names import KnownNames, names_of
 from ...data.decoding import decode_rgb
+from ...distillation import DistillationArguments, Teacher
 from ...known_names import known_names
 from ...models import ModelArguments
 from ...training_card import TrainingCard
@@ -78,13 +80,38 @@ def names_to_match(args: TrainingArguments, model_args: ModelArguments, checkpoi
 
 
 def make_card(
-    data_args: ClassificationDataArguments, model_args: ModelArguments, training_args: TrainingArguments
+    data_args: ClassificationDataArguments,
+    model_args: ModelArguments,
+    distillation_args: DistillationArguments,
+    training_args: TrainingArguments,
 ) -> TrainingCard:
     """The card before there are results; sets `command` and `settings` of the training arguments."""
     training_args.command = command_line(sys.argv[0], sys.argv[1:])
     settings = {name: plain_value(getattr(training_args, name)) for name in SETTINGS}
-    training_args.settings = settings_of(model_args, data_args) | settings
+    training_args.settings = settings_of(model_args, data_args, distillation_args) | settings
     return TrainingCard(training_args, data_args, model_args, "A ClusTR image classifier.")
+
+
+class DistillationTrainer(Trainer):
+    """
+    A Trainer whose models also learn from a teacher. Evaluations report the loss of the labels alone.
+
+    Args:
+        teacher ([`Teacher`], *optional*): The teacher. Default: none, which makes this a plain Trainer.
+    """
+
+    def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """As upstream, with the distillation loss added in training."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if self.teacher is not None and model.training:
+            loss = self.teacher.add_to(loss, outputs["logits"], inputs["pixel_values"])
+        return (loss, outputs) if return_outputs else loss
 
 
 class HubPush(TrainerCallback):
