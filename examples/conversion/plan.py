@@ -78,10 +78,10 @@ class _SeedPlan:
         """Fine-tuning of converted weights, with distillation from the source and without."""
         teacher = {"teacher_model_name_or_path": str(self.source.folder), **self.args.distillation}
         tuned = {"config_overrides": {}, **self._schedule(epochs, "tuned")}
-        return [
-            self._train(f"{name}-tuned-{epochs}", tuned, conversion),
-            self._train(f"{name}-distilled-{epochs}", {**tuned, **teacher}, conversion),
-        ]
+        runs = [self._train(f"{name}-tuned-{epochs}", tuned, conversion)]
+        if STARTS[name].is_calibrated:
+            runs.append(self._train(f"{name}-distilled-{epochs}", {**tuned, **teacher}, conversion))
+        return runs
 
     def _schedule(self, epochs: float, kind: str | None) -> dict[str, Any]:
         rate = {} if kind is None else {"learning_rate": self.args.learning_rates[kind]}

@@ -31,10 +31,9 @@ def save_photographs(shared_folder, folder):
         pictures = [(row["image"].convert("RGB"), row["label"]) for row in rows]
     else:
         generator = np.random.default_rng(0)
-        noise = [
-            generator.integers(0, 256, (4 + index, 4 + index, 3), dtype=np.uint8) for index in range(NUM_PHOTOGRAPHS)
-        ]
-        pictures = [(Image.fromarray(each).resize((128, 128)), index % 10) for index, each in enumerate(noise)]
+        sides = range(4, 4 + NUM_PHOTOGRAPHS)
+        noise = [Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)) for side in sides]
+        pictures = [(each.resize((128, 128)), index % 10) for index, each in enumerate(noise)]
     for index, (picture, label) in enumerate(pictures):
         path = folder / ("train" if index >= 8 else "validation") / f"class {label}" / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
