@@ -58,8 +58,6 @@ class ConversionStudyArguments:
     def train_file(self) -> str:
         return f"{self.data}/train.parquet"
 
-    validation_file = None
-
     @property
     def recipe(self) -> str:
         return str(EXAMPLES / "recipes" / f"{SETTINGS[self.setting].recipe}.json")

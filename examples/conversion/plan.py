@@ -5,7 +5,7 @@ The runs: a PVTv2 as the source, its conversions, and trainings that start from 
 Learning rates, alpha and temperature were chosen by `--choices` on other images than those of the tables.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class _SeedPlan:
         runs = [self.source]
         runs += [self._train(f"scratch-{epochs}", self._schedule(epochs, None)) for epochs in EPOCHS]
         runs += [self._train("scratch", {})]
-        baseline = {"baseline": "pvt_v2"}
+        baseline = {"baseline": "pvt_v2", "config_overrides": {}}
         runs += [
             self._train(f"source-{epochs}", {**baseline, **self._schedule(epochs, "source")}, self.source)
             for epochs in EPOCHS
@@ -90,7 +90,6 @@ class _SeedPlan:
     def _train(self, row: str, arguments: dict[str, Any], start_from: Run | None = None) -> Run:
         args = self.args
         files = {"recipe": args.recipe, "train_file": args.train_file}
-        files |= {} if args.validation_file is None else {"validation_file": args.validation_file}
         files |= {"dataloader_num_workers": args.dataloader_num_workers}
         arguments = {"seed": self.seed, **arguments}
         folder = Path(args.output_dir) / "classification" / f"{row}-seed{self.seed}"
@@ -107,13 +106,19 @@ class _SeedPlan:
         )
 
     def _convert(self, name: str, start: Start) -> Conversion:
-        run = self._train(name, {}, self.source)
         ratios = self.args.one_scale if start.scales == "one" else self.recipe["config_overrides"]["reduction_ratios"]
         calibration = CALIBRATION if start.is_calibrated else {**CALIBRATION, "num_calibration_images": 0}
         arguments = {"seed": self.seed, **calibration, "config_overrides": {"reduction_ratios": ratios}}
         arguments |= {field: self.recipe[field] for field in DATA_FIELDS if field in self.recipe}
-        files = {key: value for key, value in run.housekeeping.items() if key in ("train_file", "validation_file")}
         folder = Path(self.args.output_dir) / "conversion" / f"{name}-seed{self.seed}"
         return Conversion(
-            name, self.seed, "conversion", folder, arguments, {}, run.data, files, start_from=replace(self.source)
+            name,
+            self.seed,
+            "conversion",
+            folder,
+            arguments,
+            recipe={},
+            data=Path(self.args.data),
+            housekeeping={"train_file": self.args.train_file},
+            start_from=self.source,
         )
