@@ -20,9 +20,9 @@ SETTINGS = {
     "imagenette": Setting("ablation_imagenette", [64, 16, 4, 1]),
     "cifar10": Setting("ablation_cifar10", [16, 16, 16, 16]),
 }
-# Relative to the recipe's learning rate.
-RATES = {"source": 0.3, "tuned": 0.3}
-DISTILLATION = {"distillation_alpha": 0.5, "distillation_temperature": 1.0}
+# Learning rates of the source and of converted weights, relative to the recipe's; alpha and temperature.
+CHOSEN_RATES = {"source": 0.3, "tuned": 0.3}
+DISTILLATION = (0.5, 1.0)
 
 
 @dataclass
@@ -30,7 +30,17 @@ class ConversionStudyArguments:
     """The setting, its data and the seeds."""
 
     setting: str = field(metadata={"help": f"Setting of the study, one of {', '.join(SETTINGS)}."})
-    data: str = field(metadata={"help": "Folder with train.parquet: images and labels."})
+    data: str = field(
+        metadata={"help": "Folder with train.parquet, for --choices also val.parquet: images and labels."}
+    )
+    segmentation_data: str | None = field(
+        default=None,
+        metadata={"help": "Folder with train.parquet, val.parquet and id2label.json. Default: no segmentation runs."},
+    )
+    choices: bool = field(
+        default=False,
+        metadata={"help": "Whether to compare learning rates and distillations on val.parquet instead."},
+    )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds; every row of the table is run once with each."}
     )
@@ -51,16 +61,20 @@ class ConversionStudyArguments:
             raise ValueError(f"--setting must be one of {list(SETTINGS)}, got {self.setting!r}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds must be different numbers of at least 0, got {self.seeds}")
-        if not Path(self.train_file).is_file() and not self.report:
-            raise ValueError(f"--data {self.data} must be a folder with train.parquet, but has none")
-
-    @property
-    def train_file(self) -> str:
-        return f"{self.data}/train.parquet"
+        files = {"data": ["train.parquet", *(["val.parquet"] if self.choices else [])]}
+        files |= {"segmentation_data": ["train.parquet", "val.parquet", "id2label.json"]}
+        for name, required in files.items():
+            folder = getattr(self, name)
+            missing = [file for file in required if folder is not None and not (Path(folder) / file).is_file()]
+            if missing and not self.report:
+                raise ValueError(f"--{name} {folder} must be a folder with {required}, but lacks {missing}")
 
     @property
     def recipe(self) -> str:
+        """Path of the recipe of the classification runs."""
         return str(EXAMPLES / "recipes" / f"{SETTINGS[self.setting].recipe}.json")
+
+    segmentation_recipe = str(EXAMPLES / "recipes" / "ablation_camvid.json")
 
     @property
     def num_epochs(self) -> float:
@@ -71,12 +85,6 @@ class ConversionStudyArguments:
     def one_scale(self) -> list[int]:
         return SETTINGS[self.setting].one_scale
 
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        rate = self.read_recipe()["learning_rate"]
-        return {kind: round(rate * share, 6) for kind, share in RATES.items()}
-
-    distillation = DISTILLATION
-
-    def read_recipe(self) -> dict[str, Any]:
-        return json.loads(Path(self.recipe).read_text())
+    def read_recipe(self, task: str = "classification") -> dict[str, Any]:
+        """The recipe of a task, `"classification"` or `"segmentation"`."""
+        return json.loads(Path(self.recipe if task == "classification" else self.segmentation_recipe).read_text())

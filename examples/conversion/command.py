@@ -6,8 +6,10 @@ data.
     python examples/conversion --setting imagenette --data imagenette128 --output_dir out/conversion-imagenette
 
 Every seed trains a source, transformers' PVTv2, converts it, and fine-tunes the result with distillation and without,
-beside the source itself and ClusTR from random weights. Complete runs are skipped, and an interrupted run is resumed.
-`--report` trains nothing. docs/pretrained_weights.md has the results.
+beside the source itself and ClusTR from random weights; with `--segmentation_data`, some of them start a semantic
+segmentation. Complete runs are skipped, and an interrupted run is resumed. `--choices` compares learning rates and
+distillations on images that the tables do not report. `--report` trains nothing. docs/pretrained_weights.md has the
+results.
 """
 
 import re
@@ -21,7 +23,7 @@ from transformers import HfArgumentParser
 
 from conversion.arguments import ConversionStudyArguments
 from conversion.plan import plan_runs
-from conversion.report import report
+from conversion.report import report, report_choices
 
 
 def select(runs: Sequence[Run], rows: str) -> list[Run]:
@@ -43,4 +45,5 @@ def main():
     complete = [run.is_complete() for run in runs]  # refuses folders with other settings before any training starts
     if not args.report:
         train(runs, args.jobs, f"runs, {sum(complete)} of them complete")
-    report([run for run in runs if run.is_complete()], args)
+    write_report = report_choices if args.choices else report
+    write_report([run for run in runs if run.is_complete()], args)

@@ -2,53 +2,35 @@
 """
 The runs: a PVTv2 as the source, its conversions, and trainings that start from them, beside controls.
 
-Learning rates, alpha and temperature were chosen by `--choices` on other images than those of the tables.
+Learning rates, alpha and temperature are chosen by `--choices`, on images that the tables do not report.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablations.runs import Run
 
-from conversion.arguments import ConversionStudyArguments
+from conversion.arguments import CHOSEN_RATES, DISTILLATION, ConversionStudyArguments
+from conversion.rows import EPOCHS, SEGMENTED, STARTS, Start
 from conversion.runs import Conversion
 
 
-# Epochs of the fine-tuning; 10 % of each are warm-up.
-EPOCHS = (0.5, 1, 2)
+# Share of the fine-tuning that is warm-up.
 WARMUP_SHARE = 0.1
 CALIBRATION = {"num_calibration_images": 256, "transfer_steps": 200, "license": "apache-2.0"}
-# Fields of a recipe that name the images and their sizes.
+# Fields of a recipe that name the images.
 DATA_FIELDS = ("train_val_split", "max_train_samples")
-
-
-@dataclass(frozen=True)
-class Start:
-    """
-    Converted weights.
-
-    Args:
-        title (`str`): Title of the rows.
-        scales (`str`): `"two"` or `"one"`.
-        is_calibrated (`bool`): Whether the attention is fitted to the source's.
-    """
-
-    title: str
-    scales: str
-    is_calibrated: bool = True
-
-
-STARTS = {
-    "two-scales": Start("two scales", "two"),
-    "one-scale": Start("one scale", "one"),
-    "uncalibrated": Start("two scales, not calibrated", "two", is_calibrated=False),
-}
+BASELINE = {"baseline": "pvt_v2"}
+# What the choices compare, in one epoch: learning rates relative to the recipe's, then alphas and temperatures.
+TRIED_RATES = (0.1, 1 / 3, 1)
+TRIED_DISTILLATIONS = ((0.5, 1.0), (0.9, 1.0), (0.9, 2.0))
+MIDDLE_RATE = TRIED_RATES[1]
 
 
 def plan_runs(args: ConversionStudyArguments) -> list[Run]:
-    """All runs, seed by seed."""
-    return [run for seed in args.seeds for run in _SeedPlan(args, seed).runs()]
+    """All runs, seed by seed; with `args.choices`, those on which settings are chosen."""
+    plans = [_SeedPlan(args, seed) for seed in args.seeds]
+    return [run for plan in plans for run in (plan.choices() if args.choices else plan.runs())]
 
 
 class _SeedPlan:
@@ -56,69 +38,91 @@ class _SeedPlan:
 
     def __init__(self, args: ConversionStudyArguments, seed: int):
         self.args, self.seed, self.recipe = args, seed, args.read_recipe()
-        self.source = self._train("source", {"baseline": "pvt_v2"})
+        self.source = self._train("source", BASELINE)
 
     def runs(self) -> list[Run]:
         runs = [self.source]
-        runs += [self._train(f"scratch-{epochs}", self._schedule(epochs, None)) for epochs in EPOCHS]
+        runs += [self._train(f"scratch-{epochs}", self._schedule(epochs)) for epochs in EPOCHS]
         runs += [self._train("scratch", {})]
-        baseline = {"baseline": "pvt_v2", "config_overrides": {}}
         runs += [
-            self._train(f"source-{epochs}", {**baseline, **self._schedule(epochs, "source")}, self.source)
-            for epochs in EPOCHS
+            self._train_source(f"source-{epochs}", self._schedule(epochs, CHOSEN_RATES["source"])) for epochs in EPOCHS
         ]
         for name, start in STARTS.items():
             conversion = self._convert(name, start)
             runs.append(conversion)
             for epochs in EPOCHS if name == "two-scales" else EPOCHS[1:2]:
-                runs += self._tune(name, conversion, epochs)
+                schedule = self._schedule(epochs, CHOSEN_RATES["tuned"])
+                runs.append(self._tune(f"{name}-tuned-{epochs}", conversion, schedule))
+                if start.is_calibrated:
+                    runs.append(self._distill(f"{name}-distilled-{epochs}", conversion, schedule, *DISTILLATION))
+        if self.args.segmentation_data is not None:
+            runs += [self._segment(run) for run in runs if run.row in SEGMENTED]
         return runs
 
-    def _tune(self, name: str, conversion: Conversion, epochs: float) -> list[Run]:
-        """Fine-tuning of converted weights, with distillation from the source and without."""
-        teacher = {"teacher_model_name_or_path": str(self.source.folder), **self.args.distillation}
-        tuned = {"config_overrides": {}, **self._schedule(epochs, "tuned")}
-        runs = [self._train(f"{name}-tuned-{epochs}", tuned, conversion)]
-        if STARTS[name].is_calibrated:
-            runs.append(self._train(f"{name}-distilled-{epochs}", {**tuned, **teacher}, conversion))
+    def choices(self) -> list[Run]:
+        conversion = self._convert("two-scales", STARTS["two-scales"])
+        runs = [self.source, conversion]
+        for share in TRIED_RATES:
+            schedule = self._schedule(1, share)
+            rate = schedule["learning_rate"]
+            runs.append(self._tune(f"tuned-{rate}", conversion, schedule, is_choice=True))
+            runs.append(self._train_source(f"source-{rate}", schedule, is_choice=True))
+        schedule = self._schedule(1, MIDDLE_RATE)
+        for settings in TRIED_DISTILLATIONS:
+            name = "distilled-{}-{}".format(*settings)
+            runs.append(self._distill(name, conversion, schedule, *settings, is_choice=True))
         return runs
 
-    def _schedule(self, epochs: float, kind: str | None) -> dict[str, Any]:
-        rate = {} if kind is None else {"learning_rate": self.args.learning_rates[kind]}
-        return {"num_train_epochs": epochs, "warmup_epochs": round(WARMUP_SHARE * epochs, 3), **rate}
+    def _train_source(self, row: str, schedule: dict[str, Any], **kind: bool) -> Run:
+        """The source, trained further."""
+        return self._train(row, {**BASELINE, "config_overrides": {}, **schedule}, self.source, **kind)
 
-    def _train(self, row: str, arguments: dict[str, Any], start_from: Run | None = None) -> Run:
-        args = self.args
-        files = {"recipe": args.recipe, "train_file": args.train_file}
-        files |= {"dataloader_num_workers": args.dataloader_num_workers}
-        arguments = {"seed": self.seed, **arguments}
-        folder = Path(args.output_dir) / "classification" / f"{row}-seed{self.seed}"
-        return Run(
-            row,
-            self.seed,
-            "classification",
-            folder,
-            arguments,
-            self.recipe,
-            Path(args.data),
-            files,
-            start_from=start_from,
+    def _tune(self, row: str, conversion: Conversion, arguments: dict[str, Any], **kind: bool) -> Run:
+        """Converted weights, trained further."""
+        return self._train(row, {"config_overrides": {}, **arguments}, conversion, **kind)
+
+    def _distill(
+        self, row: str, conversion: Conversion, schedule: dict[str, Any], alpha: float, temperature: float, **kind: bool
+    ) -> Run:
+        """Converted weights, trained further with the source as the teacher."""
+        teacher = {"teacher_model_name_or_path": str(self.source.folder)}
+        teacher |= {"distillation_alpha": alpha, "distillation_temperature": temperature}
+        return self._tune(row, conversion, {**schedule, **teacher}, **kind)
+
+    def _schedule(self, epochs: float, rate: float | None = None) -> dict[str, Any]:
+        """A number of epochs, and a learning rate relative to the recipe's; default: the recipe's."""
+        schedule = {"num_train_epochs": epochs, "warmup_epochs": round(WARMUP_SHARE * epochs, 3)}
+        return (
+            schedule if rate is None else {**schedule, "learning_rate": round(rate * self.recipe["learning_rate"], 6)}
         )
 
-    def _convert(self, name: str, start: Start) -> Conversion:
+    def _train(
+        self, row: str, arguments: dict[str, Any], start_from: Run | None = None, is_choice: bool = False
+    ) -> Run:
+        args = self.args
+        files = {"recipe": args.recipe, "train_file": f"{args.data}/train.parquet"}
+        files |= {"validation_file": f"{args.data}/val.parquet"} if is_choice else {}
+        files |= {"dataloader_num_workers": args.dataloader_num_workers}
+        arguments = {"seed": self.seed, **arguments}
+        folder = Path(args.output_dir) / ("choices" if is_choice else "classification") / f"{row}-seed{self.seed}"
+        data = Path(args.data)
+        return Run(row, self.seed, "classification", folder, arguments, self.recipe, data, files, start_from=start_from)
+
+    def _convert(self, row: str, start: Start) -> Conversion:
         ratios = self.args.one_scale if start.scales == "one" else self.recipe["config_overrides"]["reduction_ratios"]
         calibration = CALIBRATION if start.is_calibrated else {**CALIBRATION, "num_calibration_images": 0}
         arguments = {"seed": self.seed, **calibration, "config_overrides": {"reduction_ratios": ratios}}
         arguments |= {field: self.recipe[field] for field in DATA_FIELDS if field in self.recipe}
-        folder = Path(self.args.output_dir) / "conversion" / f"{name}-seed{self.seed}"
-        return Conversion(
-            name,
-            self.seed,
-            "conversion",
-            folder,
-            arguments,
-            recipe={},
-            data=Path(self.args.data),
-            housekeeping={"train_file": self.args.train_file},
-            start_from=self.source,
-        )
+        folder, data = Path(self.args.output_dir) / "conversion" / f"{row}-seed{self.seed}", Path(self.args.data)
+        files = {"train_file": f"{self.args.data}/train.parquet"}
+        return Conversion(row, self.seed, "conversion", folder, arguments, {}, data, files, start_from=self.source)
+
+    def _segment(self, start: Run) -> Run:
+        """Semantic segmentation that starts from a classifier."""
+        data, recipe = Path(self.args.segmentation_data), self.args.segmentation_recipe
+        names = {"train_file": "train.parquet", "validation_file": "val.parquet", "id2label_file": "id2label.json"}
+        files = {"recipe": recipe, **{option: data / name for option, name in names.items()}}
+        arguments = {"num_pictures": 0, "seed": self.seed, **(BASELINE if start.row == "source" else {})}
+        folder = Path(self.args.output_dir) / "segmentation" / f"{start.row}-seed{self.seed}"
+        contents = self.args.read_recipe("segmentation")
+        return Run(start.row, self.seed, "segmentation", folder, arguments, contents, data, files, start_from=start)

@@ -18,6 +18,7 @@ from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.conversion import ConversionArguments
 from clustr_hf.training.tasks.image_classification.data import ClassificationDataArguments
 from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
+from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
 # Scores of the fake runs: of 100 held-out images, plus the seed.
@@ -43,9 +44,10 @@ class FakeScripts:
             results = {"errors": {}, "scores": {name: {**each, "eval_samples": 100} for name, each in scores.items()}}
             (folder / "all_results.json").write_text(json.dumps(results))
         elif "--eval_only" in options:
-            (folder / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.25}))
+            (folder / "eval_results.json").write_text(json.dumps({"eval_accuracy": 0.25, "eval_mean_iou": 0.2}))
         else:
-            results = {"eval_accuracy": (SCORES.get(row, 50) + int(seed)) / 100, "eval_samples": 100}
+            score = (SCORES.get(row, 50) + int(seed)) / 100
+            results = {"eval_accuracy": score, "eval_mean_iou": score / 2, "eval_loss": 1.0, "eval_samples": 100}
             (folder / "all_results.json").write_text(json.dumps({**results, "step": 2, "train_runtime": 1.0}))
         if "--eval_only" not in options:
             self.commands.append((folder.name, words[1], words[2:]))
@@ -54,24 +56,35 @@ class FakeScripts:
 
 def make_args(tmp_path, **settings):
     (tmp_path / "train.parquet").touch()
+    for name in ("val.parquet", "id2label.json"):
+        (tmp_path / name).touch()
     defaults = {"setting": "imagenette", "seeds": [0, 3], "output_dir": str(tmp_path / "out")}
     return ConversionStudyArguments(data=str(tmp_path), **{**defaults, **settings})
 
 
-@pytest.mark.parametrize("setting", list(SETTINGS))
-def test_all_commands_are_valid_and_start_from_what_ran_before(tmp_path, monkeypatch, setting):
-    scripts, args = FakeScripts(monkeypatch), make_args(tmp_path, setting=setting, seeds=[0])
+@pytest.mark.parametrize(
+    "settings", [*({"setting": name} for name in SETTINGS), {"choices": True}, {"segmentation": True}]
+)
+def test_all_commands_are_valid_and_start_from_what_ran_before(tmp_path, monkeypatch, settings):
+    if "segmentation" in settings:
+        settings = {"segmentation_data": str(tmp_path)}
+    scripts, args = FakeScripts(monkeypatch), make_args(tmp_path, **settings, seeds=[0])
     planned = plan_runs(args)
     for run in planned:
         run.start()
     names = [name for name, *_ in scripts.commands]
-    assert names == [run.folder.name for run in planned] and len(set(names)) == len(names)
+    assert names == [run.folder.name for run in planned]
+    assert len({run.folder for run in planned}) == len(planned)
     for name, script, words in scripts.commands:
         if script.endswith("convert_pretrained.py"):
             classes = (ConversionArguments, ClassificationDataArguments)
             parsed, _ = HfArgumentParser(classes, allow_abbrev=False).parse_args_into_dataclasses(words)
             assert Path(parsed.model_name_or_path).name == "source-seed0" and parsed.license == "apache-2.0"
             assert (parsed.num_calibration_images == 0) == name.startswith("uncalibrated")
+        elif script.endswith("run_semantic_segmentation_no_trainer.py"):
+            _, model, *_ = parse_arguments(*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments, arguments=words)
+            assert Path(model.model_name_or_path).name == name
+            assert (model.baseline is None) == (name != "source-seed0")
         else:
             _, model, recipe, loop = parse_arguments(
                 *IMAGE_CLASSIFICATION.arguments.values(), LoopArguments, arguments=words
@@ -102,9 +115,25 @@ def test_the_table_compares_within_seeds(tmp_path, monkeypatch, capsys):
     assert "| two scales, least squares | 71.5 ± 2.1 | -10.0 ± 0.0 | 87.7 | 51.5 |" in text
     assert "| two scales, 1 epoch more with distillation | 80.5 ± 2.1 | -1.0 ± 0.0 | 98.8 | 25.0 |" in text
     assert "| two scales, 1 epoch more with distillation - two scales, 1 epoch more | +1.0 ± 0.0 |" in text
-    assert "Top-1 of 100 held-out images" in text and "Not with all seeds" not in text
+    assert "Top-1 (%) of 100 held-out images" in text and "Not with all seeds" not in text
     results = json.loads((tmp_path / "out" / "table.json").read_text())
-    assert len(results["rows"]) == len(text.split("\n\n")[0].splitlines()) - 2
+    assert len(results["classification"]["rows"]) == len(text.split("\n\n")[0].splitlines()) - 2
+    assert results["segmentation"]["rows"] == {}
+
+
+def test_choices_and_segmentation_have_tables_of_their_own(tmp_path, monkeypatch):
+    FakeScripts(monkeypatch)
+    arguments = ["--setting", "imagenette", "--data", tmp_path, "--output_dir", tmp_path / "out", "--seeds", 0]
+    make_args(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments), "--choices"])
+    command.main()
+    lines = (tmp_path / "out" / "choices.md").read_text().splitlines()
+    assert len(lines) == 2 + 9 and "| tuned-0.001-seed0 | 50.0 | 1.000 |" in lines
+    monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments), "--segmentation_data", str(tmp_path)])
+    command.main()
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| start | mean IoU (%) |" in text
+    assert "| ClusTR from random weights: 5 epochs | 30.0 | -10.0 | 75.0 | 20.0 |" in text
 
 
 def test_a_row_without_all_seeds_is_named(tmp_path, monkeypatch):
@@ -133,5 +162,5 @@ def test_a_folder_of_another_study_is_refused(tmp_path, monkeypatch):
 def test_wrong_arguments(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         make_args(tmp_path, **settings)
-    with pytest.raises(ValueError, match=r"must be a folder with train\.parquet"):
+    with pytest.raises(ValueError, match=r"must be a folder with .* but lacks"):
         ConversionStudyArguments(setting="imagenette", data=str(tmp_path / "none"))

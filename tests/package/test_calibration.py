@@ -172,6 +172,14 @@ def test_shared_clusters_are_those_of_the_first_block(source):
     assert report.errors["least squares"][1, 1] == pytest.approx(error.item(), rel=1e-4)
 
 
+def test_projections_without_bias():
+    source = randomized(PvtV2ForImageClassification(PvtV2Config(**TINY, qkv_bias=False)))
+    model = convert_grid_backbone(source)
+    report = calibrate(model, source, images(), show_progress=False)
+    assert sum(report.errors["least squares"].values()) < sum(report.errors["as converted"].values())
+    assert all(projection.bias is None for projection in kv_projections(model))
+
+
 def test_wrong_arguments_are_refused(source, segmenter):
     model = convert_grid_backbone(source)
     with pytest.raises(ValueError, match="`pixel_values` must be a tensor"):

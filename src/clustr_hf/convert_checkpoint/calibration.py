@@ -191,32 +191,34 @@ def _deviation(output: torch.Tensor) -> torch.Tensor:
     return output - output.mean(dim=(0, 1))
 
 
-class _NormalEquations:
-    """Least squares of targets (..., 2C) from inputs (..., C) and a constant, in float64."""
+class _LeastSquares:
+    """Least squares of targets (..., 2C) from inputs (..., C) for a linear layer, by normal equations in float64."""
 
-    def __init__(self):
+    def __init__(self, projection: nn.Linear):
+        self.projection = projection
         self.squares = self.products = 0.0
 
     def add(self, inputs: torch.Tensor, targets: torch.Tensor):
-        inputs = _with_constant(inputs.flatten(0, -2).double())
+        inputs, targets = (_in_float64(tokens.flatten(0, -2)) for tokens in (inputs, targets))
+        if self.projection.bias is not None:
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
         self.squares = self.squares + inputs.T @ inputs
-        self.products = self.products + inputs.T @ targets.flatten(0, -2).double()
+        self.products = self.products + inputs.T @ targets
 
-    def solve(self, projection: nn.Linear) -> None:
-        """Replace the weights of a projection; those that the inputs do not determine stay as they are."""
-        bias = projection.weight.new_zeros(len(projection.weight)) if projection.bias is None else projection.bias
-        initial = torch.cat([projection.weight, bias[:, None]], dim=1).T.double()
+    def solve(self) -> None:
+        """Replace the weights of the layer; what the inputs do not determine stays as it is."""
+        parameters = [part for part in (self.projection.weight, self.projection.bias) if part is not None]
+        initial = torch.cat([_in_float64(part.reshape(len(part), -1)) for part in parameters], dim=1).T
         diagonal = self.squares.diagonal()
         prior = torch.diag_embed(PRIOR_WEIGHT * diagonal.mean() * torch.ones_like(diagonal))
         change = torch.linalg.solve(self.squares + prior, self.products - self.squares @ initial)
-        solution = (initial + change).T.to(projection.weight.dtype)
-        projection.weight.copy_(solution[:, :-1])
-        if projection.bias is not None:
-            projection.bias.copy_(solution[:, -1])
+        solution = (initial + change).T
+        for parameter, part in zip(parameters, (solution[:, : self.projection.in_features], solution[:, -1])):
+            parameter.copy_(part)
 
 
-def _with_constant(inputs: torch.Tensor) -> torch.Tensor:
-    return torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+def _in_float64(values: torch.Tensor) -> torch.Tensor:
+    return (values.cpu() if values.device.type == "mps" else values).double()  # Apple's GPUs have no float64
 
 
 @torch.no_grad()
@@ -225,7 +227,7 @@ def _fit_keys_and_values(batches: _Batches, pixel_values: torch.Tensor) -> None:
     Fit each `kv_projs`: from the token of a cluster, predict the mean of its tokens' keys and values. Those of a token
     are the ones that the source computes for its cell.
     """
-    equations = {place: [_NormalEquations() for _ in pair.ours.kv_projs] for place, pair in batches.pairs.items()}
+    fits = {place: [_LeastSquares(each) for each in pair.ours.kv_projs] for place, pair in batches.pairs.items()}
     for images in batches.in_order(pixel_values, "least squares"):
         for place, attention, recording in batches.record(images):
             counts = attention._count_clusters(recording.tokens.shape[1])
@@ -234,10 +236,9 @@ def _fit_keys_and_values(batches: _Batches, pixel_values: torch.Tensor) -> None:
                 targets = recording.keys_and_values
                 if tokens.shape[1] < targets.shape[1]:
                     targets = aggregate_tokens(targets, recording.cluster_index[scale], tokens.shape[1])
-                equations[place][scale].add(tokens, targets)
-    for place, pair in batches.pairs.items():
-        for solver, projection in zip(equations[place], pair.ours.kv_projs):
-            solver.solve(projection)
+                fits[place][scale].add(tokens, targets)
+    for fit in (fit for of_block in fits.values() for fit in of_block):
+        fit.solve()
 
 
 def _transfer(
