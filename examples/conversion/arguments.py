@@ -20,8 +20,8 @@ SETTINGS = {
     "imagenette": Setting("ablation_imagenette", [64, 16, 4, 1]),
     "cifar10": Setting("ablation_cifar10", [16, 16, 16, 16]),
 }
-# Learning rates of the source and of converted weights, relative to the recipe's; alpha and temperature.
-CHOSEN_RATES = {"source": 0.3, "tuned": 0.3}
+# The choices: the learning rate of fine-tuning, relative to the recipe's, and its minimum crop; alpha and temperature.
+CHOSEN_RATE, CHOSEN_CROP = 0.3, 0.7
 DISTILLATION = (0.5, 1.0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ablations.runs import Run
 
-from conversion.arguments import CHOSEN_RATES, DISTILLATION, ConversionStudyArguments
+from conversion.arguments import CHOSEN_CROP, CHOSEN_RATE, DISTILLATION, ConversionStudyArguments
 from conversion.rows import EPOCHS, SEGMENTED, STARTS, Start
 from conversion.runs import Conversion
 
@@ -21,10 +21,11 @@ CALIBRATION = {"num_calibration_images": 256, "transfer_steps": 200, "license": 
 # Fields of a recipe that name the images.
 DATA_FIELDS = ("train_val_split", "max_train_samples")
 BASELINE = {"baseline": "pvt_v2"}
-# What the choices compare, in one epoch: learning rates relative to the recipe's, then alphas and temperatures.
+# What the choices compare: learning rates of one epoch of fine-tuning, relative to the recipe's; then, with the middle
+# rate, alphas and temperatures; and minimum crops, also for random weights.
 TRIED_RATES = (0.1, 1 / 3, 1)
 TRIED_DISTILLATIONS = ((0.5, 1.0), (0.9, 1.0), (0.9, 2.0))
-MIDDLE_RATE = TRIED_RATES[1]
+TRIED_CROPS = (0.35, 0.7)
 
 
 def plan_runs(args: ConversionStudyArguments) -> list[Run]:
@@ -41,20 +42,18 @@ class _SeedPlan:
         self.source = self._train("source", BASELINE)
 
     def runs(self) -> list[Run]:
+        tuned = {epochs: self._schedule(epochs, CHOSEN_RATE, CHOSEN_CROP) for epochs in EPOCHS}
         runs = [self.source]
         runs += [self._train(f"scratch-{epochs}", self._schedule(epochs)) for epochs in EPOCHS]
         runs += [self._train("scratch", {})]
-        runs += [
-            self._train_source(f"source-{epochs}", self._schedule(epochs, CHOSEN_RATES["source"])) for epochs in EPOCHS
-        ]
+        runs += [self._train_source(f"source-{epochs}", tuned[epochs]) for epochs in EPOCHS]
         for name, start in STARTS.items():
             conversion = self._convert(name, start)
             runs.append(conversion)
             for epochs in EPOCHS if name == "two-scales" else EPOCHS[1:2]:
-                schedule = self._schedule(epochs, CHOSEN_RATES["tuned"])
-                runs.append(self._tune(f"{name}-tuned-{epochs}", conversion, schedule))
+                runs.append(self._tune(f"{name}-tuned-{epochs}", conversion, tuned[epochs]))
                 if start.is_calibrated:
-                    runs.append(self._distill(f"{name}-distilled-{epochs}", conversion, schedule, *DISTILLATION))
+                    runs.append(self._distill(f"{name}-distilled-{epochs}", conversion, tuned[epochs], *DISTILLATION))
         if self.args.segmentation_data is not None:
             runs += [self._segment(run) for run in runs if run.row in SEGMENTED]
         return runs
@@ -67,10 +66,14 @@ class _SeedPlan:
             rate = schedule["learning_rate"]
             runs.append(self._tune(f"tuned-{rate}", conversion, schedule, is_choice=True))
             runs.append(self._train_source(f"source-{rate}", schedule, is_choice=True))
-        schedule = self._schedule(1, MIDDLE_RATE)
+        middle = self._schedule(1, TRIED_RATES[1])
         for settings in TRIED_DISTILLATIONS:
             name = "distilled-{}-{}".format(*settings)
-            runs.append(self._distill(name, conversion, schedule, *settings, is_choice=True))
+            runs.append(self._distill(name, conversion, middle, *settings, is_choice=True))
+        for crop in TRIED_CROPS:
+            settings = {"min_crop_scale": crop}
+            runs.append(self._tune(f"tuned-crop-{crop}", conversion, {**middle, **settings}, is_choice=True))
+            runs.append(self._train(f"scratch-crop-{crop}", settings, is_choice=True))
         return runs
 
     def _train_source(self, row: str, schedule: dict[str, Any], **kind: bool) -> Run:
@@ -89,12 +92,11 @@ class _SeedPlan:
         teacher |= {"distillation_alpha": alpha, "distillation_temperature": temperature}
         return self._tune(row, conversion, {**schedule, **teacher}, **kind)
 
-    def _schedule(self, epochs: float, rate: float | None = None) -> dict[str, Any]:
-        """A number of epochs, and a learning rate relative to the recipe's; default: the recipe's."""
-        schedule = {"num_train_epochs": epochs, "warmup_epochs": round(WARMUP_SHARE * epochs, 3)}
-        return (
-            schedule if rate is None else {**schedule, "learning_rate": round(rate * self.recipe["learning_rate"], 6)}
-        )
+    def _schedule(self, epochs: float, rate: float | None = None, crop: float | None = None) -> dict[str, Any]:
+        """A number of epochs, a learning rate relative to the recipe's, and a minimum crop; default: the recipe's."""
+        schedule: dict[str, Any] = {"num_train_epochs": epochs, "warmup_epochs": round(WARMUP_SHARE * epochs, 3)}
+        schedule |= {} if rate is None else {"learning_rate": round(rate * self.recipe["learning_rate"], 6)}
+        return schedule | ({} if crop is None else {"min_crop_scale": crop})
 
     def _train(
         self, row: str, arguments: dict[str, Any], start_from: Run | None = None, is_choice: bool = False

@@ -128,7 +128,7 @@ def test_choices_and_segmentation_have_tables_of_their_own(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments), "--choices"])
     command.main()
     lines = (tmp_path / "out" / "choices.md").read_text().splitlines()
-    assert len(lines) == 2 + 9 and "| tuned-0.001-seed0 | 50.0 | 1.000 |" in lines
+    assert len(lines) == 2 + 13 and "| tuned-0.001-seed0 | 50.0 | 1.000 |" in lines
     monkeypatch.setattr(sys, "argv", ["conversion", *map(str, arguments), "--segmentation_data", str(tmp_path)])
     command.main()
     text = (tmp_path / "out" / "table.md").read_text()
