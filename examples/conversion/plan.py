@@ -46,16 +46,27 @@ class _SeedPlan:
         runs = [self.source]
         runs += [self._train(f"scratch-{epochs}", self._schedule(epochs)) for epochs in EPOCHS]
         runs += [self._train("scratch", {})]
-        runs += [self._train_source(f"source-{epochs}", tuned[epochs]) for epochs in EPOCHS]
+        further = {epochs: self._train_source(f"source-{epochs}", tuned[epochs]) for epochs in EPOCHS}
+        runs += further.values()
         for name, start in STARTS.items():
             conversion = self._convert(name, start)
             runs.append(conversion)
             for epochs in EPOCHS if name == "two-scales" else EPOCHS[1:2]:
-                runs.append(self._tune(f"{name}-tuned-{epochs}", conversion, tuned[epochs]))
-                if start.is_calibrated:
-                    runs.append(self._distill(f"{name}-distilled-{epochs}", conversion, tuned[epochs], *DISTILLATION))
+                runs += self._tune_in_all_ways(name, conversion, epochs, tuned[epochs], further[max(EPOCHS)])
         if self.args.segmentation_data is not None:
             runs += [self._segment(run) for run in runs if run.row in SEGMENTED]
+        return runs
+
+    def _tune_in_all_ways(
+        self, name: str, conversion: Conversion, epochs: float, schedule: dict[str, Any], better_teacher: Run
+    ) -> list[Run]:
+        """Without a teacher, with the source as the teacher, and with a better one."""
+        runs = [self._tune(f"{name}-tuned-{epochs}", conversion, schedule)]
+        if STARTS[name].is_calibrated:
+            runs.append(self._distill(f"{name}-distilled-{epochs}", conversion, schedule, *DISTILLATION))
+        if name == "two-scales":
+            row = f"{name}-taught-{epochs}"
+            runs.append(self._distill(row, conversion, schedule, *DISTILLATION, teacher=better_teacher))
         return runs
 
     def choices(self) -> list[Run]:
@@ -85,12 +96,19 @@ class _SeedPlan:
         return self._train(row, {"config_overrides": {}, **arguments}, conversion, **kind)
 
     def _distill(
-        self, row: str, conversion: Conversion, schedule: dict[str, Any], alpha: float, temperature: float, **kind: bool
+        self,
+        row: str,
+        conversion: Conversion,
+        schedule: dict[str, Any],
+        alpha: float,
+        temperature: float,
+        teacher: Run | None = None,
+        **kind: bool,
     ) -> Run:
-        """Converted weights, trained further with the source as the teacher."""
-        teacher = {"teacher_model_name_or_path": str(self.source.folder)}
-        teacher |= {"distillation_alpha": alpha, "distillation_temperature": temperature}
-        return self._tune(row, conversion, {**schedule, **teacher}, **kind)
+        """Converted weights, trained further with a teacher; default: the source."""
+        settings = {"teacher_model_name_or_path": str((teacher or self.source).folder)}
+        settings |= {"distillation_alpha": alpha, "distillation_temperature": temperature}
+        return self._tune(row, conversion, {**schedule, **settings}, **kind)
 
     def _schedule(self, epochs: float, rate: float | None = None, crop: float | None = None) -> dict[str, Any]:
         """A number of epochs, a learning rate relative to the recipe's, and a minimum crop; default: the recipe's."""

@@ -50,6 +50,7 @@ def titles(num_epochs: float) -> dict[str, str]:
         for epochs in EPOCHS:
             rows[f"{name}-tuned-{epochs}"] = f"{start.title}, {_more(epochs)}"
             rows[f"{name}-distilled-{epochs}"] = f"{start.title}, {_more(epochs)} with distillation"
+            rows[f"{name}-taught-{epochs}"] = f"{start.title}, {_more(epochs)} with distillation from a better teacher"
     rows |= {f"scratch-{epochs}": f"ClusTR from random weights: {_count(epochs)}" for epochs in EPOCHS}
     return {**rows, "scratch": f"ClusTR from random weights: {num_epochs:g} epochs"}
 
@@ -65,9 +66,11 @@ def _count(epochs: float) -> str:
 # Pairs of rows, the first of which should be ahead, or level.
 COMPARISONS = [
     *((f"two-scales-distilled-{epochs}", f"two-scales-tuned-{epochs}") for epochs in EPOCHS),
+    *((f"two-scales-taught-{epochs}", f"two-scales-tuned-{epochs}") for epochs in EPOCHS),
     ("one-scale-distilled-1", "one-scale-tuned-1"),
     *((f"two-scales-tuned-{epochs}", f"source-{epochs}") for epochs in EPOCHS),
     ("two-scales-tuned-1", "scratch"),
+    ("two-scales-tuned-2", "scratch"),
     ("two-scales-tuned-1", "uncalibrated-tuned-1"),
     ("two-scales-tuned-1", "one-scale-tuned-1"),
 ]

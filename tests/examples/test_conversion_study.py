@@ -91,7 +91,9 @@ def test_all_commands_are_valid_and_start_from_what_ran_before(tmp_path, monkeyp
             )
             starts = None if model.model_name_or_path is None else Path(model.model_name_or_path).name
             assert starts in (None, *names[: names.index(name)])
-            assert (recipe.teacher_model_name_or_path is not None) == ("distilled" in name)
+            assert (recipe.teacher_model_name_or_path is not None) == ("distilled" in name or "taught" in name)
+            teacher = recipe.teacher_model_name_or_path
+            assert teacher is None or Path(teacher).name in names[: names.index(name)]
             assert loop.seed == 0 and loop.warmup_epochs <= loop.num_train_epochs / 2
     assert not any(run.is_complete() is False for run in planned)
 
