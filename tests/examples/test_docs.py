@@ -228,7 +228,7 @@ class Parsed(Exception):
 
 
 # Files that commands look for while they parse their arguments; they are never opened.
-DATA_FILES = ("imagenette128/train.parquet", "cifar10/train.parquet")
+DATA_FILES = ("imagenette128/train.parquet", "imagenette128/val.parquet", "cifar10/train.parquet")
 DATA_FILES += ("camvid/train.parquet", "camvid/val.parquet", "camvid/id2label.json")
 
 
