@@ -30,7 +30,7 @@ def make_run(args: AblationArguments, row: str, seed: int, task: str) -> Run:
         arguments = {**ROWS[row].arguments, **({"config_overrides": overrides} if overrides else {})}
     else:
         start_from = make_run(args, row, seed, "classification")
-        data, files, arguments = Path(args.segmentation_data), _map_files(args), {"num_pictures": 0}
+        data, files, arguments = Path(args.segmentation_data), map_files(args.segmentation_data), {"num_pictures": 0}
     arguments |= {"seed": seed, **({} if baseline is None else {"baseline": baseline})}
     files |= {"recipe": args.recipe if task == "classification" else args.segmentation_recipe}
     files |= {"dataloader_num_workers": args.dataloader_num_workers}
@@ -47,6 +47,7 @@ def _image_files(args: AblationArguments, row: str) -> dict[str, Path]:
     return {"train_file": args.image_folder / TABLES_FILE, **chosen}
 
 
-def _map_files(args: AblationArguments) -> dict[str, str]:
+def map_files(segmentation_data: str) -> dict[str, str]:
+    """Options of the segmentation script for a folder of `--segmentation_data`."""
     names = {"train_file": "train.parquet", "validation_file": "val.parquet", "id2label_file": "id2label.json"}
-    return {option: f"{args.segmentation_data}/{name}" for option, name in names.items()}
+    return {option: f"{segmentation_data}/{name}" for option, name in names.items()}

@@ -8,6 +8,7 @@ Learning rates, alpha and temperature are chosen by `--choices`, on images that 
 from pathlib import Path
 from typing import Any
 
+from ablations.plan import map_files
 from ablations.runs import Run
 
 from conversion.arguments import CHOSEN_CROP, CHOSEN_RATE, DISTILLATION, ConversionStudyArguments
@@ -139,9 +140,8 @@ class _SeedPlan:
 
     def _segment(self, start: Run) -> Run:
         """Semantic segmentation that starts from a classifier."""
-        data, recipe = Path(self.args.segmentation_data), self.args.segmentation_recipe
-        names = {"train_file": "train.parquet", "validation_file": "val.parquet", "id2label_file": "id2label.json"}
-        files = {"recipe": recipe, **{option: data / name for option, name in names.items()}}
+        data = Path(self.args.segmentation_data)
+        files = {"recipe": self.args.segmentation_recipe, **map_files(self.args.segmentation_data)}
         arguments = {"num_pictures": 0, "seed": self.seed, **(BASELINE if start.row == "source" else {})}
         folder = Path(self.args.output_dir) / "segmentation" / f"{start.row}-seed{self.seed}"
         contents = self.args.read_recipe("segmentation")

@@ -33,7 +33,6 @@ from .source_families import (
     Family,
     backbone_of,
     find_class,
-    is_convertible,
     module_names,
 )
 
@@ -106,7 +105,7 @@ def load_grid_source(name_or_path: str | Path, **hub_arguments: Any) -> PreTrain
         ValueError: if the checkpoint is of another model, lacks weights, or cannot be read.
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub_arguments)
-    if not is_convertible(config):
+    if config.model_type not in FAMILIES:
         raise ValueError(
             f"`source` {name_or_path} must be a model of the types {sorted(FAMILIES)}, got {config.model_type!r}."
         )

@@ -121,11 +121,6 @@ def find_class(source: PreTrainedModel) -> tuple[Family, type[PreTrainedModel]]:
     return SOURCE_CLASSES[type(source)]
 
 
-def is_convertible(config: PreTrainedConfig) -> bool:
-    """Whether a configuration is that of a model that can be converted."""
-    return config.model_type in FAMILIES
-
-
 def module_names(family: Family, config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     """The names of all modules with weights in the backbone of a source, and their names in ClusTR's backbone."""
     for stage, depth in enumerate(config.depths):

@@ -15,6 +15,18 @@ from .checksums import warn_of_changed_weights
 from .data.class_names import FLAG, KnownNames, are_placeholders, names_of
 
 
+def parse_overrides(overrides: dict | str | None) -> dict | None:
+    """The value of `--config_overrides`; raises a `ValueError` unless it is a JSON object."""
+    if isinstance(overrides, str):
+        try:
+            overrides = json.loads(overrides)
+        except ValueError as error:
+            raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
+    if not isinstance(overrides, dict | None):
+        raise ValueError(f"--config_overrides must be a JSON object, got {overrides}")
+    return overrides
+
+
 @dataclass
 class ModelArguments:
     """The model to start from."""
@@ -63,13 +75,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.config_overrides, str):
-            try:
-                self.config_overrides = json.loads(self.config_overrides)
-            except ValueError as error:
-                raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
-        if not isinstance(self.config_overrides, dict | None):
-            raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
+        self.config_overrides = parse_overrides(self.config_overrides)
         if self.model_name_or_path is None:
             self._check_overrides(ClusTRConfig())
             ClusTRConfig.from_variant(self.variant, **(self.config_overrides or {}))

@@ -1,12 +1,11 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The command line of a conversion."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...devices import default_device, parse_device
-from ..models import ModelArguments
+from ..models import ModelArguments, parse_overrides
 
 
 def _same_help(name: str) -> dict[str, str]:
@@ -77,13 +76,7 @@ class ConversionArguments:
     token: str | None = field(default=None, metadata=_same_help("token"))
 
     def __post_init__(self):
-        if isinstance(self.config_overrides, str):
-            try:
-                self.config_overrides = json.loads(self.config_overrides)
-            except ValueError as error:
-                raise ValueError(f"--config_overrides is not valid JSON: {error}") from error
-        if not isinstance(self.config_overrides, dict | None):
-            raise ValueError(f"--config_overrides must be a JSON object, got {self.config_overrides}")
+        self.config_overrides = parse_overrides(self.config_overrides)
         for name in ("num_calibration_images", "transfer_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")

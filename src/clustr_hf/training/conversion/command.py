@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from transformers import AutoImageProcessor, PreTrainedModel
-from transformers.utils.logging import get_logger
 
 from ...convert_checkpoint import (
     CalibrationReport,
@@ -28,7 +27,6 @@ from .card import TERMS, conversion_card, find_license, plain_report
 from .images import calibration_images, load_labelled, make_evaluation
 
 
-logger = get_logger("transformers.clustr_hf")
 # Share of the images of a calibration that only measure its errors.
 MEASURED_SHARE = 0.2
 
