@@ -169,7 +169,7 @@ class _Batches:
         order = torch.empty(0, dtype=torch.int64, device="cpu")
         for _ in tqdm(range(number), desc="attention transfer", mininterval=1, disable=not self.show_progress):
             while len(order) < self.batch_size:
-                order = torch.cat([order, torch.randperm(len(pixel_values), generator=generator)])
+                order = torch.cat([order, torch.randperm(len(pixel_values), generator=generator, device="cpu")])
             chosen, order = order[: self.batch_size], order[self.batch_size :]
             yield pixel_values[chosen.to(pixel_values.device)]
 

@@ -215,7 +215,8 @@ def make_converter(processor: Any, teachers: Any, resizes: bool) -> Callable[[to
     own, other = PixelFormat.of(processor), PixelFormat.of(teachers)
     matrix = other.matrix @ torch.linalg.inv(own.matrix)
     offset = (other.offset - matrix @ own.offset)[:, None, None]
-    is_same = torch.allclose(matrix, torch.eye(3).to(matrix), atol=1e-6) and offset.abs().max() < 1e-6
+    identity = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    is_same = torch.allclose(matrix, identity, atol=1e-6) and offset.abs().max() < 1e-6
 
     def convert(pixel_values: torch.Tensor) -> torch.Tensor:
         if resizes and other.size is not None and pixel_values.shape[-2:] != other.size:

@@ -62,7 +62,8 @@ def _load(
     read: Callable[[int], Any], number: int, args: ConversionArguments, processor: ClusTRImageProcessor
 ) -> torch.Tensor:
     """Random images as the model sees them; images that cannot be read are passed over."""
-    order = torch.randperm(number, generator=torch.Generator(device="cpu").manual_seed(args.seed)).tolist()
+    generator = torch.Generator(device="cpu").manual_seed(args.seed)
+    order = torch.randperm(number, generator=generator, device="cpu").tolist()
     wanted = min(args.num_calibration_images, number)
     loaded: list[torch.Tensor] = []
     with tqdm(total=wanted, desc="calibration images", mininterval=1) as bar:
