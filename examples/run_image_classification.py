@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.training import run_interruptibly
 from clustr_hf.training.distillation import DistillationArguments, load_teacher
-from clustr_hf.training.models import ModelArguments
+from clustr_hf.training.models import ModelArguments, is_clustr
 from clustr_hf.training.tasks.image_classification.data import (
     ClassificationDataArguments,
     label_names,
@@ -93,6 +93,7 @@ def main():
     data = load_labelled_images(data_args, model_args, training_args.seed, known)
     labels = label_names(data["validation"], data_args.label_column_name)
     model, processor = load_classifier(model_args, labels)
+    has_card = is_clustr(model, push_to_hub=hub is not None)
     add_transforms(data, processor, data_args)
     teacher = None
     if training_args.do_train:
@@ -113,7 +114,8 @@ def main():
         results |= evaluate(trainer)
     if trainer.is_world_process_zero() and training_args.do_train:
         folder = Path(training_args.output_dir)
-        card.write(folder, {"step": trainer.state.global_step, **results})
+        if has_card:
+            card.write(folder, {"step": trainer.state.global_step, **results})
         if hub is not None:
             hub.push(folder, training_args, f"Step {trainer.state.global_step}")
 

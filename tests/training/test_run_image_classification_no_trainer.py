@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import pipeline
+from transformers import ResNetConfig, ResNetForImageClassification, pipeline
 
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor
 from clustr_hf.metrics import Accuracy
@@ -85,15 +85,32 @@ def test_writes_a_repository_with_results_curves_and_card(train):
     assert list((folder / "clustr_hf").glob("events.out.tfevents.*"))
 
 
-def test_half_precision_and_recomputed_activations_give_nearly_the_same_losses(train, tmp_path):
+def test_precision_memory_format_and_recomputed_activations_give_nearly_the_same_losses(train, tmp_path):
     def losses(*arguments):
-        folder = train("--max_train_steps", 3, *arguments, output_dir=tmp_path / str(len(arguments)))
+        folder = train("--max_train_steps", 3, *arguments, output_dir=tmp_path / str(arguments[:1]))
         return [entry["loss"] for entry in read_json(folder / "log_history.json") if "loss" in entry]
 
     exact = losses()
     assert losses("--gradient_checkpointing", "true") == pytest.approx(exact, rel=1e-5)
-    half = losses("--mixed_precision", "bf16", "--seed", "0")
+    assert losses("--channels_last", "true") == pytest.approx(exact, rel=1e-5)
+    half = losses("--mixed_precision", "bf16")
     assert half == pytest.approx(exact, rel=0.05) and half != exact
+
+
+def test_a_new_model_of_transformers_has_the_given_configuration(train, tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config.to_json_file(tmp_path / "resnet.json")
+    arguments = ["--config_name", tmp_path / "resnet.json", "--max_train_steps", 2]
+    folder = train(*arguments, "--channels_last", "true", "--config_overrides", '{"depths": [2, 1]}')
+    model = ResNetForImageClassification.from_pretrained(folder)
+    assert model.config.depths == [2, 1] and model.config.id2label == {0: "one", 1: "two", 2: "zero"}
+    assert model.config.hidden_sizes == [8, 16] and not (folder / "README.md").exists()  # cards are of ClusTR
+    assert {"preprocessor_config.json", "all_results.json"} <= {path.name for path in folder.iterdir()}
+    for refused, value in (("--push_to_hub", "true"), ("--freeze_stages", 1)):
+        with pytest.raises(ValueError, match=f"{refused} is for ClusTR models, got ResNetForImageClassification"):
+            train(*arguments, refused, value, output_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match="--baseline swin and --config_name both choose a new model"):
+        train(*arguments, "--baseline", "swin", output_dir=tmp_path / "other")
 
 
 def test_fine_tunes_a_checkpoint_with_another_number_of_classes(train, tmp_path):

@@ -71,8 +71,8 @@ def assert_same_run(folder, other):
     assert {**results, "train_runtime": 0} == {**other_results, "train_runtime": 0}
 
 
-def test_a_run_by_muon_resumes_exactly(run, tmp_path):
-    arguments = [*EIGHT_STEPS, "--optimizer", "muon", "--checkpointing_steps", 4]
+def test_a_run_by_muon_in_channels_last_format_resumes_exactly(run, tmp_path):
+    arguments = [*EIGHT_STEPS, "--optimizer", "muon", "--channels_last", "true", "--checkpointing_steps", 4]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run(whole, *arguments)
     shutil.copytree(whole / "checkpoint-4", resumed / "checkpoint-4")

@@ -174,6 +174,11 @@ class BaselineArguments(ModelArguments):
         super().__post_init__()
         if self.baseline is not None and self.baseline not in BASELINES:
             raise ValueError(f"--baseline must be one of {sorted(BASELINES)}, got {self.baseline!r}")
+        if self.baseline is not None and self.config_name is not None and self.model_name_or_path is None:
+            raise ValueError(
+                f"--baseline {self.baseline} and --config_name both choose a new model: give one of them, got "
+                f"--config_name {self.config_name}"
+            )
 
 
 def load_baseline(

@@ -133,6 +133,9 @@ class TrainingLoop(Loop):
         args, model = self.args, self.task.model
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if args.channels_last:
+            # In place. Convolutions follow the format of their weights, whatever that of the images is.
+            model.to(memory_format=torch.channels_last)
         if uses_fsdp(self.accelerator):
             check_fsdp_arguments(args)
         if args.ema_decay is not None:

@@ -45,7 +45,13 @@ class ModelArguments:
         default=None, metadata={"help": "Fields of the configuration to change, as a JSON object."}
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "Configuration to load in place of the checkpoint's own."}
+        default=None,
+        metadata={
+            "help": (
+                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model, "
+                "which may be any of transformers for the task."
+            )
+        },
     )
     image_processor_name: str | None = field(
         default=None, metadata={"help": "Image processor to load in place of the checkpoint's own."}
@@ -76,7 +82,7 @@ class ModelArguments:
 
     def __post_init__(self):
         self.config_overrides = parse_overrides(self.config_overrides)
-        if self.model_name_or_path is None:
+        if self.model_name_or_path is None and self.config_name is None:
             self._check_overrides(ClusTRConfig())
             ClusTRConfig.from_variant(self.variant, **(self.config_overrides or {}))
 
@@ -149,6 +155,20 @@ def has_head(config: PreTrainedConfig, heads: Sequence[str]) -> bool:
     return any(head in architecture for head in heads for architecture in architectures)
 
 
+def is_clustr(model: PreTrainedModel, push_to_hub: bool = False) -> bool:
+    """
+    Whether a model is a ClusTR, whose folder the package completes with a card and a handler.
+
+    Raises:
+        ValueError: if another model is to be pushed.
+    """
+    if model.config.model_type == ClusTRConfig.model_type:
+        return True
+    if push_to_hub:
+        raise ValueError(f"--push_to_hub is for ClusTR models, got {type(model).__name__}")
+    return False
+
+
 def load_model(
     args: ModelArguments,
     labels: list[str],
@@ -163,7 +183,7 @@ def load_model(
     Args:
         args: The checkpoint; without one, the weights are random.
         labels (`list[str]`): Class names.
-        model_class, auto_class (`type`): Class of a new model, and the auto class that loads a checkpoint.
+        model_class, auto_class (`type`): Class of a new ClusTR, and the auto class of checkpoints and other models.
         processor: Image processor of a new model.
         fields: Fields of the configuration; `--config_overrides` has precedence.
 
@@ -172,6 +192,10 @@ def load_model(
             `--ignore_mismatched_sizes` is not given.
     """
     fields = {**name_labels(labels), **fields}
+    if args.model_name_or_path is None and args.config_name is not None:
+        config = args.override(AutoConfig.from_pretrained(args.config_name, **args.hub_arguments), **fields)
+        model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code)
+        return args.choose_attention(model), processor
     if args.model_name_or_path is None:
         settings = {**fields, **(args.config_overrides or {})}
         return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor

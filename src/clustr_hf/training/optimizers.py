@@ -21,7 +21,9 @@ MIN_MUON_SIDE = 4
 
 def freeze_stages(model: PreTrainedModel, number: int) -> None:
     """Exclude the first stages of the backbone from training; the later stages and the head stay trainable."""
-    stages = model.base_model.stages
+    stages = getattr(model.base_model, "stages", None)
+    if stages is None:
+        raise ValueError(f"--freeze_stages is for ClusTR models, got {type(model).__name__}")
     if number > len(stages):
         raise ValueError(f"--freeze_stages must be at most {len(stages)}, the number of stages, got {number}")
     for stage in stages[:number]:

@@ -24,7 +24,7 @@ from ..distillation import Teacher, load_teacher
 from ..distributed import make_accelerator
 from ..known_names import names_of_run
 from ..loop import train
-from ..models import ModelArguments, RecipeArguments
+from ..models import ModelArguments, RecipeArguments, is_clustr
 from ..optimizers import freeze_stages
 from ..task import Task
 from ..training_card import TrainingCard
@@ -151,7 +151,7 @@ def make_task(definition: TaskDefinition, run: Run) -> Task:
         card=TrainingCard(loop, run.data, run.model, parts.summary),
         model_class=type(model),
         draw=parts.draw if getattr(run.evaluation, "num_pictures", 0) > 0 else None,
-        has_card=getattr(run.model, "baseline", None) is None,
+        has_card=is_clustr(model, loop.push_to_hub),
         **parts.report,
     )
     return Task(
