@@ -11,6 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision.transforms import RandomHorizontalFlip
+from transformers import AutoConfig
 
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRPoseImageProcessor
 from clustr_hf.keypoints import CONVENTIONS
@@ -191,8 +192,12 @@ def transforms_of(settings):
 @pytest.mark.parametrize("file", sorted(path.name for path in RECIPES.glob("*.json")))
 def test_every_recipe_is_of_the_variant_in_its_name(file):
     settings, _ = parse_recipe(file)
-    variant = "nano" if file.startswith("ablation_") else file.split("_")[1]
-    assert settings["variant"] == variant and file.split("_")[0] in ("clustr", "ablation")
+    family = file.split("_")[0]
+    if family == "resnet":
+        assert AutoConfig.from_pretrained(REPOSITORY / settings["config_name"]).model_type == family
+    else:
+        variant = "nano" if family == "ablation" else file.split("_")[1]
+        assert settings["variant"] == variant and family in ("clustr", "ablation")
     assert settings["recipe"] == str(RECIPES / file)
 
 

@@ -181,8 +181,8 @@ class LoopArguments:
         default=False,
         metadata={
             "help": (
-                "Train with weights in channels-last memory format, which makes convolutional networks faster on CPUs "
-                "and, in mixed precision, on GPUs."
+                "Train with weights in channels-last memory format, also those of a teacher, which makes "
+                "convolutional networks faster on CPUs and, in mixed precision, on GPUs."
             )
         },
     )

@@ -181,9 +181,12 @@ def load_run_teacher(run: Run, data: TaskData, processor: Any, auto_class: type,
     if run.loop.eval_only:
         return None
     with run.accelerator.main_process_first():
-        return load_teacher(
+        teacher = load_teacher(
             run.recipe, run.model, auto_class, data.labels, processor, resizes, run.accelerator.autocast
         )
+    if teacher is not None and run.loop.channels_last:
+        teacher.model.to(memory_format=torch.channels_last)
+    return teacher
 
 
 def make_samples(
