@@ -260,7 +260,7 @@ def test_a_classifier_learns_from_its_teacher_and_resumes_exactly(train, teacher
     assert "distillation" not in (plain / "README.md").read_text()
 
 
-def test_lora_frozen_stages_accumulation_and_averages_combine_with_it(train, teacher):
+def test_lora_frozen_stages_averages_accumulation_and_channels_last_combine_with_it(train, teacher):
     steps = ["--max_train_steps", 2, "--teacher_model_name_or_path", teacher]
     before = train("start", "--max_train_steps", 1)
     start = ["--model_name_or_path", before, *steps]
@@ -271,9 +271,10 @@ def test_lora_frozen_stages_accumulation_and_averages_combine_with_it(train, tea
     changed = {name for name, value in weights(before).items() if not torch.equal(value, adapted[name])}
     assert changed and all("_proj" in name or "classifier" in name for name in changed)
     at_once = train("at once", *start, "--drop_path_rate", 0.0)
-    in_parts = train("in parts", *start, "--drop_path_rate", 0.0, "--per_device_train_batch_size", 4)
-    for name, value in weights(at_once).items():
-        torch.testing.assert_close(weights(in_parts)[name], value, atol=2e-4, rtol=0)
+    for other in (["--per_device_train_batch_size", 4], ["--channels_last", "true"]):
+        same_training = train(other[0], *start, "--drop_path_rate", 0.0, *other)
+        for name, value in weights(at_once).items():
+            torch.testing.assert_close(weights(same_training)[name], value, atol=2e-4, rtol=0)
 
 
 def test_a_teacher_that_cannot_teach_is_refused(train, teacher, tmp_path):
