@@ -110,12 +110,10 @@ def main():
         teacher=teacher,
     )
     results = train(trainer, checkpoint) if training_args.do_train else {}
-    if training_args.do_eval:
-        results |= evaluate(trainer)
-    if trainer.is_world_process_zero() and training_args.do_train:
+    results |= evaluate(trainer) if training_args.do_eval else {}
+    if trainer.is_world_process_zero() and training_args.do_train and has_card:
         folder = Path(training_args.output_dir)
-        if has_card:
-            card.write(folder, {"step": trainer.state.global_step, **results})
+        card.write(folder, {"step": trainer.state.global_step, **results})
         if hub is not None:
             hub.push(folder, training_args, f"Step {trainer.state.global_step}")
 

@@ -1,0 +1,21 @@
+# Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
+"""Configuration of the convolutional teacher."""
+
+from transformers import PreTrainedConfig
+
+
+class ConvNetConfig(PreTrainedConfig):
+    """
+    Configuration of a [`ConvNetForImageClassification`].
+
+    Args:
+        num_channels (`int`, defaults to 3): Number of channels of the images.
+        embedding_size (`int`, defaults to 32): Channels of the first convolution.
+        hidden_sizes (`list[int]`, defaults to `[64, 256, 256]`): Channels of each stage.
+    """
+
+    model_type = "clustr_convnet_teacher"
+
+    num_channels: int = 3
+    embedding_size: int = 32
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 256, 256)
