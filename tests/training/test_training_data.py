@@ -27,7 +27,11 @@ from clustr_hf.training.data.streams import StreamedBatches
 from clustr_hf.training.tasks.image_classification.data import ClassificationDataArguments
 from clustr_hf.training.tasks.image_classification.model import resized_processor
 from clustr_hf.training.tasks.image_classification.trainer import add_transforms
-from clustr_hf.training.tasks.image_classification.transforms import ReadRow, training_transform
+from clustr_hf.training.tasks.image_classification.transforms import (
+    ReadRow,
+    evaluation_transform,
+    training_transform,
+)
 
 
 def reader(broken=()):
@@ -189,6 +193,16 @@ def test_an_unreadable_evaluation_sample_is_told_once_and_not_counted(broken):
     assert [message for batch in loaded for message in batch["skipped"]] == [f"sample {broken} is broken"]
     indices = [index for batch in loaded for index in batch["indices"].tolist()]
     assert sorted(index for index in indices if index >= 0) == sorted(set(range(7)) - {broken})
+
+
+def test_training_crops_may_be_smaller_than_the_evaluated_images(image_folders):
+    path = str(min((image_folders / "train").rglob("*.png")))
+    image = decode_image({"bytes": None, "path": path}, "image").convert("RGB")
+    processor = resized_processor(ClusTRImageProcessor(), 32)
+    for given, side in ((None, 32), (24, 24)):
+        transform = training_transform(processor, 0.5, None, 0.0, given)
+        assert transform((image, 3))["pixel_values"].shape == (3, side, side)
+    assert evaluation_transform(processor)((image, 3))["pixel_values"].shape == (3, 32, 32)
 
 
 def test_data_loading_workers_change_neither_images_nor_augmentation(image_folders):

@@ -9,13 +9,9 @@ class ConvNetConfig(PreTrainedConfig):
     Configuration of a [`ConvNetForImageClassification`].
 
     Args:
-        num_channels (`int`, defaults to 3): Number of channels of the images.
-        embedding_size (`int`, defaults to 32): Channels of the first convolution.
         hidden_sizes (`list[int]`, defaults to `[64, 256, 256]`): Channels of each stage.
     """
 
     model_type = "clustr_convnet_teacher"
 
-    num_channels: int = 3
-    embedding_size: int = 32
     hidden_sizes: list[int] | tuple[int, ...] = (64, 256, 256)

@@ -56,7 +56,8 @@ def make_train_data(run: Run, data: TaskData, processor: Any) -> TrainingData | 
     if run.loop.eval_only:
         return None
     recipe, rows = run.recipe, data.splits["train"]
-    transform = training_transform(processor, recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing)
+    augmentation = recipe.min_crop_scale, recipe.rand_augment, recipe.random_erasing, recipe.train_image_size
+    transform = training_transform(processor, *augmentation)
     columns = run.data.image_column_name, run.data.label_column_name
     if not isinstance(rows, IterableDataset):
         read = ReadRow(processor, columns, len(data.labels), "training", rows)

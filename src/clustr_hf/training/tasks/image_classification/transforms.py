@@ -53,7 +53,11 @@ def fingerprint(image: Mapping[str, Any] | None) -> str:
 
 
 def training_transform(
-    processor: Any, min_crop_scale: float, rand_augment: str | None, random_erasing: float
+    processor: Any,
+    min_crop_scale: float,
+    rand_augment: str | None,
+    random_erasing: float,
+    image_size: int | None = None,
 ) -> Callable:
     """
     timm's transform: random crop and flip, RandAugment, normalisation, random erasing.
@@ -63,9 +67,10 @@ def training_transform(
         min_crop_scale (`float`): Minimum share of the image's area in a crop.
         rand_augment (`str`, *optional*): Policy, in timm's notation.
         random_erasing (`float`): Probability of random erasing.
+        image_size (`int`, *optional*): Side of the crops in pixels. Default: the processor's.
     """
     augment = create_transform(
-        training_crop(processor),
+        training_crop(processor) if image_size is None else image_size,
         is_training=True,
         scale=(min_crop_scale, 1.0),
         color_jitter=None,
