@@ -13,12 +13,10 @@ import run_image_classification as trainer_script
 import run_image_classification_no_trainer as classification
 import run_semantic_segmentation_no_trainer as segmentation
 import torch
-from conftest import REPOSITORY
 from forked_scripts import run_on_two_processes
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
-    AutoModelForImageClassification,
     BitImageProcessor,
     EfficientNetImageProcessor,
     MobileViTImageProcessor,
@@ -41,8 +39,6 @@ from clustr_hf.training.distillation import (
 )
 
 
-RECIPES = REPOSITORY / "examples" / "recipes"
-CONVNET = REPOSITORY / "examples" / "teachers" / "convnet_cifar10"
 SMALL = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
 SMALL |= {"mlp_ratios": [2, 2, 2, 2]}
 
@@ -291,29 +287,6 @@ def test_a_teacher_that_cannot_teach_is_refused(train, teacher, tmp_path):
         train("out", "--teacher_model_name_or_path", tmp_path / "bare")
     evaluated = ["--eval_only", "--model_name_or_path", train("model", "--max_train_steps", 1)]
     train("evaluated", *evaluated, "--teacher_model_name_or_path", tmp_path / "missing")  # not loaded to evaluate
-
-
-def test_the_recipes_of_the_cifar10_checkpoint(image_folders, tmp_path, run_script):
-    """Its teacher, a network with code of its own, is trained and saved by the same script."""
-
-    def train(name, recipe, *arguments):
-        data = ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
-        data += ["--train_batch_size", 8, "--max_train_steps", 1, "--output_dir", tmp_path / name]
-        run_script(classification, {}, "--recipe", RECIPES / f"{recipe}.json", *data, *arguments)
-        return tmp_path / name
-
-    teacher = train("teacher", "convnet_cifar10_teacher", "--config_name", CONVNET)
-    model = AutoModelForImageClassification.from_pretrained(teacher, trust_remote_code=True)
-    assert type(model).__name__ == "ConvNetForImageClassification" and model.config.num_labels == 3
-    assert (teacher / "modeling_convnet.py").is_file() and not (teacher / "README.md").exists()
-    image = torch.rand(2, 3, 32, 32)
-    assert model.eval()(image).logits.shape == (2, 3)
-    torch.testing.assert_close(model(image[:1]).logits, model(image).logits[:1])
-    student = train("student", "clustr_nano_cifar10", "--teacher_model_name_or_path", teacher)
-    parameters = sum(value.numel() for value in weights(student).values())
-    assert parameters < 2e6 and len(losses(student)) == 1
-    card = (student / "README.md").read_text()
-    assert "| teacher_model_name_or_path | `teacher` |" in card
 
 
 def other_teacher(folder):
