@@ -58,8 +58,8 @@ def train(runs: Sequence[Run], jobs: int, description: str) -> None:
         if stopped.is_set():
             return
         try:
-            if run.start_from is not None:
-                futures[run.start_from.folder].result()  # comes first in `runs`, so that it has been started
+            for needed in run.needs:
+                futures[needed.folder].result()  # comes first in `runs`, so that it has been started
             run.start(threads)
         except BaseException:
             stopped.set()  # at once, so that this thread does not start the next run

@@ -43,6 +43,7 @@ class Run:
         variant (`str`, *optional*): Change of the attention, one of `variants.VARIANTS`.
         selection_share (`float`, *optional*): Share of the images that is set aside for choices.
         start_from (`Run`, *optional*): The run whose weights the training starts from.
+        teacher (`Run`, *optional*): The run whose model is the teacher, which `arguments` name, too.
     """
 
     row: str
@@ -56,6 +57,12 @@ class Run:
     variant: str | None = None
     selection_share: float | None = None
     start_from: "Run | None" = None
+    teacher: "Run | None" = None
+
+    @property
+    def needs(self) -> list["Run"]:
+        """The runs that must be complete before this one starts."""
+        return [run for run in (self.start_from, self.teacher) if run is not None]
 
     @property
     def has_attention(self) -> bool:

@@ -27,13 +27,13 @@ from conversion.report import report, report_choices
 
 
 def select(runs: Sequence[Run], rows: str) -> list[Run]:
-    """The runs whose row matches a regular expression, and those that they start from."""
+    """The runs whose row matches a regular expression, and those that they need."""
+    chosen = [run for run in runs if re.search(rows, run.row)]
     needed = set()
-    for run in runs:
-        chain = [run]
-        while chain[-1].start_from is not None:
-            chain.append(chain[-1].start_from)
-        needed |= {each.folder for each in chain} if re.search(rows, run.row) else set()
+    while chosen:
+        run = chosen.pop()
+        needed.add(run.folder)
+        chosen += run.needs
     return [run for run in runs if run.folder in needed]
 
 

@@ -5,6 +5,7 @@ The runs: a PVTv2 as the source, its conversions, and trainings that start from 
 Learning rates, alpha and temperature are chosen by `--choices`, on images that the tables do not report.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,10 @@ class _SeedPlan:
         **kind: bool,
     ) -> Run:
         """Converted weights, trained further with a teacher; default: the source."""
-        settings = {"teacher_model_name_or_path": str((teacher or self.source).folder)}
+        teacher = teacher or self.source
+        settings = {"teacher_model_name_or_path": str(teacher.folder)}
         settings |= {"distillation_alpha": alpha, "distillation_temperature": temperature}
-        return self._tune(row, conversion, {**schedule, **settings}, **kind)
+        return replace(self._tune(row, conversion, {**schedule, **settings}, **kind), teacher=teacher)
 
     def _schedule(self, epochs: float, rate: float | None = None, crop: float | None = None) -> dict[str, Any]:
         """A number of epochs, a learning rate relative to the recipe's, and a minimum crop; default: the recipe's."""

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import convert_pretrained as script
 import pytest
@@ -19,7 +20,9 @@ from transformers import (
     pipeline,
 )
 
+from clustr_hf.publish import card as publish_card
 from clustr_hf.training.attention_off import attention_off
+from clustr_hf.training.conversion.card import find_license
 
 
 SMALL = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
@@ -105,6 +108,9 @@ def test_without_calibration(convert, source):
     assert "Its attention was not fitted to the source's." in (folder / "README.md").read_text()
 
 
+TWO_LICENSES = "---\nlicense: [mit, cc-by-4.0]\n---\n"
+
+
 def save_segformer(folder):
     SegformerForSemanticSegmentation(SegformerConfig(**SMALL, **LABELS)).save_pretrained(folder)
     SegformerImageProcessor(size=[64, 64]).save_pretrained(folder)
@@ -134,6 +140,28 @@ def test_the_license_is_carried_over_from_the_sources_card(convert, source, tmp_
     (stated / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlicense_link: https://x.y/z\n---\n")
     folder = convert("--model_name_or_path", stated, "--num_calibration_images", 0)
     assert "license: other\nlicense_name: own\nlicense_link: https://x.y/z\n" in (folder / "README.md").read_text()
+
+
+def test_no_license_is_made_up(monkeypatch, tmp_path):
+    """A source on the Hub without one license needs `--license`, unless it is of the authors."""
+    arguments = SimpleNamespace(license=None, hub_arguments={"revision": "4f2a"}, model_name_or_path="someone/pvt")
+    asked = []
+
+    def download(*names, **given):
+        asked.append((*names, given))
+        return str(tmp_path / "README.md")
+
+    monkeypatch.setattr(publish_card, "hf_hub_download", download)
+    for text, message in (("", "no card"), ("---\ntags: [a]\n---\n", "no card"), (TWO_LICENSES, "names .*mit")):
+        (tmp_path / "README.md").write_text(text)
+        with pytest.raises(ValueError, match=f"--license is needed: someone/pvt has .*{message}"):
+            find_license(arguments, "pvt_v2")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert find_license(arguments, "pvt_v2").license == "cc-by-nc-4.0"
+    assert asked[0] == ("someone/pvt", "README.md", {"revision": "4f2a"})
+    (tmp_path / "README.md").write_text("")
+    arguments.model_name_or_path = "OpenGVLab/pvt_v2_b2"
+    assert find_license(arguments, "pvt_v2").license == "apache-2.0"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from forked_scripts import run_on_two_processes
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForImageClassification,
     BitImageProcessor,
     EfficientNetImageProcessor,
     MobileViTImageProcessor,
@@ -26,6 +27,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
     SegformerImageProcessor,
     TimmWrapperImageProcessor,
+    TrainingArguments,
     ViTImageProcessor,
 )
 
@@ -37,6 +39,7 @@ from clustr_hf.training.distillation import (
     make_converter,
     match_classes,
 )
+from clustr_hf.training.tasks.image_classification.trainer import DistillationTrainer
 
 
 SMALL = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
@@ -192,9 +195,10 @@ def test_processors_that_are_not_linear_are_refused():
         PixelFormat.of(squared)
 
 
-def test_classes_are_matched_by_name():
-    assert match_classes(["a", "b"], ["a", "b"], "t") is None
+def test_classes_are_matched_by_name(caplog):
+    assert match_classes(["a", "b"], ["a", "b"], "t") is None and not caplog.text
     assert match_classes(["LABEL_0", "LABEL_1"], ["a", "b"], "t") is None
+    assert "t does not name its classes: they are taken in the order of the student's, ['a', 'b']" in caplog.text
     assert match_classes(["c", "a", "b"], ["a", "b"], "t") == [1, 2]
     with pytest.raises(ValueError, match=r"t must know the classes of the data by name, but lacks \['c'\]"):
         match_classes(["a", "b"], ["a", "c"], "t")
@@ -277,6 +281,16 @@ def test_lora_frozen_stages_averages_accumulation_and_channels_last_combine_with
             torch.testing.assert_close(weights(same_training)[name], value, atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_teachers_saved_in_half_precision_teach_in_float32(train, teacher, tmp_path, dtype):
+    half = tmp_path / "half"
+    PvtV2ForImageClassification.from_pretrained(teacher, dtype=dtype).save_pretrained(half)
+    (half / "preprocessor_config.json").write_bytes((teacher / "preprocessor_config.json").read_bytes())
+    arguments = ["--max_train_steps", 1, "--distillation_alpha", 1.0, "--teacher_model_name_or_path"]
+    exact, rounded = (losses(train(name, *arguments, path)) for name, path in (("exact", teacher), ("rounded", half)))
+    assert rounded == pytest.approx(exact, rel=0.01)
+
+
 def test_a_teacher_that_cannot_teach_is_refused(train, teacher, tmp_path):
     with pytest.raises(ValueError, match="must know the classes of the data by name, but lacks"):
         train("out", "--teacher_model_name_or_path", other_teacher(tmp_path / "other"))
@@ -324,6 +338,31 @@ def test_trainer_learns_from_the_teacher(image_folders, tmp_path, teacher, monke
     evaluation = [json.loads((tmp_path / name / "eval_results.json").read_text()) for name in ("ignored", "plain")]
     assert evaluation[0]["eval_loss"] == evaluation[1]["eval_loss"]
     assert "| distillation_alpha | `0.9` |" in (tmp_path / "taught" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["clustr", "segformer", "pvt_v2"])
+def test_accumulated_batches_of_trainer_are_one_batch(kind, alpha, tmp_path):
+    """Models differ in whether they declare to count the images of accumulated batches themselves."""
+    configs = {"clustr": ClusTRConfig, "segformer": SegformerConfig, "pvt_v2": PvtV2Config}
+    config = configs[kind](**SMALL, num_labels=3, hidden_dropout_prob=0, classifier_dropout_prob=0, drop_path_rate=0)
+    images, teacher = torch.randn(8, 3, 32, 32), make_teacher(torch.tensor([[3.0, 0.0, 1.0]]), distillation_alpha=alpha)
+    data = [{"pixel_values": image, "labels": index % 3} for index, image in enumerate(images)]
+
+    def change(**batches):
+        torch.manual_seed(0)
+        model = AutoModelForImageClassification.from_config(config)
+        before = model.classifier.weight.detach().clone()
+        settings = {"learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0, "lr_scheduler_type": "constant"}
+        settings |= {"max_steps": 1, "report_to": "none", "save_strategy": "no", "use_cpu": True, **batches}
+        args = TrainingArguments(str(tmp_path), **settings)
+        DistillationTrainer(model=model, args=args, train_dataset=data, teacher=teacher).train()
+        return model.classifier.weight.detach() - before
+
+    at_once = change(per_device_train_batch_size=8)
+    in_parts = change(per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert at_once.abs().max() > 1e-5
+    torch.testing.assert_close(in_parts, at_once, atol=1e-6, rtol=1e-3)
 
 
 def test_a_segmenter_learns_from_its_teacher_and_resumes_exactly(

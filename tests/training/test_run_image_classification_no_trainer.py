@@ -106,11 +106,39 @@ def test_a_new_model_of_transformers_has_the_given_configuration(train, tmp_path
     assert model.config.depths == [2, 1] and model.config.id2label == {0: "one", 1: "two", 2: "zero"}
     assert model.config.hidden_sizes == [8, 16] and not (folder / "README.md").exists()  # cards are of ClusTR
     assert {"preprocessor_config.json", "all_results.json"} <= {path.name for path in folder.iterdir()}
-    for refused, value in (("--push_to_hub", "true"), ("--freeze_stages", 1)):
+    for refused, value in (("--push_to_hub", "true"), ("--freeze_stages", 1), ("--lora_rank", 2)):
         with pytest.raises(ValueError, match=f"{refused} is for ClusTR models, got ResNetForImageClassification"):
             train(*arguments, refused, value, output_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"ResNetConfig does not have the fields \['drop_path_rate'\]"):
+        train(*arguments, "--drop_path_rate", 0.1, output_dir=tmp_path / "other")
     with pytest.raises(ValueError, match="--baseline swin and --config_name both choose a new model"):
         train(*arguments, "--baseline", "swin", output_dir=tmp_path / "other")
+
+
+def test_new_models_take_the_given_image_processor(train, tmp_path):
+    size = {"height": 48, "width": 48}
+    for name, settings in (("own", {}), ("raw", {"do_normalize": False}), ("bgr", {"rescale_factor": 1 / 127.5})):
+        ClusTRImageProcessor(size=size, crop_size=size, image_mean=[0.4] * 3, **settings).save_pretrained(
+            tmp_path / name
+        )
+    arguments = ["--max_train_steps", 1, "--image_processor_name"]
+    folder = train(*arguments, tmp_path / "own")
+    assert read_json(folder / "preprocessor_config.json")["image_mean"] == [0.4] * 3
+    for name, message in (("raw", "`do_normalize=True`, got False"), ("bgr", "`rescale_factor=0.0039.*`, got 0.0078")):
+        with pytest.raises(ValueError, match=f"the image processor of a training must have {message}"):
+            train(*arguments, tmp_path / name, output_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_are_trained_in_float32(train, tmp_path, dtype):
+    make_checkpoint(tmp_path / "checkpoint")
+    model = ClusTRForImageClassification.from_pretrained(tmp_path / "checkpoint", dtype=dtype)
+    model.save_pretrained(tmp_path / "checkpoint")
+    assert {value.dtype for value in load_file(tmp_path / "checkpoint" / "model.safetensors").values()} == {dtype}
+    arguments = ["--max_train_steps", 2, "--ignore_mismatched_sizes", "--model_name_or_path", tmp_path / "checkpoint"]
+    folder = train(*arguments)
+    assert {value.dtype for value in load_file(folder / "model.safetensors").values()} == {torch.float32}
+    assert read_json(folder / "config.json")["dtype"] == "float32"
 
 
 def test_fine_tunes_a_checkpoint_with_another_number_of_classes(train, tmp_path):
@@ -207,7 +235,7 @@ def test_muon_moves_the_matrices_of_the_backbone_alike_in_all_directions():
     assert len(matrices) == len(config.depths) - 1 + sum(in_blocks)
 
 
-@pytest.mark.parametrize("name, value", [("ema_decay", 0.9), ("optimizer", "muon")])
+@pytest.mark.parametrize("name, value", [("ema_decay", 0.9), ("optimizer", "muon"), ("channels_last", True)])
 def test_what_needs_whole_weights_is_refused_with_fsdp(name, value):
     check_fsdp_arguments(LoopArguments(output_dir="x"))
     with pytest.raises(ValueError, match=f"--{name}.* does not work with FSDP"):

@@ -67,7 +67,22 @@ def test_a_fine_tuned_model_is_of_no_variant(script, rows, run_script, tmp_path)
     run_script(script, common | again, *arguments)
     card = (tmp_path / "second" / "README.md").read_text()
     assert first["variant"] == "nano" and "variant" not in settings_on(card)
+    assert card.startswith("---\n") and "license: apache-2.0" in card
     assert ", validation | 30 |" in card
+
+
+def test_the_license_of_the_weights_is_kept(rows, run_script, tmp_path):
+    common = {"--train_file": rows, "--validation_file": rows, "--image_size": 32}
+    common |= {"--max_train_steps": 1, "--train_batch_size": 4, "--eval_steps": "never"}
+    run_script(no_trainer, common | {"--output_dir": tmp_path / "first"})
+    text = (tmp_path / "first" / "README.md").read_text()
+    origin = "license: other\nlicense_name: own\nlicense_link: https://x.y/z\nbase_model: nvidia/mit-b0"
+    (tmp_path / "first" / "README.md").write_text(text.replace("license: apache-2.0", origin))
+    again = {"--output_dir": tmp_path / "second", "--model_name_or_path": tmp_path / "first"}
+    run_script(no_trainer, common | again)
+    metadata = load_card(tmp_path / "second" / "README.md").data.to_dict()
+    assert metadata["license"] == "other" and metadata["base_model"] == "nvidia/mit-b0"
+    assert metadata["license_name"] == "own" and metadata["license_link"] == "https://x.y/z"
 
 
 class Colour(Enum):

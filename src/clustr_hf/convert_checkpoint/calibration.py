@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..remote_code.clustering_clustr import aggregate_tokens
-from .recorded_attention import Attention, Recording, paired_attentions, record_attentions
+from ..remote_code.modeling_clustr_attention import ClusTRAttention
+from .recorded_attention import Place, Recording, paired_attentions, record_attentions
 
 
 # Weight of the initial projection in the least squares, relative to the mean square of the cluster tokens: with few
@@ -31,7 +32,7 @@ PRIOR_WEIGHT = 1e-4
 TRANSFERRED = ("kv_projs", "token_weight")
 QUERIES = "q_proj"
 
-Errors = dict[tuple[int, int], float]
+Errors = dict[Place, float]
 
 
 @dataclass
@@ -94,9 +95,15 @@ def calibrate(
 
     Raises:
         ValueError: for a model that was not converted from the source, is not clustered or not in float32, and for
-            images that are not a tensor of at least one image.
+            images that are not a tensor of at least one image, or a batch size below 1.
+        FloatingPointError: if the transfer diverges.
     """
-    _check(model, source, pixel_values)
+    _check(model, source)
+    _check_images("pixel_values", pixel_values)
+    if eval_pixel_values is not None:
+        _check_images("eval_pixel_values", eval_pixel_values)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     held_out = pixel_values if eval_pixel_values is None else eval_pixel_values
     pairs = paired_attentions(model, source)
     batches = _Batches(source, pairs, batch_size, show_progress)
@@ -130,14 +137,17 @@ def _in_evaluation(*models: PreTrainedModel) -> Iterator[None]:
             model.train(training)
 
 
-def _check(model: PreTrainedModel, source: PreTrainedModel, pixel_values: torch.Tensor):
+def _check(model: PreTrainedModel, source: PreTrainedModel) -> None:
     if getattr(model.config, "attention_type", None) != "clustered":
         raise ValueError(f"`model` must be a ClusTR model with clustered attention, got {type(model).__name__}.")
     if model.dtype != torch.float32 or source.dtype != torch.float32:
         raise ValueError(f"`model` and `source` must be in float32, got {model.dtype} and {source.dtype}.")
+
+
+def _check_images(name: str, pixel_values: torch.Tensor) -> None:
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
         got = tuple(pixel_values.shape) if isinstance(pixel_values, torch.Tensor) else type(pixel_values).__name__
-        raise ValueError(f"`pixel_values` must be a tensor (B, channels, H, W) of at least one image, got {got}.")
+        raise ValueError(f"`{name}` must be a tensor (B, channels, H, W) of at least one image, got {got}.")
 
 
 class _Batches:
@@ -146,7 +156,7 @@ class _Batches:
     def __init__(self, source: PreTrainedModel, pairs: Mapping, batch_size: int, show_progress: bool):
         self.source, self.pairs, self.batch_size, self.show_progress = source, pairs, batch_size, show_progress
 
-    def record(self, pixel_values: torch.Tensor) -> Iterator[tuple[tuple[int, int], Attention, Recording]]:
+    def record(self, pixel_values: torch.Tensor) -> Iterator[tuple[Place, ClusTRAttention, Recording]]:
         """For each block: its place, our attention, and what the source's attention received and returned."""
         recordings = record_attentions(self.source, self.pairs, pixel_values)
         shared: dict[int, tuple[torch.Tensor, ...]] = {}
@@ -187,7 +197,7 @@ def _measure(batches: _Batches, pixel_values: torch.Tensor) -> Errors:
 
 
 def _deviation(output: torch.Tensor) -> torch.Tensor:
-    """The difference of an output (B, N, C) from the mean of its channels."""
+    """The difference of an output (B, N, C) from the mean of each channel."""
     return output - output.mean(dim=(0, 1))
 
 
@@ -261,6 +271,8 @@ def _transfer(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        raise FloatingPointError(f"the transfer diverged: `learning_rate` must be lower, got {learning_rate}.")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from ..loading import naming_unreadable_weights
 from ..name_lists import shorten
 from ..remote_code.configuration_clustr import ClusTRConfig
-from ..remote_code.modeling_clustr import ClusTRBackbone, ClusTRMLP
+from ..remote_code.modeling_clustr import ClusTRBackbone, ClusTRMLP, ClusTRModel
 from ..remote_code.modeling_clustr_attention import ClusTRAttention, ClusTRSpatialReductionAttention
 from ..remote_code.modeling_clustr_embeddings import ClusTRPositionEmbeddings
 from ..remote_code.modeling_clustr_segmentation import ClusTRForSemanticSegmentation
@@ -89,6 +89,7 @@ def convert_grid_backbone(source: PreTrainedModel | str | Path, **config_overrid
     model = model_class(config).to(source.device, torch.promote_types(source.dtype, torch.float32))
     backbone_of(model).load_state_dict(_convert_weights(source, family, backbone_of(model)))
     if hasattr(model, "classifier"):
+        _check_names(set(source.classifier.state_dict()), set(model.classifier.state_dict()))
         model.classifier.load_state_dict(source.classifier.state_dict())
     return model.to(source.dtype).eval()
 
@@ -134,6 +135,9 @@ def _make_config(
     config = source.config
     _check_source(config)
     fixed = CARRIED_FIELDS if model_class is ClusTRForSemanticSegmentation else (*CARRIED_FIELDS, *LABEL_FIELDS)
+    unknown = sorted(set(overrides) - set(ClusTRConfig().to_dict()) - set(LABEL_FIELDS))
+    if unknown:
+        raise ValueError(f"`config_overrides` must be fields of ClusTRConfig, got {unknown}.")
     refused = sorted(set(overrides) & set(fixed))
     if refused:
         raise ValueError(f"`config_overrides` must not change {refused}, which the weights of the source depend on.")
@@ -143,6 +147,8 @@ def _make_config(
         fields |= {"id2label": dict(config.id2label), "label2id": dict(config.label2id)}
     if model_class is ClusTRBackbone:
         fields["out_features"] = config.out_features
+    if model_class is ClusTRModel:
+        fields["flatten_last_hidden_state"] = not getattr(config, "reshape_last_stage", True)
     ratios = default_ratios(config.sr_ratios)
     is_grid = overrides.get("attention_type", "clustered") != "clustered"
     converted = ClusTRConfig(
@@ -160,6 +166,9 @@ def _check_source(config: PreTrainedConfig):
             "`source` must not have `linear_attention=True`: its keys and values come from average pooling to 7 x 7, "
             "and its feed-forward networks have a ReLU that ClusTR does not have."
         )
+    number = getattr(config, "num_encoder_blocks", len(config.depths))
+    if number != len(config.depths):
+        raise ValueError(f"`source` must have as many `depths` as `num_encoder_blocks`, got {config.depths}, {number}.")
 
 
 def _check_grid(converted: ClusTRConfig, config: PreTrainedConfig):
@@ -203,7 +212,10 @@ def _convert_weights(source: PreTrainedModel, family: Family, target: nn.Module)
     """The weights of a ClusTR backbone, in float32 or a higher precision."""
     backbone, weights = backbone_of(source), {}
     for theirs, ours in module_names(family, source.config):
-        for part, value in backbone.get_submodule(theirs).state_dict().items():
+        module = backbone.get_submodule(theirs)
+        parts = module.state_dict()
+        _check_names(set(parts), {part for part in ("weight", "bias") if getattr(module, part) is not None})
+        for part, value in parts.items():
             weights[f"{ours}.{part}"] = value.to(torch.promote_types(value.dtype, torch.float32))
     for name, module in target.named_modules():
         if isinstance(module, ClusTRMLP):
@@ -213,13 +225,16 @@ def _convert_weights(source: PreTrainedModel, family: Family, target: nn.Module)
             _adapt_attention(weights, name, module)
         elif isinstance(module, ClusTRPositionEmbeddings):
             weights |= _zeros(module, name)
-    differing = weights.keys() ^ target.state_dict().keys()
-    if differing:
+    _check_names(set(weights), set(target.state_dict()))
+    return weights
+
+
+def _check_names(names: set[str], expected: set[str]) -> None:
+    if names != expected:
         raise ValueError(
             f"`source` must have the plain weights of its class, without adapters or parametrizations; "
-            f"{shorten(sorted(differing))} do not match."
+            f"{shorten(sorted(names ^ expected))} do not match."
         )
-    return weights
 
 
 def _adapt_attention(weights: dict[str, torch.Tensor], name: str, attention: ClusTRAttention) -> None:

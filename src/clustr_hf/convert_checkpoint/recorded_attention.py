@@ -16,11 +16,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..remote_code.modeling_clustr_attention import ClusTRAttention
-from .source_families import KEY, VALUE, backbone_of, find_class
+from .source_families import KEY, VALUE, backbone_of, find_class, module_names
 
 
-Attention = ClusTRAttention
-Place = tuple[int, int]
+Place = tuple[int, int]  # stage and block, counted from 0
 
 
 @dataclass
@@ -66,7 +65,7 @@ def paired_attentions(model: PreTrainedModel, source: PreTrainedModel) -> dict[P
     The attentions of both models for each (stage, block) where they differ: wherever either of them reduces the tokens.
 
     Raises:
-        ValueError: if the models have different numbers of blocks or channels.
+        ValueError: if the models have different numbers of blocks or channels, or different patch embeddings.
     """
     family, _ = find_class(source)
     names = {ours: theirs for theirs, ours in family.block_modules.items()}
@@ -76,18 +75,28 @@ def paired_attentions(model: PreTrainedModel, source: PreTrainedModel) -> dict[P
                 f"`source` must be the model that `model` was converted from, with `{name}` of "
                 f"{getattr(model.config, name)}, got {getattr(source.config, name)}."
             )
+    _check_embeddings(model, source)
     pairs = {}
     for stage, depth in enumerate(source.config.depths):
         cell = source.config.sr_ratios[stage]
         for block in range(depth):
             ours = backbone_of(model).stages[stage].blocks[block].attention
-            if cell == 1 and not ours.is_clustered:
+            if cell == 1 and not ours.is_clustered and model.config.max_clusters is None:
                 continue
             theirs = backbone_of(source).get_submodule(f"{family.stage.format(stage=stage)}.blocks.{block}")
             key, value = (theirs.get_submodule(names[name]) for name in (KEY, VALUE))
             shares = model.config.cluster_sharing == "stage"
             pairs[stage, block] = AttentionPair(theirs.attention, key, value, ours, cell, shares)
     return pairs
+
+
+def _check_embeddings(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """Raise a `ValueError` unless both models have the same first patch embedding, which is carried over exactly."""
+    family, _ = find_class(source)
+    theirs, ours = next(names for names in module_names(family, source.config) if names[1].endswith("projection"))
+    theirs, ours = backbone_of(source).get_submodule(theirs).weight, backbone_of(model).get_submodule(ours).weight
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-5):
+        raise ValueError("`source` must be the model that `model` was converted from, but has other patch embeddings.")
 
 
 @torch.no_grad()

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 
 from ..name_lists import join_names
 from ..remote_code.handler_clustr import pipeline_task
 
 
+CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # Placeholder for the owner, which `publish.push` replaces.
 UNKNOWN_REPOSITORY = "your-name"
@@ -202,7 +204,7 @@ def write_model_card(
         results=_with_picture(_results(contents), "predictions.png", pictures),
         limitations=_limitations(contents, task),
     )
-    card.save(folder / "README.md")
+    card.save(folder / CARD)
 
 
 def check_card(path: str | Path, task: str, files: Sequence[str] = ()) -> None:
@@ -248,6 +250,22 @@ def load_card(path: str | Path) -> ModelCard:
     if not isinstance(widget, list) or not all(isinstance(part, dict) and "src" in part for part in widget):
         raise ValueError(f"{path} must have a widget of images, each with a `src`, got {widget}.")
     return card
+
+
+def read_metadata(name_or_path: str, **hub_arguments: Any) -> dict[str, Any]:
+    """
+    Metadata of the card of a model; empty if there is no card, no metadata or no network.
+
+    Args:
+        name_or_path (`str`): Folder, or id on the Hub.
+        hub_arguments: Arguments of `hf_hub_download`, such as `revision`.
+    """
+    folder = Path(name_or_path)
+    try:
+        path = folder / CARD if folder.exists() else hf_hub_download(name_or_path, CARD, **hub_arguments)
+        return load_card(path).data.to_dict() if Path(path).is_file() else {}
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError):
+        return {}
 
 
 def widget_sources(card: ModelCard) -> list[str]:
@@ -330,7 +348,7 @@ def _results(contents: CardContents) -> str:
         number = "" if measured.num_samples is None else f"{measured.num_samples:,}"
         lines.append(f"| {measured.name} | {measured.value:.4f} | {_cell(data)} | {number} |")
     if commands == [contents.command]:
-        measured_by = "Measured at the end of training, by the same command."
+        measured_by = f"Measured {'at the end of training, ' if contents.recipe else ''}by the same command."
     else:
         measured_by = "\n\n".join(["Measured by:", *(f"```bash\n{command}\n```" for command in commands)])
     return "\n\n".join(["\n".join(lines), measured_by, *contents.tables])

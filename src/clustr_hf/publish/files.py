@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from .. import remote_code
-from .card import PICTURES
+from .card import CARD, PICTURES
 
 
 CODE_FOLDER = Path(remote_code.__file__).parent
@@ -20,7 +20,6 @@ CODE_FILES = frozenset(path.name for path in CODE_FOLDER.glob("*.py")) - {"__ini
 
 HANDLER = "handler.py"
 REQUIREMENTS = "requirements.txt"
-CARD = "README.md"
 CONFIG = "config.json"
 PROCESSOR_CONFIG = "preprocessor_config.json"
 REQUIRED_FILES = (CONFIG, PROCESSOR_CONFIG, HANDLER, REQUIREMENTS, CARD)

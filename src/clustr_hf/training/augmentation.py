@@ -64,6 +64,22 @@ def random_corner(size: tuple[int, int], crop: tuple[int, int]) -> list[int]:
     return [int(torch.randint(extent - part + 1, (), device="cpu")) for extent, part in zip(size, crop)]
 
 
+def check_normalization(processor: Any) -> None:
+    """
+    Raise a `ValueError` for an image processor that scales pixels otherwise than the training transforms do, which
+    would train on other pixel values than are evaluated.
+    """
+    expected = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    expected |= {"rescale_offset": False, "do_flip_channel_order": False}  # of EfficientNet and MobileViT
+    for name, value in expected.items():
+        found = getattr(processor, name, value)
+        if found is None or abs(found - value) > 1e-9:
+            raise ValueError(
+                f"the image processor of a training must have `{name}={value}`, got {found} in "
+                f"{type(processor).__name__}"
+            )
+
+
 def normalize(image: torch.Tensor, processor: Any) -> torch.Tensor:
     """An 8-bit image (3, H, W) in float32, with the mean and standard deviation of the processor."""
     return F.normalize(F.to_dtype(image, torch.float32, scale=True), processor.image_mean, processor.image_std)

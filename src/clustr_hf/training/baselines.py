@@ -204,7 +204,8 @@ def load_baseline(
         architecture = baseline.make_fields(config)
         if args.image_size is not None and kind == "classifier":
             architecture["image_size"] = args.image_size
-        return args.choose_attention(model_class(baseline.config_class(**{**architecture, **settings}))), processor
+        model = model_class(baseline.config_class(**{**architecture, **settings}))
+        return args.choose_attention(model), args.choose_processor(processor)
     saved = _saved_config(args, baseline)
     kept = {name: value for name, value in settings.items() if name in given or not hasattr(saved, name)}
     config = baseline.config_class.from_dict({**saved.to_dict(), **kept})

@@ -7,6 +7,7 @@ The teacher sees the augmented images of the student, in its own normalisation a
 Classes are matched by name.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from ..name_lists import shorten
 from .data.class_names import are_placeholders, names_of
 from .models import ModelArguments
 
+
+logger = logging.getLogger(__name__)
 
 # Side in pixels of the images on which image processors are measured.
 PROBED_SIDE = 64
@@ -199,7 +202,7 @@ def load_teacher(
     hub = {**model_args.download_arguments, "trust_remote_code": model_args.trust_remote_code}
     classes = match_classes(names_of(AutoConfig.from_pretrained(name, **hub), f"the teacher {name}"), labels, name)
     with naming_unreadable_weights("--teacher_model_name_or_path", name):
-        model, report = auto_class.from_pretrained(name, output_loading_info=True, **hub)
+        model, report = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **hub)
     if report["missing_keys"]:
         missing = shorten(sorted(report["missing_keys"]))
         raise ValueError(f"--teacher_model_name_or_path {name} must have all weights of a teacher, but lacks {missing}")
@@ -241,7 +244,13 @@ def match_classes(names: list[str], labels: list[str], teacher: str) -> list[int
     Raises:
         ValueError: if the teacher lacks a class, or has several of the same name.
     """
-    if names == labels or (are_placeholders(names) and len(names) == len(labels)):
+    if names == labels:
+        return None
+    if are_placeholders(names) and len(names) == len(labels):
+        logger.warning(
+            f"--teacher_model_name_or_path {teacher} does not name its classes: they are taken in the order of the "
+            f"student's, {shorten(labels)}"
+        )
         return None
     missing = sorted(set(labels) - set(names))
     if missing:

@@ -86,8 +86,9 @@ def uses_fsdp(accelerator: Accelerator) -> bool:
 
 
 def check_fsdp_arguments(args: LoopArguments) -> None:
-    """Raise a `ValueError` for an argument that needs whole weights, which FSDP shards."""
-    for name, is_given in (("ema_decay", args.ema_decay is not None), ("optimizer muon", args.optimizer == "muon")):
+    """Raise a `ValueError` for an argument that needs whole weights in their own format, which FSDP shards."""
+    given = {"ema_decay": args.ema_decay is not None, "optimizer muon": args.optimizer == "muon"}
+    for name, is_given in (given | {"channels_last": args.channels_last}).items():
         if is_given:
             raise ValueError(f"--{name} does not work with FSDP, which shards the weights: use DDP")
 

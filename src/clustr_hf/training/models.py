@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from .. import ClusTRConfig
@@ -91,9 +92,13 @@ class ModelArguments:
         A copy of a configuration with other fields; `--config_overrides` has precedence over `fields`.
 
         Raises:
-            ValueError: if `--config_overrides` names an unknown field, or a value is invalid.
+            ValueError: if `--config_overrides` names an unknown field, a value is invalid, or the configuration is not
+                ClusTR's and lacks one of `fields` that is not None.
         """
         self._check_overrides(config)
+        missing = sorted(name for name, value in fields.items() if value is not None and not hasattr(config, name))
+        if missing and config.model_type != ClusTRConfig.model_type:
+            raise ValueError(f"{type(config).__name__} does not have the fields {missing}, which the arguments set")
         overrides = self.config_overrides or {}
         return type(config).from_dict({**config.to_dict(), **fields, **overrides})
 
@@ -112,6 +117,10 @@ class ModelArguments:
         return AutoImageProcessor.from_pretrained(
             self.image_processor_name or self.model_name_or_path, **self.hub_arguments
         )
+
+    def choose_processor(self, new: Any) -> Any:
+        """The image processor of a new model: that of `--image_processor_name`, or else `new`."""
+        return new if self.image_processor_name is None else self.load_processor()
 
     def _check_overrides(self, config: PreTrainedConfig):
         unknown = sorted(set(self.config_overrides or {}) - set(config.to_dict()))
@@ -192,16 +201,23 @@ def load_model(
             `--ignore_mismatched_sizes` is not given.
     """
     fields = {**name_labels(labels), **fields}
-    if args.model_name_or_path is None and args.config_name is not None:
-        config = args.override(AutoConfig.from_pretrained(args.config_name, **args.hub_arguments), **fields)
-        model = auto_class.from_config(config, trust_remote_code=args.trust_remote_code)
-        return args.choose_attention(model), processor
     if args.model_name_or_path is None:
-        settings = {**fields, **(args.config_overrides or {})}
-        return args.choose_attention(model_class(ClusTRConfig.from_variant(args.variant, **settings))), processor
+        model = _make_model(args, model_class, auto_class, fields)
+        return args.choose_attention(model), args.choose_processor(processor)
     saved = AutoConfig.from_pretrained(args.config_name or args.model_name_or_path, **args.hub_arguments)
     model = load_weights(args, labels, [head_name(model_class)], auto_class, args.override(saved, **fields), saved)
     return args.choose_attention(model), args.load_processor()
+
+
+def _make_model(
+    args: ModelArguments, model_class: type[PreTrainedModel], auto_class: type, fields: dict[str, Any]
+) -> PreTrainedModel:
+    """A model with random weights in float32: of `--config_name`, or ClusTR of `--variant`."""
+    if args.config_name is None:
+        settings = {**fields, **(args.config_overrides or {})}
+        return model_class(ClusTRConfig.from_variant(args.variant, **settings))
+    config = args.override(AutoConfig.from_pretrained(args.config_name, **args.hub_arguments), **fields)
+    return auto_class.from_config(config, dtype=torch.float32, trust_remote_code=args.trust_remote_code)
 
 
 def load_weights(
@@ -213,8 +229,8 @@ def load_weights(
     saved: PreTrainedConfig,
 ) -> PreTrainedModel:
     """
-    The checkpoint's weights in a model of another configuration, with a new head if the checkpoint's head is for other
-    classes.
+    The checkpoint's weights, in float32, in a model of another configuration, with a new head if the checkpoint's head
+    is for other classes.
 
     Args:
         args: The checkpoint.
@@ -234,6 +250,7 @@ def load_weights(
             model = auto_class.from_pretrained(
                 args.model_name_or_path,
                 config=config,
+                dtype=torch.float32,  # by default, half-precision weights would be trained in half precision
                 ignore_mismatched_sizes=args.ignore_mismatched_sizes,
                 **args.hub_arguments,
             )

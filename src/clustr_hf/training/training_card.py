@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..publish import complete_repository
-from ..publish.card import CardContents, measurements_of
+from ..publish.card import CardContents, measurements_of, read_metadata
 from .arguments import LoopArguments
 from .command_line import shorten_path
 from .data.arguments import FolderArguments
@@ -43,7 +43,7 @@ class TrainingCard:
             name=Path(self.args.output_dir).resolve().name,
             summary=self.summary,
             datasets=[dataset_id] if dataset_id else (),
-            base_model=self._base_model(),
+            **self._origin(),
             training=describe_training(results),
             command=self.args.command,
             recipe=self.args.settings,
@@ -52,10 +52,18 @@ class TrainingCard:
         )
         complete_repository(folder, contents)
 
-    def _base_model(self) -> str | None:
-        """Hub id of the model that was fine-tuned, if it is from the Hub."""
-        name = self.model_args.model_name_or_path
-        return None if name is None or Path(name).exists() else name
+    def _origin(self) -> dict[str, Any]:
+        """The Hub id of the model that was fine-tuned, and its license, which also applies to the result."""
+        args = self.model_args
+        if args.model_name_or_path is None:
+            return {}
+        metadata = read_metadata(args.model_name_or_path, revision=args.model_revision, **args.download_arguments)
+        origin = {"base_model": args.model_name_or_path}
+        if Path(args.model_name_or_path).exists():
+            origin = {"base_model": metadata.get("base_model")}
+        if metadata.get("license"):
+            origin |= {name: metadata.get(name) for name in ("license", "license_name", "license_link")}
+        return origin
 
 
 def describe_training(results: dict[str, Any]) -> str:

@@ -4,12 +4,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import ModelCard
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
 from ...convert_checkpoint import CalibrationReport
-from ...publish.card import CardContents, load_card, measurements_of
+from ...publish.card import CardContents, measurements_of, read_metadata
 from ..command_line import shorten_path
 from .arguments import ConversionArguments
 
@@ -25,7 +23,8 @@ class License(NamedTuple):
         return self.license if self.name is None else f"{self.name} ({self.link})"
 
 
-# Licenses of the weights that the authors of the architectures have released.
+# The authors of the architectures on the Hub, and the licenses of the weights that they have released.
+AUTHORS = {"pvt_v2": "OpenGVLab", "segformer": "nvidia"}
 RELEASED = {
     "pvt_v2": License("apache-2.0"),
     "segformer": License(
@@ -44,40 +43,23 @@ TERMS = {
 
 def find_license(args: ConversionArguments, model_type: str) -> License:
     """
-    The license of the source: `--license`, what its card says, or that of the released weights for a source on the Hub.
+    The license of the source: `--license`, what its card says, or that of the weights that the authors have released.
 
     Raises:
-        ValueError: if the source is a folder whose card does not name a license, and `--license` is not given.
+        ValueError: if the card of another source does not name one license, and `--license` is not given.
     """
-    released = RELEASED[model_type]
+    released, name = RELEASED[model_type], args.model_name_or_path
     if args.license is not None:
         return released if args.license == released.license else License(args.license)
-    stated = _stated_license(args)
-    if stated is not None:
-        return released if stated.license == released.license and stated.name is None else stated
-    if Path(args.model_name_or_path).exists():
-        raise ValueError(
-            f"--license is needed: {args.model_name_or_path} has no card that names the license of its weights. "
-            f"{TERMS.get(model_type, '')}".strip()
-        )
-    return released
-
-
-def _stated_license(args: ConversionArguments) -> License | None:
-    """The license in the metadata of the source's card, if there is one."""
-    folder = Path(args.model_name_or_path)
-    try:
-        if not folder.exists():
-            card = ModelCard.load(args.model_name_or_path, token=args.token)
-        elif (folder / "README.md").is_file():
-            card = load_card(folder / "README.md")
-        else:
-            return None
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError):
-        return None  # no card, no network or no metadata
-    data = card.data.to_dict()
-    found = data.get("license")
-    return License(found, data.get("license_name"), data.get("license_link")) if isinstance(found, str) else None
+    metadata = read_metadata(name, **args.hub_arguments)
+    stated = metadata.get("license")
+    if isinstance(stated, str):
+        stated = License(stated, metadata.get("license_name"), metadata.get("license_link"))
+        return released if stated == License(released.license) else stated
+    if stated is None and not Path(name).exists() and name.split("/")[0] == AUTHORS[model_type]:
+        return released
+    found = "no card that names the license of its weights" if stated is None else f"a card that names {stated}"
+    raise ValueError(f"--license is needed: {name} has {found}. {TERMS.get(model_type, '')}".strip())
 
 
 def conversion_card(
@@ -126,7 +108,7 @@ def _origin(args: ConversionArguments, source: PreTrainedModel, origin: str, lic
         f"embeddings, norms, queries, feed-forward networks and the classifier, if there is one, were carried over."
     ]
     if num_images:
-        transfer = f", then by {args.transfer_steps:,} steps of attention transfer" if args.transfer_steps else ""
+        transfer = f", then by attention transfer (steps: {args.transfer_steps:,})" if args.transfer_steps else ""
         parts.append(
             f"Keys and values were fitted to the source's on {num_images:,} images without labels, by least "
             f"squares{transfer}."

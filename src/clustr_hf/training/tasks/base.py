@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..arguments import LoopArguments, parse_arguments
+from ..augmentation import check_normalization
 from ..data.class_names import KnownNames
 from ..data.loaders import collate
 from ..data.samples import EvaluationSamples, TrainingData, TrainingSamples
@@ -143,6 +144,8 @@ def make_task(definition: TaskDefinition, run: Run) -> Task:
         data = definition.load_data(run)
     torch.manual_seed(loop.seed)  # random weights of a new model or head
     model, processor = definition.load_model(run, data)
+    if not loop.eval_only:
+        check_normalization(processor)
     if loop.freeze_stages:
         freeze_stages(model, loop.freeze_stages)
     parts = definition.make_parts(run, data, model, processor)

@@ -28,7 +28,12 @@ def load_classifier(
 def resized_processor(processor: Any, side: int) -> Any:
     """A processor for square crops of `side` pixels, after a resize to 256 / 224 of the side unless that is small."""
     margin = 256 / 224 if side >= 128 else 1
-    settings = {**processor.to_dict(), "do_center_crop": True, "crop_size": {"height": side, "width": side}}
+    settings = {
+        **processor.to_dict(),
+        "do_resize": True,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+    }
     settings["size"] = {"shortest_edge": round(side * margin)}
     return type(processor).from_dict(settings)
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ...augmentation import check_probabilities
 from ...distillation import DistillationArguments, Teacher
-from ...models import RecipeArguments
+from ...models import RecipeArguments, is_clustr
 
 
 # Query, key-value and output projections of every block, to which LoRA adds adapters.
@@ -119,9 +119,16 @@ def make_loss(
 
 
 def add_adapters(model: nn.Module, rank: int | None) -> nn.Module:
-    """Add LoRA adapters to the attention projections; only these and the head are trained. None adds nothing."""
+    """
+    Add LoRA adapters to the attention projections; only these and the head are trained. None adds nothing.
+
+    Raises:
+        ValueError: for models other than ClusTR, whose projections have other names.
+    """
     if rank is None:
         return model
+    if not is_clustr(model):
+        raise ValueError(f"--lora_rank is for ClusTR models, got {type(model).__name__}")
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=ATTENTION_PROJECTIONS, modules_to_save=["classifier"]
     )

@@ -18,6 +18,7 @@ from transformers.utils.logging import get_logger
 
 from ....publish import full_repository_id, push
 from ....publish.card import plain_value
+from ...augmentation import check_normalization
 from ...command_line import command_line, settings_of
 from ...data.class_names import KnownNames, names_of
 from ...data.decoding import decode_rgb
@@ -66,6 +67,7 @@ def add_transforms(data: DatasetDict, processor: Any, args: ClassificationDataAr
         return {"pixel_values": pixel_values, "labels": batch[args.label_column_name]}
 
     if "train" in data:
+        check_normalization(processor)
         data["train"].set_transform(train_transform)
     data["validation"].set_transform(evaluation_transform)
 
@@ -103,6 +105,9 @@ class DistillationTrainer(Trainer):
     def __init__(self, *args: Any, teacher: Teacher | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.teacher = teacher
+        # The loss of a batch is the mean over its images. For models that declare otherwise, Trainer would not divide
+        # the losses of accumulated batches by their number.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
