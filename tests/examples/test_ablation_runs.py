@@ -214,7 +214,8 @@ class FakeRun:
     """A run that writes down when it starts and ends; it may fail or wait."""
 
     def __init__(self, name, log, start_from=None, action=lambda: None):
-        self.folder, self.log, self.start_from, self.action = Path(name), log, start_from, action
+        self.folder, self.log, self.action = Path(name), log, action
+        self.needs = [] if start_from is None else [start_from]
 
     def start(self, threads):
         self.log.append(("start", self.folder.name, threads))

@@ -15,8 +15,8 @@ TINY = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 24, 32], "num_attention_
 TINY |= {"mlp_ratios": [2, 2, 2, 2], "num_labels": 3}
 
 
-def randomized(model):
-    generator = torch.Generator().manual_seed(0)
+def randomized(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             scale = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
@@ -191,4 +191,21 @@ def test_wrong_arguments_are_refused(source, segmenter):
     other = PvtV2ForImageClassification(PvtV2Config(**{**TINY, "depths": [1, 1, 1, 1]}))
     with pytest.raises(ValueError, match="`source` must be the model that `model` was converted from, with `depths`"):
         calibrate(model, other, images())
+    with pytest.raises(ValueError, match="converted from, but has other patch embeddings"):
+        calibrate(model, randomized(PvtV2ForImageClassification(PvtV2Config(**TINY)), seed=5), images())
+    with pytest.raises(ValueError, match=r"`eval_pixel_values` must be a tensor .* got \(0, 3"):
+        calibrate(model, source, images(), images(0))
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        calibrate(model, source, images(), batch_size=0)
     assert isinstance(model, ClusTRForImageClassification)
+
+
+def test_a_transfer_that_diverges_is_an_error(source):
+    model = convert_grid_backbone(source)
+    with pytest.raises(FloatingPointError, match=r"`learning_rate` must be lower, got 1e\+30"):
+        calibrate(model, source, images(4), num_steps=3, learning_rate=1e30, show_progress=False)
+
+
+def test_stages_that_only_we_reduce_are_fitted(source):
+    model = convert_grid_backbone(source, max_clusters=2)
+    assert (3, 0) in paired_attentions(model, source)

@@ -6,6 +6,10 @@ grid, the converted model must equal it.
 import pytest
 import torch
 from transformers import (
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    MobileViTImageProcessor,
+    PoolFormerImageProcessor,
     PvtImageProcessor,
     PvtV2Backbone,
     PvtV2Config,
@@ -199,10 +203,18 @@ def subclass_of_pvt():
     return Changed(PvtV2Config(**TINY))
 
 
-def parametrized_pvt():
-    source = tiny_pvt()
-    torch.nn.utils.parametrizations.weight_norm(source.pvt_v2.encoder.layers[0].blocks[0].mlp.dense1)
-    return source
+BLOCK = "pvt_v2.encoder.layers.0.blocks.0"
+
+
+def weight_norm_on(name):
+    """A function that makes a source one of whose layers computes its weights."""
+
+    def make():
+        source = tiny_pvt()
+        torch.nn.utils.parametrizations.weight_norm(source.get_submodule(name))
+        return source
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -219,7 +231,15 @@ def parametrized_pvt():
             r"must be the source's, \[\[64\], \[16\], \[4\], \[1\]\]",
         ),
         (subclass_of_pvt, {}, TypeError, "`source` must be one of .* got Changed"),
-        (parametrized_pvt, {}, ValueError, "without adapters or parametrizations"),
+        (weight_norm_on(f"{BLOCK}.mlp.dense1"), {}, ValueError, "without adapters or parametrizations"),
+        (weight_norm_on(f"{BLOCK}.attention.key"), {}, ValueError, "without adapters or parametrizations"),
+        (weight_norm_on("classifier"), {}, ValueError, "without adapters or parametrizations"),
+        (
+            tiny_pvt,
+            {"reduction_ratio": [64, 16, 4, 1]},
+            ValueError,
+            r"ClusTRConfig, got \['reduction_ratio'\]",
+        ),
         (lambda: tiny_pvt().to("meta"), {}, ValueError, "floating-point weights with data"),
     ],
 )
@@ -237,3 +257,32 @@ def test_image_processors_give_the_same_pixels(source):
     expected, got = (each(image, return_tensors="pt").pixel_values for each in (source, converted))
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     assert converted.do_reduce_labels == getattr(source, "do_reduce_labels", False)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8), "of shape"),
+        (PoolFormerImageProcessor(), "that differ"),
+        (EfficientNetImageProcessor(size=[32, 32], rescale_offset=True), "that differ"),
+        (MobileViTImageProcessor(size={"shortest_edge": 72}, do_center_crop=False), "that differ|mean"),
+    ],
+    ids=["convnext", "poolformer", "efficientnet", "mobilevit"],
+)
+def test_settings_that_are_only_the_sources_are_refused(source, message):
+    with pytest.raises(ValueError, match=f"`source` must .*({message})"):
+        convert_image_processor(source)
+
+
+def test_settings_that_are_off_stay_off():
+    source = PvtImageProcessor(do_normalize=None, do_resize=None)
+    converted = convert_image_processor(source)
+    assert converted.do_normalize is False and converted.do_resize is False and converted.do_rescale is True
+
+
+@pytest.mark.parametrize("reshape", [False, True])
+def test_the_last_stage_has_the_shape_of_the_sources(reshape):
+    source = tiny_segformer(SegformerModel, reshape_last_stage=reshape)
+    model = convert_grid_backbone(source, attention_type="spatial_reduction")
+    expected = source(images()).last_hidden_state
+    torch.testing.assert_close(model(images()).last_hidden_state, expected, atol=1e-5, rtol=1e-5)

@@ -17,6 +17,7 @@ from transformers import pipeline
 from clustr_hf import ClusTRConfig, ClusTRForImageClassification, ClusTRImageProcessor, bundled_checkpoint
 from clustr_hf.training.data.class_names import KnownNames, are_placeholders, choose_names, names_of, shorten
 from clustr_hf.training.data.decoding import decode_image
+from clustr_hf.training.distillation import match_classes
 from clustr_hf.training.known_names import known_names
 from clustr_hf.training.models import ModelArguments
 from clustr_hf.training.tasks.image_classification.data import (
@@ -321,6 +322,22 @@ def test_names_of_a_configuration():
         names_of(ClusTRConfig(id2label={0: "b", 1: "a"}, label2id={"a": 0, "b": 1}), "it")
     with pytest.raises(ValueError, match="must name the classes 0, 1, 2"):
         names_of(ClusTRConfig(id2label={0: "b", 2: "a"}, label2id={"a": 2, "b": 0}), "it")
+
+
+def test_imagenets_two_cranes(tmp_path, caplog):
+    """A list that renames the second class of a name has the order of one that does not."""
+    known, data = ["tench", "crane", "hen", "crane"], ["tench", "crane", "hen", "crane2"]
+    assert KnownNames(known, "x").match(data) == data and "x has several classes of one name" in caplog.text
+    assert KnownNames(data, "x").match(known) == known
+    assert match_classes(known, data, "t") is None and match_classes(data, known, "t") is None
+    for other in (["tench", "hen", "crane", "crane2"], ["tench", "crane", "hen", "digger"], known[:3]):
+        with pytest.raises(ValueError, match="cannot be matched by name"):
+            KnownNames(known, "x").match(other)
+    args = ModelArguments(model_name_or_path=make_checkpoint(tmp_path, **named(*known)), image_size=32)
+    model, _ = load_classifier(args, data)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(model.classifier.weight, saved["classifier.weight"])
+    assert list(model.config.id2label.values()) == data
 
 
 def test_names_that_are_used_twice_are_not_matched():

@@ -22,6 +22,7 @@ from transformers import (
 
 from clustr_hf.publish import card as publish_card
 from clustr_hf.training.attention_off import attention_off
+from clustr_hf.training.conversion import command as conversion_command
 from clustr_hf.training.conversion.card import find_license
 
 
@@ -179,6 +180,18 @@ def test_wrong_arguments_are_named_and_write_nothing(convert, source, tmp_path, 
     with pytest.raises(ValueError, match=message):
         convert("--model_name_or_path", source, "--license", "mit", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_occupied_folder_and_other_channels_are_refused_at_once(convert, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion_command, "calibration_images", None)  # not reached
+    gray = PvtV2ForImageClassification(PvtV2Config(**SMALL, num_channels=1))
+    gray.save_pretrained(tmp_path / "gray")
+    with pytest.raises(ValueError, match="must be a model of RGB images, got 1 channels"):
+        convert("--model_name_or_path", tmp_path / "gray", "--license", "mit")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("Dear")
+    with pytest.raises(FileExistsError, match=r"but holds .*letter"):
+        convert("--model_name_or_path", source, "--license", "mit")
 
 
 def test_unreadable_images_are_passed_over(convert, source, image_folders, tmp_path, capsys):

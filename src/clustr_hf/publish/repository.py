@@ -74,7 +74,7 @@ def build_repository(
             and `files` of other names.
     """
     folder = Path(folder).resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     for path in map(Path, files):
         if path.name not in (*PICTURES, *RESULTS):
             raise ValueError(f"`files` must have names of {[*PICTURES, *RESULTS]}, got {path}.")
@@ -176,7 +176,8 @@ def package_requirements(*more: str) -> list[str]:
     return [line for line in requirements if re.match(r"[\w-]+", line)[0].lower() in names]
 
 
-def _check_replaceable(folder: Path):
+def check_replaceable(folder: Path) -> None:
+    """Raise a `FileExistsError` unless a folder is new, empty, or an earlier repository, which may be replaced."""
     if not folder.exists():
         return
     if not folder.is_dir():

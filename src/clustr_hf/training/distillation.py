@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from ..loading import naming_unreadable_weights
 from ..name_lists import shorten
-from .data.class_names import are_placeholders, names_of
+from .data.class_names import are_placeholders, differ_only_in_repeated, names_of
 from .models import ModelArguments
 
 
@@ -235,7 +235,8 @@ def make_converter(processor: Any, teachers: Any, resizes: bool) -> Callable[[to
 
 def match_classes(names: list[str], labels: list[str], teacher: str) -> list[int] | None:
     """
-    For each class of the student, its index among the teacher's classes; None if both have the same in the same order.
+    For each class of the student, its index among the teacher's classes; None if both have the same in the same order,
+    or differ in repeated names only ([`differ_only_in_repeated`]).
 
     Args:
         names, labels (`list[str]`): Class names of the teacher and of the student.
@@ -244,7 +245,7 @@ def match_classes(names: list[str], labels: list[str], teacher: str) -> list[int
     Raises:
         ValueError: if the teacher lacks a class, or has several of the same name.
     """
-    if names == labels:
+    if names == labels or differ_only_in_repeated(names, labels):
         return None
     if are_placeholders(names) and len(names) == len(labels):
         logger.warning(

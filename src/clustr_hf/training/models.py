@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from .. import ClusTRConfig
 from ..loading import naming_unreadable_weights
 from .checksums import warn_of_changed_weights
-from .data.class_names import FLAG, KnownNames, are_placeholders, names_of
+from .data.class_names import FLAG, KnownNames, are_placeholders, differ_only_in_repeated, names_of
 
 
 def parse_overrides(overrides: dict | str | None) -> dict | None:
@@ -242,7 +242,8 @@ def load_weights(
     source = f"the checkpoint {args.model_name_or_path}"
     warn_of_changed_weights(Path(args.model_name_or_path))
     names = names_of(saved, source) if has_head(saved, heads) else []
-    is_other = bool(names) and names != labels and not (are_placeholders(names) and len(names) == len(labels))
+    is_same = names == labels or differ_only_in_repeated(names, labels)
+    is_other = bool(names) and not is_same and not (are_placeholders(names) and len(names) == len(labels))
     if is_other and (not args.ignore_mismatched_sizes or set(names) == set(labels)):
         raise ValueError(KnownNames(names, source).refusal(labels))
     try:

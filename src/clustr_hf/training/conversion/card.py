@@ -108,7 +108,8 @@ def _origin(args: ConversionArguments, source: PreTrainedModel, origin: str, lic
         f"embeddings, norms, queries, feed-forward networks and the classifier, if there is one, were carried over."
     ]
     if num_images:
-        transfer = f", then by attention transfer (steps: {args.transfer_steps:,})" if args.transfer_steps else ""
+        steps = f"{args.transfer_steps:,} step{'s' if args.transfer_steps > 1 else ''}"
+        transfer = f", then by {steps} of attention transfer" if args.transfer_steps else ""
         parts.append(
             f"Keys and values were fitted to the source's on {num_images:,} images without labels, by least "
             f"squares{transfer}."

@@ -14,6 +14,7 @@ from ...convert_checkpoint import (
     load_grid_source,
 )
 from ...publish import build_repository
+from ...publish.repository import check_replaceable
 from ...remote_code.image_processing_clustr import ClusTRImageProcessor
 from ..attention_off import attention_off
 from ..checkpoints import write_json
@@ -49,7 +50,12 @@ def convert(args: ConversionArguments, data_args: ClassificationDataArguments) -
         ValueError: for a source that cannot be converted, missing images, and a license that is not known.
         FileExistsError: if the output folder holds anything but an earlier repository.
     """
+    check_replaceable(Path(args.output_dir))
     source = load_grid_source(args.model_name_or_path, **args.hub_arguments).to(args.device)
+    if source.config.num_channels != 3:
+        raise ValueError(
+            f"--model_name_or_path must be a model of RGB images, got {source.config.num_channels} channels"
+        )
     licensed = find_license(args, source.config.model_type)
     print(f"License of the source's weights: {licensed.describe()}. {TERMS.get(source.config.model_type, '')}")
     model = convert_grid_backbone(source, **(args.config_overrides or {}))
@@ -112,7 +118,7 @@ def _calibrate(
 
 
 def _write(args, data_args, model, source, processor, licensed, report: CalibrationReport, num_images: int):
-    """Write the repository; the folder is complete whenever it exists."""
+    """Write the repository, then the results."""
     dataset = describe_data(data_args)[0] if report.scores else None
     command = command_line(sys.argv[0], sys.argv[1:])
     card = conversion_card(args, source, licensed, report, num_images, dataset, command)

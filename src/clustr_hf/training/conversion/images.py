@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -28,7 +28,7 @@ def load_labelled(
     """The splits of a labelled data set; none if no data set is given. Class ids are those of a classifier."""
     if data_args.dataset_name is None and not (data_args.train_dir or data_args.train_file):
         return DatasetDict()
-    known = known_names(args.source_arguments, HEADS) if has_head(model.config, HEADS) else None
+    known = known_names(args.source_arguments, HEADS, only_evaluates=True) if has_head(model.config, HEADS) else None
     return load_labelled_images(data_args, args.source_arguments, args.seed, known)
 
 
@@ -100,11 +100,17 @@ def make_evaluation(
     columns, rows = (data_args.image_column_name, data_args.label_column_name), data["validation"]
     read = ReadRow(processor, columns, len(label_names(rows, data_args.label_column_name)), "validation", rows)
     transform = evaluation_transform(processor)
-    samples = [transform(read(index)) for index in tqdm(range(len(rows)), desc="validation images", mininterval=1)]
-    loader = DataLoader(samples, batch_size=args.eval_batch_size)
+
+    def collate(indices: list[int]) -> dict[str, torch.Tensor]:
+        samples = [transform(read(index)) for index in indices]
+        if len({sample["pixel_values"].shape for sample in samples}) > 1:
+            raise ValueError("validation images must have one size after the processor: give --image_size")
+        return default_collate(samples)
+
+    loader = DataLoader(range(len(rows)), batch_size=args.eval_batch_size, collate_fn=collate)
 
     def evaluate(evaluated: PreTrainedModel) -> dict[str, float]:
-        return {"eval_accuracy": _accuracy(evaluated, loader, args.device), "eval_samples": len(samples)}
+        return {"eval_accuracy": _accuracy(evaluated, loader, args.device), "eval_samples": len(rows)}
 
     return evaluate
 

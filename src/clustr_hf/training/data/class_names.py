@@ -7,6 +7,7 @@ converted to the order of one list before training or evaluation.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,23 @@ FLAG = "--ignore_mismatched_sizes"
 def are_placeholders(names: Sequence[str]) -> bool:
     """Whether the names are transformers' defaults, LABEL_0, LABEL_1 ..., which carry no information."""
     return list(names) == [f"LABEL_{index}" for index in range(len(names))]
+
+
+def differ_only_in_repeated(names: Sequence[str], others: Sequence[str]) -> bool:
+    """
+    Whether two lists of class names are equal but for names that one list has several times and the other extends, so
+    that both have the same order. ImageNet's lists differ in this way: "crane" is a bird and a machine, and some lists
+    call the latter "crane2".
+    """
+    if len(names) != len(others) or list(names) == list(others):
+        return False
+    counts, other_counts = Counter(names), Counter(others)
+    return all(
+        name == other
+        or (counts[name] > 1 and other.startswith(name))
+        or (other_counts[other] > 1 and name.startswith(other))
+        for name, other in zip(names, others)
+    )
 
 
 def names_of(config: PreTrainedConfig, source: str) -> list[str]:
@@ -85,6 +103,9 @@ class KnownNames:
             return known
         if are_placeholders(known):
             return self._match_positions(data)
+        if differ_only_in_repeated(known, data):
+            logger.warning(f"{self.source} has several classes of one name: they are taken in the order of the data's")
+            return data
         is_subset = len(set(known)) == len(known) and set(data) <= set(known)
         if is_subset and (self.only_evaluates or len(data) == len(known)):
             logger.warning(
