@@ -16,6 +16,7 @@ from torch import nn
 from ..devices import device_name, is_accelerator, peak_memory, total_memory
 from .arguments import LoopArguments
 from .data.loaders import LoaderOptions, training_loader
+from .models import set_memory_options
 from .optimizers import make_optimizer
 from .report import write_picture
 from .schedule import TrainingPlan
@@ -112,8 +113,7 @@ def estimate_memory(
 def _measure_step(task: Task, plan: TrainingPlan, accelerator: Accelerator) -> dict[str, float | str | None]:
     """[`try_step`] with the model, the optimizer and the images of a forward pass of this run."""
     model = task.model.to(accelerator.device)
-    if plan.args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    set_memory_options(model, plan.args.gradient_checkpointing, plan.args.channels_last)
     batch = send_to_device(first_batch(task, plan.args, plan.per_device_batch_size), accelerator.device)
     return try_step(model, make_optimizer(model, plan.args), task.compute_loss, batch, accelerator.autocast)
 

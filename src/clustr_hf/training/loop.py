@@ -60,6 +60,7 @@ from .distributed import (
 from .dry_run import dry_run
 from .evaluation import EvaluationLoop, Loop
 from .gradient_accumulation import update_weights
+from .models import set_memory_options
 from .optimizers import make_average, make_optimizer
 from .outputs import push_outputs, save_pretrained, write_outputs
 from .report import format_values, summarize, write_history
@@ -131,11 +132,7 @@ class TrainingLoop(Loop):
 
     def _prepare_model(self):
         args, model = self.args, self.task.model
-        if args.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-        if args.channels_last:
-            # In place. Convolutions follow the format of their weights, whatever that of the images is.
-            model.to(memory_format=torch.channels_last)
+        set_memory_options(model, args.gradient_checkpointing, args.channels_last)
         if uses_fsdp(self.accelerator):
             check_fsdp_arguments(args)
         if args.ema_decay is not None:

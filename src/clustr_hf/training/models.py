@@ -49,8 +49,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model, "
-                "which may be any of transformers for the task."
+                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model; for "
+                "classification and segmentation, it may be any of transformers."
             )
         },
     )
@@ -162,6 +162,14 @@ def has_head(config: PreTrainedConfig, heads: Sequence[str]) -> bool:
     """Whether a checkpoint's architecture has one of the given heads; true if the configuration names none."""
     architectures = config.architectures or heads
     return any(head in architecture for head in heads for architecture in architectures)
+
+
+def set_memory_options(model: torch.nn.Module, gradient_checkpointing: bool, channels_last: bool) -> None:
+    """Apply `--gradient_checkpointing` and `--channels_last` to a model, in place."""
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    if channels_last:  # convolutions follow the format of their weights, whatever that of the images is
+        model.to(memory_format=torch.channels_last)
 
 
 def is_clustr(model: PreTrainedModel, push_to_hub: bool = False) -> bool:
