@@ -49,8 +49,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model; for "
-                "classification and segmentation, it may be any of transformers."
+                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model, "
+                "for classification and segmentation of any model of transformers."
             )
         },
     )
