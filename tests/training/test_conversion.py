@@ -157,7 +157,7 @@ def test_no_license_is_made_up(monkeypatch, tmp_path):
         (tmp_path / "README.md").write_text(text)
         with pytest.raises(ValueError, match=f"--license is needed: someone/pvt has .*{message}"):
             find_license(arguments, "pvt_v2")
-    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\nwidget:\n- text: no image\n---\n")
     assert find_license(arguments, "pvt_v2").license == "cc-by-nc-4.0"
     assert asked[0] == ("someone/pvt", "README.md", {"revision": "4f2a"})
     (tmp_path / "README.md").write_text("")
@@ -186,7 +186,7 @@ def test_an_occupied_folder_and_other_channels_are_refused_at_once(convert, sour
     monkeypatch.setattr(conversion_command, "calibration_images", None)  # not reached
     gray = PvtV2ForImageClassification(PvtV2Config(**SMALL, num_channels=1))
     gray.save_pretrained(tmp_path / "gray")
-    with pytest.raises(ValueError, match="must be a model of RGB images, got 1 channels"):
+    with pytest.raises(ValueError, match="must be a model of RGB images, got `num_channels=1`"):
         convert("--model_name_or_path", tmp_path / "gray", "--license", "mit")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("Dear")

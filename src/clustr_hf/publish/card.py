@@ -263,8 +263,8 @@ def read_metadata(name_or_path: str, **hub_arguments: Any) -> dict[str, Any]:
     folder = Path(name_or_path)
     try:
         path = folder / CARD if folder.exists() else hf_hub_download(name_or_path, CARD, **hub_arguments)
-        return load_card(path).data.to_dict() if Path(path).is_file() else {}
-    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError):
+        return ModelCard.load(path).data.to_dict() if Path(path).is_file() else {}
+    except (HfHubHTTPError, LocalEntryNotFoundError, yaml.YAMLError, ValueError):
         return {}
 
 

@@ -54,7 +54,7 @@ def convert(args: ConversionArguments, data_args: ClassificationDataArguments) -
     source = load_grid_source(args.model_name_or_path, **args.hub_arguments).to(args.device)
     if source.config.num_channels != 3:
         raise ValueError(
-            f"--model_name_or_path must be a model of RGB images, got {source.config.num_channels} channels"
+            f"--model_name_or_path must be a model of RGB images, got `num_channels={source.config.num_channels}`"
         )
     licensed = find_license(args, source.config.model_type)
     print(f"License of the source's weights: {licensed.describe()}. {TERMS.get(source.config.model_type, '')}")
