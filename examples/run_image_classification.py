@@ -14,14 +14,21 @@ distillation.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoModelForImageClassification, HfArgumentParser, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from clustr_hf.metrics import compute_accuracy
 from clustr_hf.training import run_interruptibly
 from clustr_hf.training.distillation import DistillationArguments, load_teacher
-from clustr_hf.training.models import ModelArguments, is_clustr
+from clustr_hf.training.models import ModelArguments, is_clustr, require_clustr
 from clustr_hf.training.tasks.image_classification.data import (
     ClassificationDataArguments,
     label_names,
@@ -76,6 +83,14 @@ def evaluate(trainer: DistillationTrainer) -> dict[str, float]:
     return {**metrics, "eval_samples": len(trainer.eval_dataset)}
 
 
+def load_model(args: ModelArguments, labels: list[str], is_pushed: bool) -> tuple[PreTrainedModel, Any]:
+    """The model and its image processor; only a ClusTR can be pushed, since the package completes its repository."""
+    model, processor = load_classifier(args, labels)
+    if is_pushed:
+        require_clustr(model, "push_to_hub")
+    return model, processor
+
+
 def main():
     data_args, model_args, distillation_args, training_args = parse_args()
     training_args.remove_unused_columns = False  # the transforms need the image column
@@ -92,8 +107,7 @@ def main():
     known = names_to_match(training_args, model_args, checkpoint)
     data = load_labelled_images(data_args, model_args, training_args.seed, known)
     labels = label_names(data["validation"], data_args.label_column_name)
-    model, processor = load_classifier(model_args, labels)
-    has_card = is_clustr(model, push_to_hub=hub is not None)
+    model, processor = load_model(model_args, labels, is_pushed=hub is not None)
     add_transforms(data, processor, data_args)
     teacher = None
     if training_args.do_train:
@@ -111,7 +125,7 @@ def main():
     )
     results = train(trainer, checkpoint) if training_args.do_train else {}
     results |= evaluate(trainer) if training_args.do_eval else {}
-    if trainer.is_world_process_zero() and training_args.do_train and has_card:
+    if trainer.is_world_process_zero() and training_args.do_train and is_clustr(model):
         folder = Path(training_args.output_dir)
         card.write(folder, {"step": trainer.state.global_step, **results})
         if hub is not None:

@@ -327,7 +327,7 @@ def test_names_of_a_configuration():
 def test_imagenets_two_cranes(tmp_path, caplog):
     """A list that renames the second class of a name has the order of one that does not."""
     known, data = ["tench", "crane", "hen", "crane"], ["tench", "crane", "hen", "crane2"]
-    assert KnownNames(known, "x").match(data) == data and "x has several classes of one name" in caplog.text
+    assert KnownNames(known, "x").match(data) == data and "x has several classes with the same name" in caplog.text
     assert KnownNames(data, "x").match(known) == known
     assert match_classes(known, data, "t") is None and match_classes(data, known, "t") is None
     for other in (["tench", "hen", "crane", "crane2"], ["tench", "crane", "hen", "digger"], known[:3]):

@@ -35,7 +35,7 @@ def convert_image_processor(source: BaseImageProcessor) -> ClusTRImageProcessor:
     settings |= {name: value for name, value in source.to_dict().items() if name in SETTINGS and value is not None}
     # Unset means off in the source, and on in ours.
     settings |= {name: bool(getattr(source, name, None)) for name in ("do_resize", "do_rescale", "do_normalize")}
-    if settings.get("do_normalize", True) and not {"image_mean", "image_std"} <= settings.keys():
+    if settings["do_normalize"] and not {"image_mean", "image_std"} <= settings.keys():
         raise ValueError(f"`source` must have `image_mean` and `image_std`, got {type(source).__name__} without them.")
     converted = ClusTRImageProcessor(**settings)
     _compare(source, converted)

@@ -66,8 +66,8 @@ def random_corner(size: tuple[int, int], crop: tuple[int, int]) -> list[int]:
 
 def check_normalization(processor: Any) -> None:
     """
-    Raise a `ValueError` for an image processor that scales pixels otherwise than the training transforms do, which
-    would train on other pixel values than are evaluated.
+    Raise a `ValueError` if an image processor scales pixels differently from the training transforms, so that training
+    and evaluation would see different pixel values.
     """
     expected = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
     expected |= {"rescale_offset": False, "do_flip_channel_order": False}  # of EfficientNet and MobileViT

@@ -49,8 +49,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": (
-                "Configuration to load in place of the checkpoint's own. Without a checkpoint, that of a new model, "
-                "for classification and segmentation of any model of transformers."
+                "Configuration to load in place of the checkpoint's own. Without a checkpoint, a new model with this "
+                "configuration is trained; for classification and segmentation, any model of transformers."
             )
         },
     )
@@ -172,18 +172,15 @@ def set_memory_options(model: torch.nn.Module, gradient_checkpointing: bool, cha
         model.to(memory_format=torch.channels_last)
 
 
-def is_clustr(model: PreTrainedModel, push_to_hub: bool = False) -> bool:
-    """
-    Whether a model is a ClusTR, whose folder the package completes with a card and a handler.
+def is_clustr(model: PreTrainedModel) -> bool:
+    """Whether a model is a ClusTR, whose folder the package completes with a card and a handler."""
+    return model.config.model_type == ClusTRConfig.model_type
 
-    Raises:
-        ValueError: if another model is to be pushed.
-    """
-    if model.config.model_type == ClusTRConfig.model_type:
-        return True
-    if push_to_hub:
-        raise ValueError(f"--push_to_hub is for ClusTR models, got {type(model).__name__}")
-    return False
+
+def require_clustr(model: PreTrainedModel, argument: str) -> None:
+    """Raise a `ValueError` that names an argument unless the model is a ClusTR."""
+    if not is_clustr(model):
+        raise ValueError(f"--{argument} is for ClusTR models, got {type(model).__name__}")
 
 
 def load_model(

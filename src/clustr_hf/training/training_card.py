@@ -5,6 +5,7 @@ import importlib.metadata
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class TrainingCard:
             name=Path(self.args.output_dir).resolve().name,
             summary=self.summary,
             datasets=[dataset_id] if dataset_id else (),
-            **self._origin(),
+            **self._origin,
             training=describe_training(results),
             command=self.args.command,
             recipe=self.args.settings,
@@ -52,15 +53,15 @@ class TrainingCard:
         )
         complete_repository(folder, contents)
 
+    @cached_property
     def _origin(self) -> dict[str, Any]:
         """The Hub id of the model that was fine-tuned, and its license, which also applies to the result."""
         args = self.model_args
         if args.model_name_or_path is None:
             return {}
         metadata = read_metadata(args.model_name_or_path, revision=args.model_revision, **args.download_arguments)
-        origin = {"base_model": args.model_name_or_path}
-        if Path(args.model_name_or_path).exists():
-            origin = {"base_model": metadata.get("base_model")}
+        is_folder = Path(args.model_name_or_path).exists()
+        origin = {"base_model": metadata.get("base_model") if is_folder else args.model_name_or_path}
         if metadata.get("license"):
             origin |= {name: metadata.get(name) for name in ("license", "license_name", "license_link")}
         return origin

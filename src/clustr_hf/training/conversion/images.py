@@ -1,7 +1,7 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The images of a conversion: some without labels for the calibration, and labelled ones for the evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,13 @@ def _load(
             bar.update(len(loaded) - bar.n)
     if not loaded:
         raise ValueError(f"images for the calibration must be readable, got none of {number}")
-    if len({image.shape for image in loaded}) > 1:
-        raise ValueError("images for the calibration must have one size after the processor: give --image_size")
+    _check_one_size("images for the calibration", loaded)
     return torch.stack(loaded)
+
+
+def _check_one_size(kind: str, images: Sequence[torch.Tensor]) -> None:
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"{kind} must have one size after the processor: give --image_size")
 
 
 def _pixel_values(image: Any, index: int, processor: ClusTRImageProcessor) -> torch.Tensor:
@@ -103,8 +107,7 @@ def make_evaluation(
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
         samples = [transform(read(index)) for index in indices]
-        if len({sample["pixel_values"].shape for sample in samples}) > 1:
-            raise ValueError("validation images must have one size after the processor: give --image_size")
+        _check_one_size("validation images", [sample["pixel_values"] for sample in samples])
         return default_collate(samples)
 
     loader = DataLoader(range(len(rows)), batch_size=args.eval_batch_size, collate_fn=collate)

@@ -104,7 +104,9 @@ class KnownNames:
         if are_placeholders(known):
             return self._match_positions(data)
         if differ_only_in_repeated(known, data):
-            logger.warning(f"{self.source} has several classes of one name: they are taken in the order of the data's")
+            logger.warning(
+                f"{self.source} has several classes with the same name: they are taken in the order of the data"
+            )
             return data
         is_subset = len(set(known)) == len(known) and set(data) <= set(known)
         if is_subset and (self.only_evaluates or len(data) == len(known)):

@@ -25,7 +25,7 @@ from ..distillation import Teacher, load_teacher
 from ..distributed import make_accelerator
 from ..known_names import names_of_run
 from ..loop import train
-from ..models import ModelArguments, RecipeArguments, is_clustr
+from ..models import ModelArguments, RecipeArguments, is_clustr, require_clustr, set_memory_options
 from ..optimizers import freeze_stages
 from ..task import Task
 from ..training_card import TrainingCard
@@ -146,6 +146,8 @@ def make_task(definition: TaskDefinition, run: Run) -> Task:
     model, processor = definition.load_model(run, data)
     if not loop.eval_only:
         check_normalization(processor)
+    if loop.push_to_hub:
+        require_clustr(model, "push_to_hub")
     if loop.freeze_stages:
         freeze_stages(model, loop.freeze_stages)
     parts = definition.make_parts(run, data, model, processor)
@@ -154,7 +156,7 @@ def make_task(definition: TaskDefinition, run: Run) -> Task:
         card=TrainingCard(loop, run.data, run.model, parts.summary),
         model_class=type(model),
         draw=parts.draw if getattr(run.evaluation, "num_pictures", 0) > 0 else None,
-        has_card=is_clustr(model, loop.push_to_hub),
+        has_card=is_clustr(model),
         **parts.report,
     )
     return Task(
@@ -187,8 +189,8 @@ def load_run_teacher(run: Run, data: TaskData, processor: Any, auto_class: type,
         teacher = load_teacher(
             run.recipe, run.model, auto_class, data.labels, processor, resizes, run.accelerator.autocast
         )
-    if teacher is not None and run.loop.channels_last:
-        teacher.model.to(memory_format=torch.channels_last)
+    if teacher is not None:
+        set_memory_options(teacher.model, gradient_checkpointing=False, channels_last=run.loop.channels_last)
     return teacher
 
 

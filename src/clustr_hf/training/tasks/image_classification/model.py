@@ -33,8 +33,8 @@ def resized_processor(processor: Any, side: int) -> Any:
         "do_resize": True,
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
+        "size": {"shortest_edge": round(side * margin)},
     }
-    settings["size"] = {"shortest_edge": round(side * margin)}
     return type(processor).from_dict(settings)
 
 

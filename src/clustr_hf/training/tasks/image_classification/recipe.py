@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ...augmentation import check_probabilities
 from ...distillation import DistillationArguments, Teacher
-from ...models import RecipeArguments, is_clustr
+from ...models import RecipeArguments, require_clustr
 
 
 # Query, key-value and output projections of every block, to which LoRA adds adapters.
@@ -30,9 +30,9 @@ class ClassificationRecipe(DistillationArguments, RecipeArguments):
         default=None,
         metadata={
             "help": (
-                "Side of the random training crops in pixels. Since crops enlarge what they show, objects are as large "
-                "in training as in evaluation if it is smaller than the image size (Touvron et al. 2019), which also "
-                "makes training faster. Default: the image size."
+                "Side of the random training crops in pixels. Random crops enlarge objects; a side smaller than the "
+                "image size compensates for that (Touvron et al. 2019) and makes training faster. Default: the image "
+                "size."
             )
         },
     )
@@ -127,8 +127,7 @@ def add_adapters(model: nn.Module, rank: int | None) -> nn.Module:
     """
     if rank is None:
         return model
-    if not is_clustr(model):
-        raise ValueError(f"--lora_rank is for ClusTR models, got {type(model).__name__}")
+    require_clustr(model, "lora_rank")
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=ATTENTION_PROJECTIONS, modules_to_save=["classifier"]
     )
