@@ -3,22 +3,25 @@
 import json
 import re
 from enum import Enum
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import run_image_classification as with_trainer
 import run_image_classification_no_trainer as no_trainer
 import run_object_detection_no_trainer as detection
+import torch
 from datasets import ClassLabel, Dataset
 from datasets import Image as ImageFeature
 from transformers import TrainingArguments
 
 from clustr_hf.publish.card import CardContents, load_card, plain_value, write_model_card
+from clustr_hf.training import training_card
 from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.command_line import settings_of
 from clustr_hf.training.data.arguments import DataArguments
 from clustr_hf.training.models import ModelArguments
-from clustr_hf.training.training_card import describe_data
+from clustr_hf.training.training_card import describe_data, describe_training
 
 
 def settings_on(card):
@@ -147,3 +150,23 @@ def test_coco_files_that_are_split_are_called_so(coco_folders, run_script, tmp_p
     run_script(detection, settings)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| train.json, 20 % held back from the training | 3 |" in card
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "threads", "expected"),
+    [
+        ("cpu", 1, 1, r"a CPU \(\w+, 1 thread\)"),
+        ("cpu", 1, 4, r"a CPU \(\w+, 4 threads\)"),
+        ("cpu", 2, 1, r"a CPU \(\w+, 2 processes with 1 thread each\)"),
+        ("cuda:0", 1, 1, "Accelerator of cuda:0"),
+        ("cuda:0", 8, 1, "8 x Accelerator of cuda:0"),
+        ("mps", 1, 8, "Accelerator of mps"),
+    ],
+)
+def test_the_card_names_the_devices_of_all_processes(device, processes, threads, expected, monkeypatch):
+    state = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    monkeypatch.setattr(training_card, "PartialState", lambda: state)
+    monkeypatch.setattr(training_card, "device_name", lambda device: f"Accelerator of {device}")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    text = describe_training({"step": 1_000, "train_runtime": 90})
+    assert re.match(f"1,000 steps, 1.5 minutes on {expected}, with clustr_hf", text)

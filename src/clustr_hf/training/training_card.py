@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainingArguments
 
+from ..devices import device_name, is_accelerator
 from ..publish import complete_repository
 from ..publish.card import CardContents, measurements_of, read_metadata
 from .arguments import LoopArguments
@@ -72,15 +74,22 @@ def describe_training(results: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers"))
     duration = f", {results['train_runtime'] / 60:.1f} minutes" if "train_runtime" in results else ""
     return (
-        f"{results['step']:,} steps{duration} on {describe_device()}, with clustr_hf "
+        f"{results['step']:,} steps{duration} on {_describe_devices()}, with clustr_hf "
         f"{importlib.metadata.version('clustr_hf')} ({versions})."
     )
 
 
-def describe_device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"a CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+def _describe_devices() -> str:
+    """The devices of all processes of this training, as far as the main process knows them."""
+    state = PartialState()
+    if is_accelerator(state.device):
+        name = device_name(state.device)
+        return name if state.num_processes == 1 else f"{state.num_processes} x {name}"
+    count = torch.get_num_threads()
+    cores = "1 thread" if count == 1 else f"{count} threads"
+    if state.num_processes > 1:
+        cores = f"{state.num_processes} processes with {cores} each"
+    return f"a CPU ({platform.machine()}, {cores})"
 
 
 def describe_data(args: FolderArguments) -> tuple[str, str | None, str]:
