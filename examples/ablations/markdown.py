@@ -45,19 +45,19 @@ def _score(score: dict[str, Any] | None) -> str:
     """Mean and standard deviation; in parentheses the difference and the half width of its confidence interval."""
     if score is None:
         return "-"
-    text = _with_spread(f"{100 * score['mean']:.1f}", score["std"])
+    text = in_points(score["mean"], score["std"], "{:.1f}")
     if score["difference"] is None:
         return text
-    difference = _with_spread(f"{100 * score['difference']:+.1f}", score["interval"])
-    return f"{text} ({difference})"
+    return f"{text} ({in_points(score['difference'], score['interval'], '{:+.1f}')})"
 
 
 def _score_without_attention(score: dict[str, Any] | None) -> str:
     return "-" if score is None or score["attention_off"] is None else f"{100 * score['attention_off']:.1f}"
 
 
-def _with_spread(text: str, spread: float | None) -> str:
-    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+def in_points(value: float, spread: float | None, digits: str) -> str:
+    """A share and its spread in percentage points, such as 45.1 ± 2.2; `digits` formats the value."""
+    return digits.format(100 * value) + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
 def _notes(table: Table, rows: dict[str, dict[str, Any]]) -> list[str]:

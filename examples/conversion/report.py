@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ablations.markdown import in_points
 from ablations.runs import Run
 from ablations.scores import compare, read_runs
 from benchmark.report.cells import markdown_table
@@ -94,7 +95,7 @@ def format_table(task: str, rows: dict[str, Any], pairs: dict[tuple[str, str], A
     for row, result in rows.items():
         share = 100 * result["mean"] / rows["source"]["mean"] if "source" in rows else None
         off = result["attention_off"]
-        cells = [names[row], _spread(result["mean"], result["std"], "{:.1f}"), _difference(result)]
+        cells = [names[row], in_points(result["mean"], result["std"], "{:.1f}"), _difference(result)]
         cells += ["-" if share is None else f"{share:.1f}", "-" if off is None else f"{100 * off:.1f}"]
         lines.append(cells)
     compared = [[f"{names[first]} - {names[second]}", _difference(pair)] for (first, second), pair in pairs.items()]
@@ -107,11 +108,7 @@ def format_table(task: str, rows: dict[str, Any], pairs: dict[tuple[str, str], A
 def _difference(result: dict[str, Any]) -> str:
     if result["difference"] is None:
         return "-"
-    return _spread(result["difference"], result["interval"], "{:+.1f}")
-
-
-def _spread(value: float, spread: float | None, digits: str) -> str:
-    return digits.format(100 * value) + ("" if spread is None else f" ± {100 * spread:.1f}")
+    return in_points(result["difference"], result["interval"], "{:+.1f}")
 
 
 def _explain(task: str, rows: dict[str, Any]) -> str:
