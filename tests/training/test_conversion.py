@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from clustr_hf.publish import card as publish_card
+from clustr_hf.publish.card import load_card
 from clustr_hf.training.attention_off import attention_off
 from clustr_hf.training.conversion import command as conversion_command
 from clustr_hf.training.conversion.card import find_license
@@ -87,6 +88,15 @@ def test_converts_evaluates_each_step_and_writes_a_repository(convert, source, i
     assert all(
         torch.equal(a, b) for a, b in zip(*(load_file(each / "model.safetensors").values() for each in (folder, again)))
     )
+
+
+def test_the_card_says_which_images_measured_the_accuracy(convert, source, image_folders):
+    data = ["--train_dir", image_folders / "train", "--train_val_split", 0.25, "--max_eval_samples", 8]
+    folder = convert("--model_name_or_path", source, "--license", "mit", *data, "--num_calibration_images", 0)
+    part = "25 % held back from the training, at most 8 images chosen at random"
+    [result] = load_card(folder / "README.md").data.eval_results
+    assert (result.dataset_name, result.dataset_split) == ("train", part)
+    assert f"| train, {part} | 8 |" in (folder / "README.md").read_text()
 
 
 def test_images_without_labels_and_options(convert, source, image_folders):

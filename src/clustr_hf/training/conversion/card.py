@@ -1,13 +1,14 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The card of a converted model: where its weights come from, under which license, and how exact the conversion is."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
 from ...convert_checkpoint import CalibrationReport
-from ...publish.card import CardContents, measurements_of, read_metadata
+from ...publish.card import CardContents, Measurement, read_metadata
 from ..command_line import shorten_path
 from .arguments import ConversionArguments
 
@@ -68,7 +69,7 @@ def conversion_card(
     licensed: License,
     report: CalibrationReport,
     num_images: int,
-    dataset: str | None,
+    measurements: Sequence[Measurement],
     command: str,
 ) -> CardContents:
     """
@@ -80,20 +81,19 @@ def conversion_card(
         licensed ([`License`]): The license of its weights.
         report ([`CalibrationReport`]): Errors and scores of each step.
         num_images (`int`): Number of images of the calibration.
-        dataset (`str`, *optional*): Name of the data set that the model was evaluated on.
+        measurements (`Sequence[Measurement]`): Scores of the final weights.
         command (`str`): The command of the conversion.
     """
     name = shorten_path(args.model_name_or_path)
     is_hub_id = not Path(args.model_name_or_path).exists()
     origin = f"`{name}` ({type(source).__name__}" + (f", revision {args.model_revision})" if is_hub_id else ")")
-    final = next(reversed(report.scores.values()), {})
     return CardContents(
         name=Path(args.output_dir).resolve().name,
         summary=f"ClusTR with weights converted from {origin}. License of the weights: {licensed.describe()}.",
         base_model=args.model_name_or_path if is_hub_id else None,
         training=_origin(args, source, origin, licensed, num_images),
         command=command,
-        measurements=measurements_of(final, dataset, command) if dataset else (),
+        measurements=measurements,
         tables=[text for text in (_score_table(report), _error_table(report)) if text],
         limitations=_limitations(source, num_images),
         license=licensed.license,

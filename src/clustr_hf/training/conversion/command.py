@@ -14,6 +14,7 @@ from ...convert_checkpoint import (
     load_grid_source,
 )
 from ...publish import build_repository
+from ...publish.card import measurements_of
 from ...publish.repository import check_replaceable
 from ...remote_code.image_processing_clustr import ClusTRImageProcessor
 from ..attention_off import attention_off
@@ -119,9 +120,12 @@ def _calibrate(
 
 def _write(args, data_args, model, source, processor, licensed, report: CalibrationReport, num_images: int):
     """Write the repository, then the results."""
-    dataset = describe_data(data_args)[0] if report.scores else None
-    command = command_line(sys.argv[0], sys.argv[1:])
-    card = conversion_card(args, source, licensed, report, num_images, dataset, command)
+    command, measurements = command_line(sys.argv[0], sys.argv[1:]), []
+    if report.scores:
+        final = next(reversed(report.scores.values()))
+        name, dataset_id, part = describe_data(data_args)
+        measurements = measurements_of(final, name, command, dataset_id, part)
+    card = conversion_card(args, source, licensed, report, num_images, measurements, command)
     folder = build_repository(model.cpu(), processor, args.output_dir, card)
     write_json(folder / RESULTS, plain_report(report))
     for step, scores in report.scores.items():
