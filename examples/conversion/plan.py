@@ -12,6 +12,7 @@ from typing import Any
 from ablations.plan import map_files
 from ablations.runs import Run
 
+from clustr_hf import ClusTRConfig
 from conversion.arguments import CHOSEN_CROP, CHOSEN_RATE, DISTILLATION, ConversionStudyArguments
 from conversion.rows import EPOCHS, SEGMENTED, STARTS, Start
 from conversion.runs import Conversion
@@ -23,6 +24,8 @@ CALIBRATION = {"num_calibration_images": 256, "transfer_steps": 200, "license": 
 # Fields of a recipe that name the images.
 DATA_FIELDS = ("train_val_split", "max_train_samples")
 BASELINE = {"baseline": "pvt_v2"}
+# Widths of the segmentation heads, which a conversion cannot take from its source.
+HEAD_WIDTHS = ("auxiliary_hidden_size", "decoder_hidden_size", "fpn_hidden_size", "upernet_hidden_size")
 # What the choices compare: learning rates of one epoch of fine-tuning, relative to the recipe's; then, with the middle
 # rate, alphas and temperatures; and minimum crops, also for random weights.
 TRIED_RATES = (0.1, 1 / 3, 1)
@@ -141,10 +144,13 @@ class _SeedPlan:
         return Conversion(row, self.seed, "conversion", folder, arguments, {}, data, files, start_from=self.source)
 
     def _segment(self, start: Run) -> Run:
-        """Semantic segmentation that starts from a classifier."""
+        """Semantic segmentation that starts from a classifier, with the recipe's head: a conversion has a wider one."""
         data = Path(self.args.segmentation_data)
         files = {"recipe": self.args.segmentation_recipe, **map_files(self.args.segmentation_data)}
         arguments = {"num_pictures": 0, "seed": self.seed, **(BASELINE if start.row == "source" else {})}
         folder = Path(self.args.output_dir) / "segmentation" / f"{start.row}-seed{self.seed}"
         contents = self.args.read_recipe("segmentation")
+        if isinstance(start, Conversion):
+            variant = ClusTRConfig.from_variant(contents["variant"])
+            arguments["config_overrides"] = {field: getattr(variant, field) for field in HEAD_WIDTHS}
         return Run(start.row, self.seed, "segmentation", folder, arguments, contents, data, files, start_from=start)

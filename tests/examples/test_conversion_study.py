@@ -85,6 +85,9 @@ def test_all_commands_are_valid_and_start_from_what_ran_before(tmp_path, monkeyp
             _, model, *_ = parse_arguments(*SEMANTIC_SEGMENTATION.arguments.values(), LoopArguments, arguments=words)
             assert Path(model.model_name_or_path).name == name
             assert (model.baseline is None) == (name != "source-seed0")
+            # The other rows have this head without overrides, from the variant of the classification recipe.
+            width = (model.config_overrides or {}).get("decoder_hidden_size")
+            assert width == (64 if name == "two-scales-seed0" else None)
         else:
             _, model, recipe, loop = parse_arguments(
                 *IMAGE_CLASSIFICATION.arguments.values(), LoopArguments, arguments=words
