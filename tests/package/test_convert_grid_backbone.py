@@ -92,7 +92,7 @@ def test_clusters_have_the_papers_ratios_and_another_output(make):
     source = make()
     model = convert_grid_backbone(source)
     assert isinstance(model, ClusTRForImageClassification) and not model.training
-    assert model.config.reduction_ratios == [[64, 16], [16, 4], [4, 1], [1]]
+    assert repr(model.config.reduction_ratios) == "[[64, 16], [16, 4], [4, 1], [1]]"  # no floats
     assert (logits(model, images()) - logits(source, images())).abs().max() > 1e-2  # the test above sees attention
 
 
