@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clustr_hf.training.attention_off import OUTPUT_PROJECTION
+from clustr_hf.training.checksums import CHECKSUMS
 from clustr_hf.training.report import EVALUATION
 
 
@@ -57,5 +58,6 @@ def switch_attention_off(source: Path, target: Path) -> None:
     for name in names:
         weights[name] = torch.zeros_like(weights[name])
     for path in source.glob("*.json"):
-        shutil.copy(path, target)
+        if path.name != CHECKSUMS:  # those of the weights as they were
+            shutil.copy(path, target)
     save_file(weights, target / WEIGHTS, metadata={"format": "pt"})

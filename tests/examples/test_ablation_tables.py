@@ -18,6 +18,8 @@ from conftest import REPOSITORY
 from fake_ablations import FakeTraining, as_options, make_args, make_folders, run_all
 from PIL import Image
 
+from clustr_hf.training.checksums import CHECKSUMS, write_checksums
+
 
 RECIPES = REPOSITORY / "examples" / "recipes"
 STORED = sorted((REPOSITORY / "examples" / "results").glob("*/table-*.json"))
@@ -42,7 +44,9 @@ def test_attention_that_is_off_adds_nothing(folders, row):
     for name in ("on", "off"):
         (folders / name).mkdir()
     model.save_pretrained(folders / "on")
+    write_checksums(folders / "on")
     attention_off.switch_attention_off(folders / "on", folders / "off")
+    assert not (folders / "off" / CHECKSUMS).exists()  # the script would report that the weights differ
     off, outputs = type(model).from_pretrained(folders / "off").eval(), {}
     for name, module in off.named_modules():
         if name.endswith((".attention", ".mlp")):
