@@ -50,8 +50,7 @@ class RunMaker:
         files |= {"validation_file": f"{args.data}/val.parquet"} if is_choice else {}
         files |= {"dataloader_num_workers": args.dataloader_num_workers}
         arguments = {"seed": self.seed, **arguments}
-        folder = Path(args.output_dir) / ("choices" if is_choice else "classification") / f"{row}-seed{self.seed}"
-        data = Path(args.data)
+        folder, data = self._folder("choices" if is_choice else "classification", row), Path(args.data)
         return Run(row, self.seed, "classification", folder, arguments, self.recipe, data, files, start_from=start_from)
 
     def train_source(self, row: str, schedule: dict[str, Any], **kind: bool) -> Run:
@@ -64,7 +63,7 @@ class RunMaker:
         calibration = CALIBRATION if start.is_calibrated else {**CALIBRATION, "num_calibration_images": 0}
         arguments = {"seed": self.seed, **calibration, "config_overrides": {"reduction_ratios": ratios}}
         arguments |= {field: self.recipe[field] for field in DATA_FIELDS if field in self.recipe}
-        folder, data = Path(self.args.output_dir) / "conversion" / f"{row}-seed{self.seed}", Path(self.args.data)
+        folder, data = self._folder("conversion", row), Path(self.args.data)
         files = {"train_file": f"{self.args.data}/train.parquet"}
         return Conversion(row, self.seed, "conversion", folder, arguments, {}, data, files, start_from=self.source)
 
@@ -93,9 +92,12 @@ class RunMaker:
         data = Path(self.args.segmentation_data)
         files = {"recipe": self.args.segmentation_recipe, **map_files(self.args.segmentation_data)}
         arguments = {"num_pictures": 0, "seed": self.seed, **(BASELINE if start.row == "source" else {})}
-        folder = Path(self.args.output_dir) / "segmentation" / f"{start.row}-seed{self.seed}"
+        folder = self._folder("segmentation", start.row)
         contents = self.args.read_recipe("segmentation")
         if isinstance(start, Conversion):
             variant = ClusTRConfig.from_variant(contents["variant"])
             arguments["config_overrides"] = {field: getattr(variant, field) for field in HEAD_WIDTHS}
         return Run(start.row, self.seed, "segmentation", folder, arguments, contents, data, files, start_from=start)
+
+    def _folder(self, kind: str, row: str) -> Path:
+        return Path(self.args.output_dir) / kind / f"{row}-seed{self.seed}"

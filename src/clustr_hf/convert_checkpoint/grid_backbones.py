@@ -125,9 +125,9 @@ def load_grid_source(name_or_path: str | Path, **hub_arguments: Any) -> PreTrain
 
 
 def default_ratios(sr_ratios: Sequence[int]) -> list[list[float]]:
-    """Two scales per stage: tokens per cluster as in the source's cells, r^2, and a quarter of that (at least 1)."""
-    quarters = [r * r // 4 if r % 2 == 0 else max(1, r * r / 4) for r in sr_ratios]  # 4 in configurations, not 4.0
-    return [[r * r] if r == 1 else [r * r, quarter] for r, quarter in zip(sr_ratios, quarters)]
+    """Two scales per stage: tokens per cluster as in the source's cells, r^2, and a quarter of that; one for r = 1."""
+    # Whole numbers stay integers, so that configurations have 4 rather than 4.0.
+    return [[1] if r == 1 else [r * r, r * r / 4 if r % 2 else r * r // 4] for r in sr_ratios]
 
 
 def _make_config(
