@@ -32,7 +32,7 @@ setup(
     ext_modules=[
         Extension(
             "clustr_hf._clustering_kernel",
-            sources=["src/clustr_hf/csrc/clustering_kernel.cpp"],
+            sources=["src/clustr_hf/csrc/clustering_kernel.cpp", "src/clustr_hf/csrc/merging_kernel.cpp"],
             depends=[f"src/clustr_hf/csrc/clustering_kernel_{part}" for part in ("sweeps.inc", "threads.h")],
             # No -march: processor features are selected at run time. -ffp-contract: products are rounded alike in all
             # places. -Wno-...: GCC warns about vector arguments and undefined vectors in its own headers.

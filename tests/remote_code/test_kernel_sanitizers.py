@@ -9,7 +9,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[2]
-SOURCES = [ROOT / "src/clustr_hf/csrc/clustering_kernel.cpp", ROOT / "tests/remote_code/kernel/stress.cpp"]
+SOURCES = [*sorted(ROOT.glob("src/clustr_hf/csrc/*.cpp")), ROOT / "tests/remote_code/kernel/stress.cpp"]
 # As in setup.py, but with the standard library's threads instead of OpenMP's, which the thread sanitizer does not
 # understand. Even small inputs are divided among threads.
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=fast", "-Wno-psabi", "-Wno-uninitialized", "-pthread"]

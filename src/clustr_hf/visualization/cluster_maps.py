@@ -62,8 +62,9 @@ def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[Clus
     maps, hooks = [], []
 
     def record(stage: int, block: int, module, inputs, output):
-        for scale, cluster_index in enumerate(output[1] or (), start=1):
-            maps.append(ClusterMap(stage, block, scale, cluster_index[0].cpu(), tuple(inputs[1])))
+        for scale, clusters in enumerate(output[1] or (), start=1):
+            labels = getattr(clusters, "cluster_index", clusters)  # of merged clusters, or labels themselves
+            maps.append(ClusterMap(stage, block, scale, labels[0].cpu(), tuple(inputs[1])))
 
     for stage_number, stage in enumerate(model.base_model.stages, start=1):
         for block_number, block in enumerate(stage.blocks, start=1):
