@@ -9,9 +9,7 @@ Shapes: B images, N = h w tokens, C channels, H attention heads, M cluster token
 from .versions_clustr import MINIMUM_VERSIONS  # noqa: F401  # isort: skip (checks versions, so it is first)
 
 import math
-import operator
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +23,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, is_torchdynamo_exporting
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .clustering_kernel_clustr import is_plain
 from .configuration_clustr import ClusTRConfig
 from .feed_forward_fused_clustr import fuse_if_possible
-from .modeling_clustr_attention import ATTENTION_CLASSES, ClusTRAttention, requested_states, select_attention_kwargs
+from .modeling_clustr_attention import (
+    ATTENTION_CLASSES,
+    ClusTRAttention,
+    ScaleClusters,
+    labels_of,
+    requested_states,
+    select_attention_kwargs,
+)
+from .modeling_clustr_calls import check_finite, fix_exported_size, select_states
 from .modeling_clustr_embeddings import ClusTRPatchEmbeddings
 
 
@@ -59,7 +64,8 @@ class ClusTRModelOutput(ModelOutput):
             side. Each scale has its own softmax, so a row sums to L.
         cluster_indices (`tuple[tuple[torch.LongTensor]]`, *optional*, with `output_clusters=True`):
             One entry per block of the stages that cluster. An entry holds, for every scale of its stage, the cluster of
-            each token, `(B, N)`, with tokens in row-major order and values in `[0, M)`.
+            each token, `(B, N)`, with tokens in row-major order and values in `[0, M)`, or in `[0, M_b)` for the M_b
+            clusters of image b with `config.cluster_count="content"`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -154,15 +160,16 @@ class ClusTRBlock(GradientCheckpointingLayer):
         self,
         tokens: torch.Tensor,
         size: tuple[int, int],
-        cluster_index: tuple[torch.Tensor, ...] | None = None,
+        cluster_index: tuple[ScaleClusters, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, tuple[ScaleClusters, ...] | None]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Tokens.
             size (`tuple[int, int]`): (height, width) of their grid.
-            cluster_index (`tuple[torch.LongTensor]`, *optional*):
-                The cluster of each token for every scale, `(B, N)` each. By default clusters are found in the block.
+            cluster_index (`tuple[torch.LongTensor | MergedClusters]`, *optional*):
+                The clusters that the attention of another block of the stage used, for every scale. By default clusters
+                are found in the block.
 
         Returns:
             The tokens `(B, N, C)` and the clusters that the attention used, or `None` if the stage does not cluster.
@@ -200,7 +207,7 @@ class ClusTRStage(nn.Module):
         for block in self.blocks:
             tokens, cluster_index = block(tokens, size, cluster_index if self.shares_clusters else None, **kwargs)
             if cluster_index is not None:
-                cluster_indices.append(cluster_index)
+                cluster_indices.append(tuple(map(labels_of, cluster_index)))
         return self.layer_norm(tokens).unflatten(1, size).permute(0, 3, 1, 2), embeddings, cluster_indices
 
 
@@ -246,6 +253,25 @@ class ClusTRPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=math.sqrt(2.0 / fan_out))
             if module.bias is not None:
                 init.zeros_(module.bias)
+
+    def set_cluster_budget(self, tolerance: float | None) -> None:
+        """
+        Trade accuracy for time without training: let the content of each image decide on its number of clusters.
+
+        Sets `cluster_count` and `cluster_tolerance` in the configuration of the model and of its parts.
+
+        Args:
+            tolerance (`float`, *optional*):
+                Share of the variance of an image's tokens that merging two clusters may add to the variance within
+                clusters, in [0, 1]; larger values leave fewer clusters. None restores N / lambda clusters.
+
+        Raises:
+            ValueError: if the tolerance is out of range, or the attention has no clusters.
+        """
+        configs = {id(module.config): module.config for module in self.modules() if hasattr(module, "config")}
+        for config in configs.values():  # heads of other libraries have configurations of their own
+            if isinstance(config, ClusTRConfig):
+                config.set_cluster_budget(tolerance)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """
@@ -342,47 +368,6 @@ class ClusTRModel(ClusTRPreTrainedModel):
             raise ValueError(
                 f"`pixel_values` must be floating point, normalised by the image processor, got {pixel_values.dtype}."
             )
-
-
-def check_finite(pixel_values: torch.Tensor) -> None:
-    """
-    Raise a `ValueError` for NaN or infinity in images on a CPU, where the check takes less than a hundredth of the
-    model's time. On accelerators it would wait for the device, and a compiled graph cannot branch on values.
-    """
-    if torch.compiler.is_compiling() or not (pixel_values.is_cpu and is_plain(pixel_values)):
-        return
-    is_finite = pixel_values.detach().isfinite().flatten(1).all(dim=1)
-    if not is_finite.all():
-        wrong = (~is_finite).nonzero().flatten().tolist()
-        raise ValueError(
-            f"`pixel_values` must be finite as {pixel_values.dtype}, got NaN or infinity in the images {wrong[:10]} of "
-            f"{len(is_finite)}."
-        )
-
-
-def select_states(
-    states: Sequence[torch.Tensor], requested: bool | int | Sequence[int]
-) -> tuple[torch.Tensor | None, ...] | None:
-    """All states if `requested` is True, those at the given index or indices with None for the rest, or None."""
-    if not requested:
-        return None
-    if requested is True:
-        return tuple(states)
-    indices = [requested] if isinstance(requested, int) else requested
-    kept = {index % len(states) for index in indices if -len(states) <= index < len(states)}
-    return tuple(state if index in kept else None for index, state in enumerate(states))
-
-
-def fix_exported_size(pixel_values: torch.Tensor) -> None:
-    """
-    Make height and width constants of an exported graph, because the numbers of tokens and clusters are constants too.
-
-    With a dynamic height or width, torch.export then raises an error that names the dimension, instead of exporting a
-    graph that is wrong for other sizes.
-    """
-    if is_torchdynamo_exporting():
-        for extent in pixel_values.shape[2:]:
-            operator.index(extent)
 
 
 class ClusTRBackbone(BackboneMixin, ClusTRModel):

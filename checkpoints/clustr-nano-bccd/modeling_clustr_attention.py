@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, weight_tokens
+from .clustering_content_clustr import MergedClusters, merge_clusters
 from .configuration_clustr import ClusTRConfig
 
 
@@ -53,6 +54,12 @@ INPUTS_OF_OTHER_MODELS = {
     "position_ids": "there are no position embeddings",
     "token_type_ids": "the input is `pixel_values`",
 }
+# The clusters of one scale: the cluster of each token, (B, N), and with `config.cluster_count="content"` also how many
+# of the N / lambda clusters each of them consists of.
+ScaleClusters = torch.Tensor | MergedClusters
+# log(number of the original clusters) times this is added to the scores of a merged key: between 0, with which it
+# counts once, and 1, with which it counts as often as the original ones. Chosen by experiment (docs/cluster_count.md).
+MERGED_KEY_WEIGHT = 0.5
 # The arguments that modules of this file pass to an attention function.
 ATTENTION_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "kwargs")
 
@@ -188,21 +195,22 @@ class ClusTRAttention(nn.Module):
         self,
         tokens: torch.Tensor,
         size: tuple[int, int] | None = None,
-        cluster_index: tuple[torch.Tensor, ...] | None = None,
+        cluster_index: tuple[ScaleClusters, ...] | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[ScaleClusters, ...] | None]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, N, C)`): Normalised tokens.
             size (`tuple[int, int]`, *optional*):
                 (height, width) of their grid. Required for `config.cluster_window` and for spatial reduction.
-            cluster_index (`tuple[torch.LongTensor]`, *optional*):
-                The cluster of each token for every scale, each `(B, N)`. By default clusters are found here.
+            cluster_index (`tuple[torch.LongTensor | MergedClusters]`, *optional*):
+                The cluster of each token for every scale, each `(B, N)`, or the [`MergedClusters`] of another block. By
+                default clusters are found here.
 
         Returns:
             The attended tokens `(B, N, C)`; the attention weights of all scales side by side, `(B, H, N, sum of M)`, or
-            `None` if the attention function returns none; the cluster of each token for every scale, each `(B, N)`, or
-            `None` in a stage that does not cluster.
+            `None` if the attention function returns none; the cluster of each token for every scale, each `(B, N)` or,
+            with `config.cluster_count="content"`, [`MergedClusters`], or `None` in a stage that does not cluster.
         """
         key_value_tokens, cluster_index = self._aggregate(tokens, size, cluster_index)
         query = self._split_heads(self.q_proj(tokens))
@@ -210,14 +218,15 @@ class ClusTRAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         scale_outputs, scale_weights = [], []
-        for scale_tokens, kv_proj in zip(key_value_tokens, self.kv_projs):
+        clusters = cluster_index or [None] * len(key_value_tokens)
+        for scale_tokens, scale_clusters, kv_proj in zip(key_value_tokens, clusters, self.kv_projs):
             key, value = map(self._split_heads, kv_proj(scale_tokens).chunk(2, dim=-1))
             scale_output, weights = attention_interface(
                 self,
                 query,
                 key,
                 value,
-                attention_mask=self._attention_mask(query, key),
+                attention_mask=self._attention_mask(query, key, scale_clusters),
                 dropout=self.attention_dropout if self.training else 0.0,
                 scaling=self.scaling,
                 **kwargs,
@@ -232,17 +241,24 @@ class ClusTRAttention(nn.Module):
         self,
         tokens: torch.Tensor,
         size: tuple[int, int] | None,
-        cluster_index: tuple[torch.Tensor, ...] | None,
-    ) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        cluster_index: tuple[ScaleClusters, ...] | None,
+    ) -> tuple[list[torch.Tensor], tuple[ScaleClusters, ...] | None]:
         """The tokens that become keys and values, (B, M, C) for each scale, and the clusters that they represent."""
         num_clusters = self._count_clusters(tokens.shape[1])
         if cluster_index is None:
             cluster_index = self._find_clusters(tokens, size, num_clusters)
         return self._merge_tokens(tokens, size, cluster_index, num_clusters), cluster_index
 
-    def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        """Added to the scores of queries (B, H, N, C/H) and keys (B, H, M, C/H); None adds nothing."""
-        return None
+    def _attention_mask(
+        self, query: torch.Tensor, key: torch.Tensor, clusters: ScaleClusters | None
+    ) -> torch.Tensor | None:
+        """
+        Added to the scores of queries (B, H, N, C/H) and keys (B, H, M, C/H); None adds nothing. A merged cluster gains
+        weight with the number of the original clusters that it consists of, of which padding has none.
+        """
+        if not isinstance(clusters, MergedClusters):
+            return None
+        return (MERGED_KEY_WEIGHT * clusters.num_merged.log()).to(query.dtype)[:, None, None]
 
     def _count_clusters(self, num_tokens: int) -> list[int]:
         """M = N / lambda of each scale, at most `config.max_clusters`, before it is divided among windows."""
@@ -251,7 +267,7 @@ class ClusTRAttention(nn.Module):
 
     def _find_clusters(
         self, tokens: torch.Tensor, size: tuple[int, int] | None, num_clusters: list[int]
-    ) -> tuple[torch.Tensor, ...] | None:
+    ) -> tuple[ScaleClusters, ...] | None:
         if not self.is_clustered and min(num_clusters) == tokens.shape[1]:
             return None
         cluster_index = self.clustering(
@@ -262,13 +278,24 @@ class ClusTRAttention(nn.Module):
             size=size,
             window=self.config.cluster_window,
         )
-        return tuple(cluster_index)
+        if self.config.cluster_count == "ratio":
+            return tuple(cluster_index)
+        return tuple(
+            merge_clusters(tokens, index, self._total(number, size, tokens), self.config.cluster_tolerance)
+            for index, number in zip(cluster_index, num_clusters)
+        )
+
+    def _total(self, num_clusters: int, size: tuple[int, int] | None, tokens: torch.Tensor) -> int:
+        """M of a scale, after it is divided among windows; at most N."""
+        if num_clusters >= tokens.shape[1]:
+            return tokens.shape[1]
+        return count_clusters(num_clusters, size, self.config.cluster_window)
 
     def _merge_tokens(
         self,
         tokens: torch.Tensor,
         size: tuple[int, int] | None,
-        cluster_index: tuple[torch.Tensor, ...] | None,
+        cluster_index: tuple[ScaleClusters, ...] | None,
         num_clusters: list[int],
     ) -> list[torch.Tensor]:
         """
@@ -283,9 +310,13 @@ class ClusTRAttention(nn.Module):
             token_weight = log_weight.to(torch.promote_types(log_weight.dtype, torch.float32)).exp()
         merged = []
         for scale, number in enumerate(num_clusters):
-            if number < tokens.shape[1]:
-                number = count_clusters(number, size, self.config.cluster_window)
-                merged.append(aggregate_tokens(tokens, cluster_index[scale], number, token_weight))
+            clusters = None if cluster_index is None else cluster_index[scale]
+            if isinstance(clusters, MergedClusters):
+                number = clusters.num_merged.shape[1]
+                merged.append(aggregate_tokens(tokens, clusters.cluster_index, number, token_weight))
+            elif number < tokens.shape[1]:
+                number = self._total(number, size, tokens)
+                merged.append(aggregate_tokens(tokens, clusters, number, token_weight))
             else:  # One token per cluster, in token order: attention does not depend on the order of the keys.
                 merged.append(tokens if token_weight is None else weight_tokens(tokens, token_weight))
         return merged
@@ -293,6 +324,11 @@ class ClusTRAttention(nn.Module):
     def _split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, C) -> (B, H, N, C/H)."""
         return tokens.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+
+def labels_of(clusters: ScaleClusters) -> torch.Tensor:
+    """The cluster of each token, (B, N)."""
+    return clusters.cluster_index if isinstance(clusters, MergedClusters) else clusters
 
 
 def _side_by_side(scale_weights: list[torch.Tensor | None]) -> torch.Tensor | None:
@@ -339,7 +375,7 @@ class ClusTRNearestKeysAttention(ClusTRSpatialReductionAttention):
     scores (k-NN attention, Wang et al. 2022a), or to all keys if there are fewer. The choice has no gradient.
     """
 
-    def _attention_mask(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+    def _attention_mask(self, query: torch.Tensor, key: torch.Tensor, clusters: None) -> torch.Tensor | None:
         if key.shape[-2] <= self.config.attention_top_k:
             return None
         with torch.no_grad():

@@ -16,8 +16,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel, select_states
+from .modeling_clustr import ClusTRModel, ClusTRModelOutput, ClusTRPreTrainedModel
 from .modeling_clustr_attention import requested_states
+from .modeling_clustr_calls import select_states
 
 
 logger = logging.get_logger(__name__)

@@ -111,6 +111,14 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             Maximum number of clusters M of a scale, also for a ratio of 1 (with `cluster_window`, at least one cluster
             per window), which makes attention linear in N. Default: N / lambda. `cluster_window`, `cluster_sharing` and
             `max_clusters` trade exactness for speed; the documentation lists their cost in accuracy for a small model.
+        cluster_count (`str`, defaults to `"ratio"`):
+            `"ratio"`: N / lambda clusters in every image (the paper). `"content"`: as many as the content of the image
+            needs, at least one and at most N / lambda: clusters that are cheap to merge are merged. Not in the paper,
+            which leaves it to future work (section A2). Works with checkpoints that were trained with `"ratio"`.
+        cluster_tolerance (`float`, defaults to 0.002):
+            With `cluster_count="content"`, two clusters are merged if that adds at most this share of the variance of
+            the image's tokens to the variance within clusters, in [0, 1]. Larger values leave fewer clusters; 0 only
+            merges equal ones.
 
         *Image classification* has no fields of its own besides `num_labels`.
 
@@ -222,6 +230,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
     cluster_window: int | None = None
     cluster_sharing: str = "block"
     max_clusters: int | None = None
+    cluster_count: str = "ratio"
+    cluster_tolerance: float | int = 0.002
 
     # Semantic segmentation and detection
     fpn_hidden_size: int = 256
@@ -339,6 +349,22 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
             ]
         return cls(**settings)
 
+    def set_cluster_budget(self, tolerance: float | None) -> None:
+        """
+        Set `cluster_count` to `"content"` with this `cluster_tolerance` or, for None, to `"ratio"`.
+
+        Raises:
+            ValueError: if the tolerance is out of range, or the attention has no clusters; nothing is changed.
+        """
+        before = self.cluster_count, self.cluster_tolerance
+        self.cluster_count = "ratio" if tolerance is None else "content"
+        self.cluster_tolerance = self.cluster_tolerance if tolerance is None else tolerance
+        try:
+            self.validate_architecture()
+        except ValueError:
+            self.cluster_count, self.cluster_tolerance = before
+            raise
+
     def validate_architecture(self) -> None:
         """Raise a `ValueError` that names the first invalid field; runs on creation and on saving."""
         self._validate_lengths()
@@ -412,6 +438,8 @@ class ClusTRConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in PROBABILITIES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if not (_is_real(self.cluster_tolerance) and 0 <= self.cluster_tolerance <= 1):
+            raise ValueError(f"`cluster_tolerance` must be in [0, 1], got {self.cluster_tolerance}.")
         if not 0 < self.detection_nms_threshold <= 1:
             raise ValueError(f"`detection_nms_threshold` must be in (0, 1], got {self.detection_nms_threshold}.")
         if not (_is_real(self.auxiliary_loss_weight) and self.auxiliary_loss_weight >= 0):

@@ -27,7 +27,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_clustr import ClusTRConfig
-from .modeling_clustr import fix_exported_size
+from .modeling_clustr_calls import fix_exported_size
 from .modeling_clustr_dense import ClusTRDensePredictor, image_sizes, pad_to
 
 

@@ -1,12 +1,13 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """The clusters that a model finds in an image, and pictures of them."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import gradio as gr
 from PIL import Image
 from space_inputs import checked
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel
 
 from clustr_hf.remote_code.handler_clustr import MAX_NUMBER
 from clustr_hf.visualization import ClusterMap, coarsen_clusters, draw_clusters, find_cluster_maps, prepare_image
@@ -14,9 +15,32 @@ from clustr_hf.visualization import ClusterMap, coarsen_clusters, draw_clusters,
 
 # Label of a coarseness -> factor by which clusters grow.
 FACTORS = {"as trained": 1, "4 times": 4, "16 times": 16, "64 times": 64}
+# Label of a budget -> tolerance of the merging; None: the same number of clusters in every image.
+BUDGETS = {"the same in every image": None, "0.2 %": 0.002, "1 %": 0.01, "5 %": 0.05}
+SAME = next(iter(BUDGETS))
 MAX_LONGER_SIDE = 896  # pixels
 # Pixels; pictures are at least half as wide, since every patch becomes a square of whole pixels.
 MAX_PICTURE_WIDTH = 640
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    The clusters of an image.
+
+    Args:
+        image (`PIL.Image.Image`): The image at the size that the model sees.
+        maps (`list[ClusterMap]`): The clusters of each block and scale.
+        most_clusters (`int`): Number of clusters of all blocks and scales if it does not depend on the image.
+    """
+
+    image: Image.Image
+    maps: list[ClusterMap]
+    most_clusters: int
+
+    @property
+    def num_clusters(self) -> int:
+        return sum(each.num_clusters for each in self.maps)
 
 
 class ClusterView:
@@ -24,7 +48,7 @@ class ClusterView:
 
     def __init__(self, run: Pipeline):
         self.processor, self.model, self.config = run.image_processor, run.model, run.model.config
-        self.coarser = lru_cache(lambda factor: coarsen_clusters(self.model, factor))
+        self.changed = lru_cache(self._change)
 
     @property
     def stages(self) -> list[int]:
@@ -39,35 +63,48 @@ class ClusterView:
     def scales(self, stage: int) -> list[int]:
         return list(range(1, len(self.config.reduction_ratios[stage - 1]) + 1))
 
-    def find(self, image: Image.Image | str | None, side: int, coarseness: str) -> tuple[Image.Image, list[ClusterMap]]:
-        """The image at the size that the model sees, and its clusters."""
+    def _change(self, factor: int, tolerance: float | None) -> PreTrainedModel:
+        """A copy of the model whose clusters are larger by a factor and merged with a tolerance."""
+        model = coarsen_clusters(self.model, factor)
+        if tolerance is not None:
+            model.set_cluster_budget(tolerance)
+        return model
+
+    def find(self, image: Image.Image | str | None, side: int, coarseness: str, budget: str = SAME) -> Found:
+        """The clusters of an image."""
         image, pixel_values = prepare_image(checked(image, self.processor), self.processor, side, MAX_LONGER_SIDE)
-        return image, find_cluster_maps(self.coarser(FACTORS[coarseness]), pixel_values)
+        model = self.changed(FACTORS[coarseness], BUDGETS[budget])
+        maps = find_cluster_maps(model, pixel_values)
+        ratios = model.config.reduction_ratios
+        most = sum(max(1, int(len(each.cluster_index) // ratios[each.stage - 1][each.scale - 1])) for each in maps)
+        return Found(image, maps, most)
 
 
-def pick(found: tuple | None, stage: int, block: int, scale: int) -> ClusterMap | None:
+def pick(found: Found | None, stage: int, block: int, scale: int) -> ClusterMap | None:
     """The clusters of a stage, block and scale."""
-    maps = found[1] if found else []
+    maps = found.maps if found else []
     return next((m for m in maps if (m.stage, m.block, m.scale) == (stage, block, scale)), None)
 
 
-def show_clusters(found: tuple | None, stage: int, block: int, scale: int, cluster: int | None = None):
+def show_clusters(found: Found | None, stage: int, block: int, scale: int, cluster: int | None = None):
     """Picture and caption of the clusters of a stage, block and scale; `cluster` highlights one of them."""
     chosen = pick(found, stage, block, scale)
     if chosen is None:
         return None, "Choose an image." if not found else "This stage has no such block or scale."
     height, width = chosen.grid_size
     side = max(1, MAX_PICTURE_WIDTH // width)
-    picture = found[0].resize((width * side, height * side), Image.Resampling.BICUBIC)
+    picture = found.image.resize((width * side, height * side), Image.Resampling.BICUBIC)
     place = f"Stage {stage}, block {block}, scale {scale}"
     caption = f"{place}: {height} x {width} patches in {chosen.num_clusters} clusters."
+    caption += f" The image takes {found.num_clusters} clusters in all blocks and scales"
+    caption += "." if found.num_clusters == found.most_clusters else f" in place of {found.most_clusters}."
     if cluster is not None:
         members = int((chosen.cluster_index == cluster).sum())
         caption += f" The {members} bright patches are one cluster; press *Find clusters* to see all again."
     return draw_clusters(picture, chosen.cluster_index, chosen.grid_size, cluster), caption
 
 
-def click(found: tuple | None, stage: int, block: int, scale: int, picture, event: gr.EventData):
+def click(found: Found | None, stage: int, block: int, scale: int, picture, event: gr.EventData):
     """
     Picture and caption of the cluster of the clicked patch; of all clusters in API calls, which have no click.
 

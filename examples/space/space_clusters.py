@@ -2,12 +2,9 @@
 """The tab that shows the clusters of patches in any stage, block and scale (as in Figure A3)."""
 
 import gradio as gr
-from PIL import Image
-from space_cluster_views import FACTORS, ClusterView, click, show_clusters
+from space_cluster_views import BUDGETS, FACTORS, SAME, ClusterView, Found, click, show_clusters
 from space_inputs import add_examples, add_image, example_paths
 from transformers import Pipeline
-
-from clustr_hf.visualization import ClusterMap
 
 
 SIDES = (32, 448)  # minimum and maximum of the image's shorter side in pixels
@@ -23,7 +20,7 @@ def chosen_view(views: dict[str, ClusterView], title: str | None, *settings) -> 
     return views[title]
 
 
-def find_first(view: ClusterView) -> tuple[Image.Image, list[ClusterMap]] | None:
+def find_first(view: ClusterView) -> Found | None:
     """The clusters of the first example, which the tab shows when the page opens."""
     try:
         return view.find(example_paths("Clusters")[0], SIDE, COARSENESS)
@@ -42,7 +39,8 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
         view = next(iter(views.values()))
         gr.Markdown(
             "Every patch is painted in the mean colour of its cluster. Patches form a cluster because they look alike, "
-            "wherever they are. Click on a patch to highlight its cluster."
+            "wherever they are. Click on a patch to highlight its cluster. With a limit for merging, clusters that are "
+            "alike are merged, and a plain image takes fewer of them than a crowded one."
         )
         start = find_first(view)
         found = gr.State(start)
@@ -56,16 +54,22 @@ def add_cluster_tab(pipelines: dict[str, Pipeline]):
 
 
 def _add_settings(titles: list[str]) -> tuple[list, gr.Button]:
-    """Model, image, side and coarseness, and the button."""
+    """Model, image, side, coarseness and budget, and the button."""
     image = add_image("Clusters")
     title = gr.Radio(titles, value=titles[0], label="Model", visible=len(titles) > 1, elem_id="model")
     side = gr.Slider(*SIDES, SIDE, step=32, label="Shorter side in pixels")
     coarseness = gr.Radio(list(FACTORS), value=COARSENESS, label="Patches per cluster")
+    budget = gr.Radio(
+        list(BUDGETS),
+        value=SAME,
+        elem_id="budget",
+        label="Number of clusters: merge while it costs at most this share of the variance",
+    )
     button = gr.Button("Find clusters", variant="primary", elem_id="find-clusters")
-    return [title, image, side, coarseness], button
+    return [title, image, side, coarseness, budget], button
 
 
-def _add_result(view: ClusterView, start: tuple | None) -> tuple[list, list]:
+def _add_result(view: ClusterView, start: Found | None) -> tuple[list, list]:
     """Stage, block and scale; picture and caption."""
     first_stage = view.stages[0]
     first_picture, first_caption = show_clusters(start, first_stage, 1, 1)
@@ -82,7 +86,7 @@ def _connect(
     views: dict[str, ClusterView], settings: list, button: gr.Button, found: gr.State, place: list, shown: list
 ):
     """The events of the tab."""
-    title, image, *_ = settings
+    title, image, *_, budget = settings
     stage, block, scale = place
     picture = shown[0]
 
@@ -99,6 +103,7 @@ def _connect(
 
     show = (show_clusters, [found, *place], shown)
     gr.on([button.click, image.change], find, settings, found).then(*show)
+    budget.input(find, settings, found).then(*show)
     title.input(choose_model, title, place).then(find, settings, found).then(*show)
     stage.input(choose_stage, [title, stage], [block, scale]).then(*show)
     gr.on([block.input, scale.input], *show)

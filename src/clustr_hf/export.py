@@ -64,7 +64,7 @@ def export_to_onnx(model: PreTrainedModel, path: str | Path, image_size: tuple[i
         outputs of images with equal clusters.
 
     Raises:
-        ValueError: for a model of another class.
+        ValueError: for a model of another class, and for `cluster_count="content"`.
         RuntimeError: if the file does not agree with PyTorch; nothing is written.
     """
     name, path = type(model).__name__, Path(path)
@@ -72,6 +72,12 @@ def export_to_onnx(model: PreTrainedModel, path: str | Path, image_size: tuple[i
         raise ValueError(
             f"`model` must be one of {list(OUTPUTS)}, got {name}. {UNSUPPORTED.get(name, '')} Its backbone can be "
             f"exported as a ClusTRBackbone."
+        )
+    if model.config.cluster_count != "ratio":
+        raise ValueError(
+            f'`model` must have `cluster_count="ratio"`, got {model.config.cluster_count!r}: the rounds in which '
+            f"clusters are merged make a graph that the exporter does not finish in reasonable time. Call "
+            f"`model.set_cluster_budget(None)` first, or use `torch.export`."
         )
     module = TensorOutputs(model).eval()
     generator = torch.Generator().manual_seed(0)

@@ -183,8 +183,8 @@ def test_nothing_that_people_do_is_a_crash():
     view = space_cluster_views.ClusterView(run_of("classification"))
     with pytest.raises(gr.Error, match="Choose an image first"):
         view.find(None, 64, "as trained")
-    image, maps = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
-    assert max(image.size) == 896 and len(maps) == 4
+    found = view.find(Image.new("RGB", (900, 100), "red"), 448, "64 times")
+    assert max(found.image.size) == 896 and len(found.maps) == 4
 
 
 def test_costly_files_are_refused_before_they_are_decoded(tmp_path):
@@ -257,12 +257,12 @@ def test_what_programs_leave_out_is_named():
 def test_cluster_pictures_are_of_the_place_that_is_picked():
     view = space_cluster_views.ClusterView(run_of("classification"))
     found = view.find(make_image((96, 64)), 64, "as trained")
-    assert found[0].size == (96, 64)
+    assert found.image.size == (96, 64)
     pictures, captions = zip(
         *(space_cluster_views.show_clusters(found, *place) for place in [(1, 1, 1), (1, 1, 2), (2, 1, 1)])
     )
-    assert captions[0] == "Stage 1, block 1, scale 1: 32 x 48 patches in 96 clusters."
-    assert captions[2] == "Stage 2, block 1, scale 1: 16 x 24 patches in 96 clusters."
+    assert captions[0].startswith("Stage 1, block 1, scale 1: 32 x 48 patches in 96 clusters. The image takes 960 ")
+    assert captions[2].startswith("Stage 2, block 1, scale 1: 16 x 24 patches in 96 clusters. The image takes 960 ")
     arrays = [np.asarray(picture.resize((96, 64))).astype(int) for picture in pictures]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(arrays) for b in arrays[:i])
     assert space_cluster_views.show_clusters(found, 3, 1, 1) == (None, "This stage has no such block or scale.")
@@ -275,12 +275,24 @@ def test_cluster_pictures_are_of_the_place_that_is_picked():
     members = int((chosen.cluster_index == chosen.cluster_index[-1]).sum())
     assert f"The {members} bright patches are one cluster" in caption
     shown = np.asarray(picture.resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
-    original = np.asarray(found[0].resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
+    original = np.asarray(found.image.resize((48, 32), Image.Resampling.BOX)).mean(axis=-1).ravel()
     is_member = (chosen.cluster_index == chosen.cluster_index[-1]).numpy()
     bright = original > 30
     brightness = shown[bright] / original[bright]
     assert np.abs(brightness - 1)[is_member[bright]].max(initial=0) < 0.35
     assert brightness[~is_member[bright]].max() < 0.35
+
+
+def test_a_plain_image_takes_fewer_clusters_than_a_crowded_one():
+    view = space_cluster_views.ClusterView(run_of("classification"))
+    plain, crowded = Image.new("RGB", (64, 64), "gray"), Image.effect_noise((64, 64), 120).convert("RGB")
+    fixed = [view.find(image, 64, "as trained") for image in (plain, crowded)]
+    assert {each.num_clusters for each in fixed} == {fixed[0].most_clusters}
+    few, many = (view.find(image, 64, "as trained", "0.2 %") for image in (plain, crowded))
+    assert few.num_clusters < many.num_clusters < many.most_clusters == fixed[0].most_clusters
+    _, caption = space_cluster_views.show_clusters(few, 1, 1, 1)
+    assert f"takes {few.num_clusters} clusters in all blocks and scales in place of {few.most_clusters}." in caption
+    assert view.model.config.cluster_count == "ratio"
 
 
 def test_without_the_hub_the_packages_checkpoint_is_shown(tmp_path, monkeypatch):
@@ -540,6 +552,13 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     third = wait_for_new_picture(page, "#clusters", second)
     pictures = [pixels_of(page, address) for address in (first, second, third)]
     assert all(np.abs(a - b).mean() > 3 for i, a in enumerate(pictures) for b in pictures[:i])
+    page.locator("#budget input").nth(3).check()
+    caption = wait_for_text(page, "#caption", "in place of")
+    assert int(re.search(r"patches in (\d+) clusters", caption)[1]) < 196
+    merged = wait_for_new_picture(page, "#clusters", third)
+    page.locator("#budget input").nth(0).check()
+    wait_for_text(page, "#caption", "patches in 196 clusters")
+    third = wait_for_new_picture(page, "#clusters", merged)
     page.click("#clusters img", position={"x": 150, "y": 150})
     caption = wait_for_text(page, "#caption", "are one cluster")
     assert int(re.search(r"The (\d+) bright patches are", caption)[1]) >= 1

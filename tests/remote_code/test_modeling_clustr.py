@@ -15,10 +15,10 @@ from clustr_hf import ClusTRBackbone, ClusTRConfig, ClusTRForImageClassification
 from clustr_hf.convert_checkpoint import convert_checkpoint
 from clustr_hf.remote_code import feed_forward_fused_clustr
 from clustr_hf.remote_code.modeling_clustr import ClusTRMLP
-from clustr_hf.remote_code.modeling_clustr_calls import check_finite
 from clustr_hf.remote_code.modeling_clustr_attention import (
     ClusTRAttention,
 )
+from clustr_hf.remote_code.modeling_clustr_calls import check_finite
 from clustr_hf.remote_code.modeling_clustr_embeddings import ClusTRPatchEmbeddings
 
 

@@ -49,10 +49,12 @@ private:
     // Extends the chain by a cluster, or removes the pair at its end: merged, or final.
     void follow(std::vector<int64_t>& chain, float max_cost) {
         const int64_t last = chain.back();
+        if (penalty[last] != 0) return chain.pop_back();  // rounding can lead a chain back to a cluster
         int64_t partner = cheapest(last);
         const bool has_previous = chain.size() > 1;
         // Of equally cheap partners the previous cluster of the chain, so that every chain ends.
-        if (has_previous && !(at(last, partner) < at(last, chain[chain.size() - 2]))) partner = chain[chain.size() - 2];
+        if (has_previous && penalty[chain[chain.size() - 2]] == 0 && !(at(last, partner) < at(last, chain[chain.size() - 2])))
+            partner = chain[chain.size() - 2];
         const float best = at(last, partner) + penalty[partner];
         if (!(best <= max_cost && best < INFINITE)) {  // also if there is no other cluster, and for NaN
             penalty[last] = INFINITE;

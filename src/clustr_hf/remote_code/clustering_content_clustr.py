@@ -12,7 +12,9 @@ The cheapest merge comes first, until the cheapest is more expensive than that. 
 each round merges all pairs of clusters that are each other's cheapest partner (which yields the same hierarchy, because
 a merge never brings clusters closer). On CPUs a compiled kernel follows chains of cheapest partners instead.
 
-Shapes: B images, N tokens, C channels, M clusters.
+Costs of at most a block are in memory at a time, see clustering_tensor_clustr.py, or for the kernel those of one image.
+
+Shapes: B images, N tokens, C channels, M clusters, R rows of a block.
 """
 
 from typing import NamedTuple
@@ -23,16 +25,18 @@ from .clustering_kernel_clustr import can_merge as can_merge_by_kernel
 from .clustering_kernel_clustr import is_plain
 from .clustering_kernel_clustr import merge as merge_by_kernel
 from .clustering_tensor_clustr import (
-    CHUNK_ELEMENTS,
+    block_elements,
     is_exporting,
-    is_on_accelerator,
     merge_tokens,
     without_autocast,
 )
 
 
-# Rounds of tensor operations, in which some clusters of a plain image may be left unmerged. Images have needed at most 45.
+# Rounds of tensor operations; what could still be merged after them is left. Photographs have needed at most 45.
 MAX_ROUNDS = 64
+
+# Elements of a matrix of costs for the compiled kernel, 256 MiB; beyond it blocks of rows are searched instead.
+MAX_MATRIX = 2**26
 
 # Two costs that differ by less than this share count as equal, since rounding could order them either way; so do costs
 # below the square of this share of the limit, as between equal tokens.
@@ -100,7 +104,8 @@ def _merge(tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int,
     with without_autocast(tokens.device.type):
         tokens = tokens - tokens.mean(dim=1, keepdim=True)
         groups = [
-            _merge_group(*group, num_clusters, tolerance) for group in _groups_of_images(tokens, cluster_index, num_clusters)
+            _merge_group(*group, num_clusters, tolerance)
+            for group in _groups_of_images(tokens, cluster_index, num_clusters)
         ]
     return MergedClusters(*map(torch.cat, zip(*groups)))
 
@@ -108,10 +113,10 @@ def _merge(tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int,
 def _groups_of_images(
     tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images that are handled together: on CPUs as many as fill a block of costs, elsewhere all."""
-    if is_exporting() or is_on_accelerator(tokens) or len(tokens) == 0:
+    """Images that are handled together: as many as fill a block of costs, at least one."""
+    if is_exporting() or len(tokens) == 0:  # a loop would make their number a constant of an exported graph
         return [(tokens, cluster_index)]
-    size = max(1, CHUNK_ELEMENTS // num_clusters**2)
+    size = max(1, block_elements(tokens) // num_clusters**2)
     return list(zip(tokens.split(size), cluster_index.split(size)))
 
 
@@ -121,8 +126,8 @@ def _merge_group(
     """Merge the clusters of the images of a group, whose tokens have the mean 0."""
     max_cost = tolerance * tokens.square().sum(dim=(1, 2)).unsqueeze(1)
     means, sizes = _merge_means(tokens, torch.ones_like(tokens[..., 0]), cluster_index, num_clusters)
-    cost = _merge_costs(means, sizes)
-    if can_merge_by_kernel(cost):
+    if num_clusters**2 <= MAX_MATRIX and can_merge_by_kernel(means):
+        cost = _merge_costs(means, sizes, slice(None))
         owner = merge_by_kernel(cost, sizes, max_cost.squeeze(1))
     else:
         owner = _merge_in_rounds(means, sizes, max_cost)
@@ -134,8 +139,9 @@ def _merge_group(
 
 def _merge_in_rounds(means: torch.Tensor, sizes: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
     """
-    The cluster that each cluster ends in, (B, M), from means (B, M, C), sizes (B, M) and maximum costs (B, 1): the first
-    of those that end in it.
+    The cluster that each cluster ends in, (B, M): the first of those that end in it.
+
+    Means are (B, M, C), sizes (B, M) and maximum costs (B, 1).
     """
     itself = torch.arange(means.shape[1], device=means.device).expand_as(sizes)
     owner, can_wait = itself, _can_wait(means)
@@ -150,7 +156,11 @@ def _merge_in_rounds(means: torch.Tensor, sizes: torch.Tensor, max_cost: torch.T
 
 def _choose_targets(means: torch.Tensor, sizes: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
     """The cluster that each cluster joins in this round, (B, M): itself if it joins none."""
-    cost, partner = _merge_costs(means, sizes).min(dim=2)
+    num_rows = max(1, block_elements(means) // means.shape[1])
+    blocks = [slice(start, start + num_rows) for start in range(0, means.shape[1], num_rows)]
+    found = [_merge_costs(means, sizes, rows).min(dim=2) for rows in blocks]
+    cost, partner = (torch.cat(parts, dim=1) for parts in zip(*found))
+    cost = cost.clamp(min=0.0)  # that of equal clusters is rounded to either side of 0
     itself = torch.arange(partner.shape[1], device=partner.device).expand_as(partner)
     is_cheapest_of_partner = cost <= cost.gather(1, partner) * (1 + ROUNDING) + ROUNDING**2 * max_cost
     joins = (cost <= max_cost) & is_cheapest_of_partner & (partner < itself)
@@ -158,15 +168,19 @@ def _choose_targets(means: torch.Tensor, sizes: torch.Tensor, max_cost: torch.Te
     return torch.where(joins, partner, itself)
 
 
-def _merge_costs(means: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """The cost of merging each pair of clusters, (B, M, M): infinite for itself and for clusters that are not left."""
+def _merge_costs(means: torch.Tensor, sizes: torch.Tensor, rows: slice) -> torch.Tensor:
+    """
+    The cost of merging each cluster in `rows` with each cluster, (B, R, M): infinite for itself and for clusters that
+    are not left.
+    """
     is_left = sizes > 0
     half_norm = (means.square().sum(dim=-1) / 2).masked_fill(~is_left, torch.inf)
     half_inverse = 0.5 / torch.where(is_left, sizes, 1.0)
     # Sums before products, so that two clusters agree about the cost of their merge in spite of rounding.
-    half_squared = half_norm.unsqueeze(2) + half_norm.unsqueeze(1) - means @ means.mT
-    cost = half_squared / (half_inverse.unsqueeze(2) + half_inverse.unsqueeze(1))
-    return cost.masked_fill(torch.eye(means.shape[1], dtype=torch.bool, device=means.device), torch.inf)
+    half_squared = half_norm[:, rows].unsqueeze(2) + half_norm.unsqueeze(1) - means[:, rows] @ means.mT
+    cost = half_squared / (half_inverse[:, rows].unsqueeze(2) + half_inverse.unsqueeze(1))
+    itself = torch.arange(means.shape[1], device=means.device)
+    return cost.masked_fill(itself[rows].unsqueeze(1) == itself, torch.inf)
 
 
 def _merge_means(

@@ -2,10 +2,11 @@
 """
 The compiled kernels for tokens of at most 32 bits on CPUs: the clustering, and the merging of clusters.
 
-The kernels (csrc/clustering_kernel.cpp, csrc/merging_kernel.cpp) are built when the package is installed on a machine with a C++ compiler. Without
-them, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor operations of
-clustering_tensor_clustr.py and clustering_content_clustr.py are used instead; a missing kernel is logged once, at info level. Remote code contains
-this file too, and finds the kernels of an installed package by its path, without importing the package.
+The kernels (csrc/clustering_kernel.cpp, csrc/merging_kernel.cpp) are built when the package is installed on a machine
+with a C++ compiler. Without them, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`,
+the tensor operations of clustering_tensor_clustr.py and clustering_content_clustr.py are used instead; a missing kernel
+is logged once, at info level. Remote code contains this file too, and finds the kernels of an installed package by
+their path, without importing the package.
 
 Shapes: B images, N tokens, C channels, k neighbours, S scales.
 """

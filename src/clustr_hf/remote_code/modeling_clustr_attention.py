@@ -54,12 +54,11 @@ INPUTS_OF_OTHER_MODELS = {
     "position_ids": "there are no position embeddings",
     "token_type_ids": "the input is `pixel_values`",
 }
-# The clusters of one scale: the cluster of each token, (B, N), and with `config.cluster_count="content"` how many of the
-# N / lambda clusters each cluster consists of.
+# The clusters of one scale: the cluster of each token, (B, N), and with `config.cluster_count="content"` also how many
+# of the N / lambda clusters each of them consists of.
 ScaleClusters = torch.Tensor | MergedClusters
-# With merged clusters, log(number of the original clusters) times this is added to the scores of a key: between 0, where
-# a cluster counts once, and 1, where it counts as often as the original clusters. Chosen by experiment
-# (docs/cluster_count.md).
+# log(number of the original clusters) times this is added to the scores of a merged key: between 0, with which it
+# counts once, and 1, with which it counts as often as the original ones. Chosen by experiment (docs/cluster_count.md).
 MERGED_KEY_WEIGHT = 0.5
 # The arguments that modules of this file pass to an attention function.
 ATTENTION_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "kwargs")

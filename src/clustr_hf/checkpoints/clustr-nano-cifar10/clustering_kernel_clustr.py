@@ -1,11 +1,12 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """
-The compiled clustering kernel for tokens of at most 32 bits on CPUs.
+The compiled kernels for tokens of at most 32 bits on CPUs: the clustering, and the merging of clusters.
 
-The kernel (csrc/clustering_kernel.cpp) is built when the package is installed on a machine with a C++ compiler. Without
-the kernel, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`, the tensor operations
-of clustering_tensor_clustr.py are used instead; a missing kernel is logged once, at info level. Remote code contains
-this file too, and finds the kernel of an installed package by its path, without importing the package.
+The kernels (csrc/clustering_kernel.cpp, csrc/merging_kernel.cpp) are built when the package is installed on a machine
+with a C++ compiler. Without them, for other dtypes and devices, and with the environment variable `CLUSTR_KERNEL=off`,
+the tensor operations of clustering_tensor_clustr.py and clustering_content_clustr.py are used instead; a missing kernel
+is logged once, at info level. Remote code contains this file too, and finds the kernels of an installed package by
+their path, without importing the package.
 
 Shapes: B images, N tokens, C channels, k neighbours, S scales.
 """
@@ -123,6 +124,38 @@ def cluster(
     return labels
 
 
+def can_merge(cost: torch.Tensor) -> bool:
+    """Whether [`merge`] accepts costs: plain float32 tensors ([`is_plain`]) on a CPU."""
+    is_suitable = cost.is_cpu and cost.dtype == torch.float32 and is_plain(cost) and is_available()
+    return is_suitable and hasattr(_library(), f"clustr_merge_clusters_{INTERFACE}")
+
+
+def merge(cost: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
+    """
+    Merge the clusters of each image, cheapest first, by the formula of Lance and Williams for Ward's criterion.
+
+    Args:
+        cost (`torch.Tensor` of shape `(B, M, M)`): Of merging two clusters, see [`can_merge`]; infinite on the diagonal
+            and for clusters without tokens. It is overwritten.
+        size (`torch.Tensor` of shape `(B, M)`): Number of tokens of each cluster, float32.
+        max_cost (`torch.Tensor` of shape `(B,)`): Cost at which merging ends, float32.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, M)`: for each cluster the first of those that it is merged with, or itself.
+
+    Raises:
+        MemoryError: if the kernel runs out of memory.
+    """
+    cost, size, max_cost = cost.contiguous(), size.contiguous(), max_cost.contiguous()
+    owner = torch.empty(size.shape, dtype=torch.long, device="cpu")
+    status = _function("merge_clusters")(
+        cost.data_ptr(), size.data_ptr(), max_cost.data_ptr(), *size.shape, torch.get_num_threads(), owner.data_ptr()
+    )
+    if status == 2:
+        raise MemoryError(f"Merging clusters with costs of shape {tuple(cost.shape)} ran out of memory.")
+    return owner
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     package = importlib.util.find_spec("clustr_hf")
@@ -144,6 +177,9 @@ def _load(path: Path) -> ctypes.CDLL | None:
         signature = [pointer, int64, int64, int64, pointer, int64, int64, ctypes.c_int, ctypes.c_int, text, pointer]
         getattr(library, f"clustr_find_clusters_{INTERFACE}").argtypes = signature
         getattr(library, f"clustr_supports_{INTERFACE}").argtypes = [text]
+        if hasattr(library, f"clustr_merge_clusters_{INTERFACE}"):  # missing in builds before `cluster_count`
+            signature = [pointer, pointer, pointer, int64, int64, ctypes.c_int, pointer]
+            getattr(library, f"clustr_merge_clusters_{INTERFACE}").argtypes = signature
     except (OSError, AttributeError) as error:  # built for another system, or by another release
         _log_missing(f"{path} cannot be used ({error})")
         return None
@@ -163,4 +199,4 @@ def _function(name: str):
     return getattr(_library(), f"clustr_{name}_{INTERFACE}")
 
 
-__all__ = ["can_cluster", "cluster", "is_available", "is_plain", "supported_instruction_sets"]
+__all__ = ["can_cluster", "can_merge", "cluster", "is_available", "is_plain", "merge", "supported_instruction_sets"]

@@ -58,7 +58,7 @@ def cluster(tokens: torch.Tensor, num_clusters: list[int], num_neighbors: int, a
         `torch.LongTensor` of shape `(S, B, N)`, one entry for each of `num_clusters`.
     """
     tokens = tokens.to(torch.float64 if tokens.dtype == torch.float64 else torch.float32)
-    with _without_autocast(tokens.device.type):
+    with without_autocast(tokens.device.type):
         groups = [
             _cluster_group(images, num_clusters, num_neighbors, assignment) for images in _groups_of_images(tokens)
         ]
@@ -208,7 +208,7 @@ def _gather_tokens(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager:
+def without_autocast(device_type: str) -> AbstractContextManager:
     """Disables autocast on device types that support it (the meta device does not)."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type=device_type, enabled=False)

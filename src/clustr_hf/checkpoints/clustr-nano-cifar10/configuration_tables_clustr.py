@@ -50,6 +50,7 @@ CHOICES = {
     "attention_type": ATTENTION_TYPES,
     "cluster_assignment": CLUSTER_ASSIGNMENTS,
     "cluster_sharing": ("block", "stage"),
+    "cluster_count": ("ratio", "content"),
     "segmentation_head": ("semantic_fpn", "upernet"),
 }
 PROBABILITIES = (
@@ -85,6 +86,7 @@ CLUSTERS_ONLY = {
     "cluster_window": None,
     "cluster_sharing": "block",
     "max_clusters": None,
+    "cluster_count": "ratio",
 }
 
 # Fields with one entry per stage.
