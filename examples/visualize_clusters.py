@@ -27,6 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("clusters.png"), help=output_help)
     parser.add_argument("--shorter_side", type=int, default=320, help="shorter side in pixels; default: %(default)s")
     parser.add_argument("--coarser", type=float, default=1, help="factor for the tokens per cluster; default: 1")
+    tolerance_help = "cluster_tolerance: the content decides on the number of clusters; default: N / lambda clusters"
+    parser.add_argument("--tolerance", type=float, help=tolerance_help)
     parser.add_argument("--stages", type=int, nargs="+", help="stages to draw, from 1; default: all")
     parser.add_argument("--scales", type=int, nargs="+", help="scales to draw, from 1, the coarsest; default: all")
     parser.add_argument("--block", type=int, help="block to draw of each stage, from 1; default: the last one")
@@ -36,6 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main():
     args = parse_args()
     model = coarsen_clusters(load_trained(args.model, ClusTRModel), args.coarser)
+    model.set_cluster_budget(args.tolerance)
     with Image.open(args.image) as opened:
         image, pixel_values = prepare_image(opened, AutoImageProcessor.from_pretrained(args.model), args.shorter_side)
     maps = find_cluster_maps(model, pixel_values)
@@ -55,7 +58,8 @@ def main():
         )
     titles = {f"stage {m.stage}, block {m.block}, scale {m.scale}": (m.cluster_index, m.grid_size) for m in shown}
     plot_clusters(image, titles).savefig(args.output, dpi=110)
-    print(f"Wrote {args.output}: {', '.join(titles)}")
+    total = sum(found.num_clusters for found in maps)
+    print(f"Wrote {args.output}: {', '.join(titles)}; {total} clusters in all blocks and scales")
 
 
 if __name__ == "__main__":

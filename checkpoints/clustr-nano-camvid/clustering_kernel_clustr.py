@@ -124,19 +124,18 @@ def cluster(
     return labels
 
 
-def can_merge(cost: torch.Tensor) -> bool:
-    """Whether [`merge`] accepts costs: plain float32 tensors ([`is_plain`]) on a CPU."""
-    is_suitable = cost.is_cpu and cost.dtype == torch.float32 and is_plain(cost) and is_available()
+def can_merge(means: torch.Tensor) -> bool:
+    """Whether [`merge`] accepts means: plain float32 tensors ([`is_plain`]) on a CPU."""
+    is_suitable = means.is_cpu and means.dtype == torch.float32 and is_plain(means) and is_available()
     return is_suitable and hasattr(_library(), f"clustr_merge_clusters_{INTERFACE}")
 
 
-def merge(cost: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
+def merge(means: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
     """
     Merge the clusters of each image, cheapest first, by the formula of Lance and Williams for Ward's criterion.
 
     Args:
-        cost (`torch.Tensor` of shape `(B, M, M)`): Of merging two clusters, see [`can_merge`]; infinite on the diagonal
-            and for clusters without tokens. It is overwritten.
+        means (`torch.Tensor` of shape `(B, M, C)`): Means of the clusters, see [`can_merge`].
         size (`torch.Tensor` of shape `(B, M)`): Number of tokens of each cluster, float32.
         max_cost (`torch.Tensor` of shape `(B,)`): Cost at which merging ends, float32.
 
@@ -146,13 +145,14 @@ def merge(cost: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> tor
     Raises:
         MemoryError: if the kernel runs out of memory.
     """
-    cost, size, max_cost = cost.contiguous(), size.contiguous(), max_cost.contiguous()
+    products = (means @ means.mT).contiguous()
+    size, max_cost = size.contiguous(), max_cost.contiguous()
     owner = torch.empty(size.shape, dtype=torch.long, device="cpu")
     status = _function("merge_clusters")(
-        cost.data_ptr(), size.data_ptr(), max_cost.data_ptr(), *size.shape, torch.get_num_threads(), owner.data_ptr()
+        products.data_ptr(), size.data_ptr(), max_cost.data_ptr(), *size.shape, torch.get_num_threads(), owner.data_ptr()
     )
     if status == 2:
-        raise MemoryError(f"Merging clusters with costs of shape {tuple(cost.shape)} ran out of memory.")
+        raise MemoryError(f"Merging clusters with means of shape {tuple(means.shape)} ran out of memory.")
     return owner
 
 

@@ -62,6 +62,20 @@ class CurveArguments:
 
 
 @dataclass
+class TimeArguments:
+    """What is timed."""
+
+    images: str = field(metadata={"help": "Parquet file with photographs in the column `image`."})
+    variant: str = field(default="small", metadata={"help": "Size of the model, which has random weights."})
+    size: int = field(default=512, metadata={"help": "Height and width of the images in pixels."})
+    share: float = field(default=0.25, metadata={"help": "Share of the clusters that images keep on average."})
+    num_images: int = field(default=16, metadata={"help": "Number of images that are timed."})
+    search_images: int = field(default=2, metadata={"help": "Number of images on which the tolerance is searched."})
+    sharing: str = field(default="block", metadata={"help": "`cluster_sharing` of the model."})
+    output_dir: str = field(default="out/cluster-count", metadata={"help": "Folder for time.json."})
+
+
+@dataclass
 class StudyArguments:
     """The data and the seeds of the study."""
 

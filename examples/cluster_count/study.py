@@ -2,19 +2,16 @@
 """Measures the runs of the study: base models with all settings, fine-tuned models as they were fine-tuned."""
 
 import json
-import math
-import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ablations.runs import Run, as_options
-from benchmark.report.cells import markdown_table
 
 from cluster_count.arguments import StudyArguments
 from cluster_count.curve import CURVE, draw_curve
 from cluster_count.figure import plot_curves
+from cluster_count.table import compare_table
 from clustr_hf.training.checkpoints import write_json
 
 
@@ -44,7 +41,7 @@ def report(runs: Sequence[Run], args: StudyArguments) -> str:
             continue
         metric = "eval_accuracy" if task == "classification" else "eval_mean_iou"
         results[task] = groups
-        texts.append(f"### {task.capitalize()}\n\n{_table(groups, metric)}\n")
+        texts.append(f"### {task.capitalize()}\n\n{compare_table(groups, metric)}\n")
         drawn = {title: points for title, points in groups.items() if points}
         plot_curves(drawn, metric).savefig(Path(args.output_dir) / f"{task}.png", dpi=100)
     write_json(Path(args.output_dir) / CURVE, results)
@@ -66,54 +63,3 @@ def _read_points(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
                 point |= {"kind": kind, "value": float(value)}
             groups[GROUPS[run.row != "base"]].append({**point, "seed": run.seed})
     return groups
-
-
-def _table(groups: dict[str, list[dict[str, Any]]], metric: str) -> str:
-    """Scores, losses and clusters of each setting, and the share of the clusters that equal loss takes."""
-    name = metric.removeprefix("eval_").replace("_", " ")
-    header = [
-        "clusters",
-        *(f"{title}: {each}" for title in GROUPS for each in ("share", f"{name} (%)", "loss", "of fixed")),
-    ]
-    keys = dict.fromkeys((point["kind"], point["value"]) for points in groups.values() for point in points)
-    rows = []
-    for kind, value in keys:
-        row = [f"{kind} {value:g}"]
-        for points in groups.values():
-            row += _cells(points, kind, value, metric)
-        rows.append(row)
-    return markdown_table(header, rows)
-
-
-def _cells(points: list[dict], kind: str, value: float, metric: str) -> list[str]:
-    own = [point for point in points if (point["kind"], point["value"]) == (kind, value)]
-    if not own:
-        return ["", "", "", ""]
-    full = {point["seed"]: point for point in points if (point["kind"], point["value"]) == ("fixed", 1)}
-    share = statistics.mean(point["clusters"] / full[point["seed"]]["clusters"] for point in own)
-    score = statistics.mean(100 * point["metrics"][metric] for point in own)
-    loss = statistics.mean(point["metrics"]["eval_loss"] for point in own)
-    differences = [100 * (point["metrics"][metric] - full[point["seed"]]["metrics"][metric]) for point in own]
-    difference = "" if own[0] is full.get(own[0]["seed"]) else f" ({_with_error(differences, '+.1f')})"
-    ratios = [_share_of_equal_loss(point, [p for p in points if p["seed"] == point["seed"]]) for point in own]
-    needed = "" if kind == "fixed" or None in ratios else _with_error(ratios, ".2f")
-    return [f"{share:.3f}", f"{score:.1f}{difference}", f"{loss:.4f}", needed]
-
-
-def _with_error(values: Sequence[float], form: str) -> str:
-    """Mean and standard error."""
-    mean = f"{statistics.mean(values):{form}}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:{form.removeprefix('+')}}"
-
-
-def _share_of_equal_loss(point: dict, points: Sequence[dict]) -> float | None:
-    """Clusters of a point, divided by those with which a fixed number has the same loss; None beyond the curve."""
-    curve = sorted((p["metrics"]["eval_loss"], math.log(p["clusters"])) for p in points if p["kind"] == "fixed")
-    loss = point["metrics"]["eval_loss"]
-    for (low, first), (high, second) in pairwise(curve):
-        if low <= loss <= high and high > low:
-            needed = first + (second - first) * (loss - low) / (high - low)
-            return point["clusters"] / math.exp(needed)
-    return None

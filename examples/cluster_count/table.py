@@ -1,6 +1,10 @@
 # Copyright 2026 The clustr_hf team. Licensed under the Apache License, Version 2.0.
 """Curves as tables."""
 
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from benchmark.report.cells import markdown_table
@@ -26,3 +30,59 @@ def curve_table(curve: dict[str, Any]) -> str:
             ]
         )
     return markdown_table(header, rows)
+
+
+def compare_table(groups: dict[str, list[dict[str, Any]]], metric: str) -> str:
+    """
+    Means over the seeds for each setting: share of the clusters, score with the difference from all clusters and its
+    standard error, loss, and clusters relative to those with which a fixed number has the same loss.
+
+    Args:
+        groups (`dict[str, list[dict]]`): Title of a group of columns -> its points with their `seed`.
+        metric (`str`): Name of the score.
+    """
+    name = metric.removeprefix("eval_").replace("_", " ")
+    columns = ("share", f"{name} (%)", "loss", "of fixed")
+    header = ["clusters", *(f"{title}: {column}".removeprefix(": ") for title in groups for column in columns)]
+    keys = dict.fromkeys((point["kind"], point["value"]) for points in groups.values() for point in points)
+    rows = []
+    for kind, value in keys:
+        row = [f"{kind} {value:g}"]
+        for points in groups.values():
+            row += _cells(points, kind, value, metric)
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def _cells(points: list[dict], kind: str, value: float, metric: str) -> list[str]:
+    own = [point for point in points if (point["kind"], point["value"]) == (kind, value)]
+    if not own:
+        return ["", "", "", ""]
+    full = {point["seed"]: point for point in points if (point["kind"], point["value"]) == ("fixed", 1)}
+    share = statistics.mean(point["clusters"] / full[point["seed"]]["clusters"] for point in own)
+    score = statistics.mean(100 * point["metrics"][metric] for point in own)
+    loss = statistics.mean(point["metrics"]["eval_loss"] for point in own)
+    differences = [100 * (point["metrics"][metric] - full[point["seed"]]["metrics"][metric]) for point in own]
+    difference = "" if own[0] is full.get(own[0]["seed"]) else f" ({_with_error(differences, '+.1f')})"
+    ratios = [share_of_equal_loss(point, [p for p in points if p["seed"] == point["seed"]]) for point in own]
+    needed = "" if kind == "fixed" or None in ratios else _with_error(ratios, ".2f")
+    return [f"{share:.3f}", f"{score:.1f}{difference}", f"{loss:.4f}", needed]
+
+
+def _with_error(values: Sequence[float], form: str) -> str:
+    """Mean and standard error."""
+    mean = f"{statistics.mean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:{form.removeprefix('+')}}"
+
+
+def share_of_equal_loss(point: dict, points: Sequence[dict]) -> float | None:
+    """Clusters of a point, divided by those with which a fixed number has the same loss; None beyond the curve."""
+    curve = sorted((p["metrics"]["eval_loss"], math.log(p["clusters"])) for p in points if p["kind"] == "fixed")
+    loss = point["metrics"]["eval_loss"]
+    for (low, first), (high, second) in pairwise(curve):
+        if low <= loss <= high and high > low:
+            needed = first + (second - first) * (loss - low) / (high - low)
+            return point["clusters"] / math.exp(needed)
+    return None

@@ -73,9 +73,10 @@ def export_to_onnx(model: PreTrainedModel, path: str | Path, image_size: tuple[i
             f"`model` must be one of {list(OUTPUTS)}, got {name}. {UNSUPPORTED.get(name, '')} Its backbone can be "
             f"exported as a ClusTRBackbone."
         )
-    if model.config.cluster_count != "ratio":
+    cluster_count = getattr(model.config, "cluster_count", "ratio")  # older remote code lacks the field
+    if cluster_count != "ratio":
         raise ValueError(
-            f'`model` must have `cluster_count="ratio"`, got {model.config.cluster_count!r}: the rounds in which '
+            f'`model` must have `cluster_count="ratio"`, got {cluster_count!r}: the rounds in which '
             f"clusters are merged make a graph that the exporter does not finish in reasonable time. Call "
             f"`model.set_cluster_budget(None)` first, or use `torch.export`."
         )

@@ -160,6 +160,18 @@ def test_clustering_options(source, options):
     assert sum(report.errors["transfer"].values()) < sum(report.errors["as converted"].values())
 
 
+def test_the_fit_uses_the_same_number_of_clusters_in_every_image(source):
+    fixed, content = (
+        convert_grid_backbone(source, **options)
+        for options in ({}, {"cluster_count": "content", "cluster_tolerance": 0.1})
+    )
+    for model in (fixed, content):
+        calibrate(model, source, images(), num_steps=2, batch_size=4, show_progress=False)
+    assert all(torch.equal(value, content.state_dict()[name]) for name, value in fixed.state_dict().items())
+    assert (content.config.cluster_count, content.config.cluster_tolerance) == ("content", 0.1)
+    assert not torch.equal(outputs(fixed), outputs(content))
+
+
 def test_shared_clusters_are_those_of_the_first_block(source):
     model = convert_grid_backbone(source, cluster_sharing="stage").eval()
     report = calibrate(model, source, images(4), show_progress=False)

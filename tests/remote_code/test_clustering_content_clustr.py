@@ -296,8 +296,10 @@ def test_without_tolerance_outputs_are_those_of_a_fixed_number():
         torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-6)
 
 
-def test_training(path):
-    model = tiny_classifier(cluster_count="content", cluster_tolerance=0.01).train()
+@pytest.mark.parametrize("sharing", ["block", "stage"])
+def test_training(path, sharing):
+    fields = {"cluster_count": "content", "cluster_tolerance": 0.01, "cluster_sharing": sharing}
+    model = tiny_classifier(**fields).train()
     model.gradient_checkpointing_enable()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     images, losses = varied_images(), []

@@ -75,6 +75,8 @@ def calibrate(
     """
     Fit the attention of a converted model to that of its source. Only weights of the attention change.
 
+    The fit uses N / lambda clusters; a model with `cluster_count="content"` has as many as its images need afterwards.
+
     Args:
         model (`PreTrainedModel`):
             As [`convert_grid_backbone`] returns it, with `attention_type="clustered"` and in float32; changed in place.
@@ -114,7 +116,7 @@ def calibrate(
         if evaluate is not None:
             report.scores[step] = evaluate(model)
 
-    with _in_evaluation(model, source):
+    with _in_evaluation(model, source), _same_number_of_clusters(model):
         describe("as converted")
         _fit_keys_and_values(batches, pixel_values)
         describe("least squares")
@@ -122,6 +124,18 @@ def calibrate(
             _transfer(batches, pixel_values, num_steps, learning_rate, train_queries, seed)
             describe("transfer")
     return report
+
+
+@contextmanager
+def _same_number_of_clusters(model: PreTrainedModel) -> Iterator[None]:
+    """A context with `cluster_count="ratio"`: padded keys must not take part in the fit of keys and values."""
+    config = model.config
+    tolerance = config.cluster_tolerance if config.cluster_count == "content" else None
+    try:
+        model.set_cluster_budget(None)
+        yield
+    finally:
+        model.set_cluster_budget(tolerance)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from .clustering_tensor_clustr import (
 # Rounds of tensor operations; what could still be merged after them is left. Photographs have needed at most 45.
 MAX_ROUNDS = 64
 
-# Elements of a matrix of costs for the compiled kernel, 256 MiB; beyond it blocks of rows are searched instead.
+# Elements of the kernel's matrix of costs, 256 MiB; with more clusters, tensor operations search blocks of rows.
 MAX_MATRIX = 2**26
 
 # Two costs that differ by less than this share count as equal, since rounding could order them either way; so do costs
@@ -127,8 +127,7 @@ def _merge_group(
     max_cost = tolerance * tokens.square().sum(dim=(1, 2)).unsqueeze(1)
     means, sizes = _merge_means(tokens, torch.ones_like(tokens[..., 0]), cluster_index, num_clusters)
     if num_clusters**2 <= MAX_MATRIX and can_merge_by_kernel(means):
-        cost = _merge_costs(means, sizes, slice(None))
-        owner = merge_by_kernel(cost, sizes, max_cost.squeeze(1))
+        owner = merge_by_kernel(means, sizes, max_cost.squeeze(1))
     else:
         owner = _merge_in_rounds(means, sizes, max_cost)
     is_left = (owner == torch.arange(num_clusters, device=owner.device)) & (sizes > 0)

@@ -23,7 +23,7 @@ int clustr_supports_v1(const char* instruction_set);
 int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
                             const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
                             int num_threads, const char* instruction_set, int64_t* labels);
-int clustr_merge_clusters_v1(float* cost, const float* size, const float* max_cost, int64_t batch_size,
+int clustr_merge_clusters_v1(const float* products, const float* size, const float* max_cost, int64_t batch_size,
                              int64_t num_clusters, int num_threads, int64_t* owner);
 }
 
@@ -117,13 +117,13 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
-// Merges with random costs, which need not be distances, some of them equal, infinite or not a number.
+// Merges with random products, which need not be those of vectors, some of them equal, infinite or not a number.
 void check_merging(std::mt19937& random) {
     const auto whole = [&](int64_t low, int64_t high) {
         return std::uniform_int_distribution<int64_t>(low, high)(random);
     };
     const int64_t batch_size = whole(1, 4), m = whole(1, 90), kind = whole(0, 3);
-    std::vector<float> cost(batch_size * m * m), size(batch_size * m), max_cost(batch_size);
+    std::vector<float> products(batch_size * m * m), size(batch_size * m), max_cost(batch_size);
     const float infinite = std::numeric_limits<float>::infinity();
     for (int64_t image = 0; image < batch_size; ++image)
         for (int64_t i = 0; i < m; ++i)
@@ -131,21 +131,18 @@ void check_merging(std::mt19937& random) {
                 float value = kind == 1 ? float(whole(0, 3)) : std::uniform_real_distribution<float>(0, 1)(random);
                 if (kind == 2 && whole(0, 9) == 0) value = infinite;
                 if (kind == 3 && whole(0, 9) == 0) value = std::numeric_limits<float>::quiet_NaN();
-                if (i == j) value = infinite;
-                cost[(image * m + i) * m + j] = cost[(image * m + j) * m + i] = value;
+                products[(image * m + i) * m + j] = products[(image * m + j) * m + i] = value;
             }
     for (float& value : size) value = float(whole(0, 5));
     for (float& value : max_cost) value = whole(0, 4) == 0 ? infinite : float(whole(0, 8)) / 8;
     std::vector<int64_t> expected(size.size()), found(size.size());
     for (int threads : {1, 3}) {
-        std::vector<float> changed = cost;
         allocations_left = threads == 3 ? whole(0, 6) : -1;
-        int status = clustr_merge_clusters_v1(changed.data(), size.data(), max_cost.data(), batch_size, m, threads,
+        int status = clustr_merge_clusters_v1(products.data(), size.data(), max_cost.data(), batch_size, m, threads,
                                               found.data());
         allocations_left = -1;
         if (status == 2 && threads == 3) {
-            changed = cost;
-            status = clustr_merge_clusters_v1(changed.data(), size.data(), max_cost.data(), batch_size, m, threads,
+            status = clustr_merge_clusters_v1(products.data(), size.data(), max_cost.data(), batch_size, m, threads,
                                               found.data());
         }
         bool is_right = status == 0 && (threads == 1 || found == expected);
