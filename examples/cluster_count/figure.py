@@ -15,7 +15,9 @@ COLORS = {"fixed": ORANGE, "content": BLUE}
 STYLES = ("-", "--", ":")
 
 
-def plot_curves(groups: Mapping[str, Sequence[dict[str, Any]]], metric: str) -> Figure:
+def plot_curves(
+    groups: Mapping[str, Sequence[dict[str, Any]]], metric: str, places: Sequence[str] = ("clusters", "milliseconds")
+) -> Figure:
     """
     Curves of `"fixed"` and `"content"`, with a band for the standard error of several seeds.
 
@@ -23,22 +25,16 @@ def plot_curves(groups: Mapping[str, Sequence[dict[str, Any]]], metric: str) -> 
         groups (`Mapping[str, Sequence[dict]]`): Title of a group, such as "fine-tuned" -> its points, from [`measure`];
             points of one kind and value are those of several seeds.
         metric (`str`): Metric of the vertical axis, such as `"eval_accuracy"`.
+        places (`Sequence[str]`): Quantities of the horizontal axes.
     """
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, place in zip(axes, ("clusters", "milliseconds")):
+    figure = Figure(figsize=(5 * len(places) + 1, 4), layout="constrained")
+    axes = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
+    for axis, place in zip(axes, places):
         for style, (group, points) in zip(STYLES, groups.items()):
             for kind, name in NAMES.items():
+                own = [point for point in points if point["kind"] == kind]
                 label = ", ".join(part for part in (name, group) if part)
-                _draw(
-                    axis,
-                    [point for point in points if point["kind"] == kind],
-                    place,
-                    metric,
-                    label,
-                    COLORS[kind],
-                    style,
-                )
+                _draw(axis, own, place, metric, label, COLORS[kind], style)
         axis.set_xlabel("clusters of an image, mean" if place == "clusters" else "milliseconds per image")
         axis.grid(alpha=0.3)
     axes[0].set_xscale("log")

@@ -43,7 +43,7 @@ def report(runs: Sequence[Run], args: StudyArguments) -> str:
         results[task] = groups
         texts.append(f"### {task.capitalize()}\n\n{compare_table(groups, metric)}\n")
         drawn = {title: points for title, points in groups.items() if points}
-        plot_curves(drawn, metric).savefig(Path(args.output_dir) / f"{task}.png", dpi=100)
+        plot_curves(drawn, metric, places=("clusters",)).savefig(Path(args.output_dir) / f"{task}.png", dpi=100)
     write_json(Path(args.output_dir) / CURVE, results)
     text = "\n".join(texts)
     (Path(args.output_dir) / "cluster_count.md").write_text(text)

@@ -78,11 +78,16 @@ def _with_error(values: Sequence[float], form: str) -> str:
 
 
 def share_of_equal_loss(point: dict, points: Sequence[dict]) -> float | None:
-    """Clusters of a point, divided by those with which a fixed number has the same loss; None beyond the curve."""
-    curve = sorted((p["metrics"]["eval_loss"], math.log(p["clusters"])) for p in points if p["kind"] == "fixed")
+    """
+    Clusters of a point, divided by those with which a fixed number has the same loss; None beyond the fixed
+    numbers' curve, and if their loss does not rise with every cut of the clusters.
+    """
+    fixed = sorted((p for p in points if p["kind"] == "fixed"), key=lambda p: -p["clusters"])
+    curve = [(p["metrics"]["eval_loss"], math.log(p["clusters"])) for p in fixed]
+    if any(later <= earlier for (earlier, _), (later, _) in pairwise(curve)):
+        return None
     loss = point["metrics"]["eval_loss"]
     for (low, first), (high, second) in pairwise(curve):
-        if low <= loss <= high and high > low:
-            needed = first + (second - first) * (loss - low) / (high - low)
-            return point["clusters"] / math.exp(needed)
+        if low <= loss <= high:
+            return point["clusters"] / math.exp(first + (second - first) * (loss - low) / (high - low))
     return None

@@ -94,6 +94,8 @@ def test_equal_loss_is_interpolated():
     assert share_of_equal_loss(point("content", 0.1, 150, 1.5), curve) == pytest.approx(0.75)
     assert share_of_equal_loss(point("content", 0.1, 40, 0.9), curve) is None
     assert share_of_equal_loss(point("content", 0.1, 40, 3.1), curve) is None
+    wavy = [*curve[:2], point("fixed", 0.1, 40, 1.9)]
+    assert share_of_equal_loss(point("content", 0.1, 150, 1.5), wavy) is None
 
 
 def write_study(folder) -> StudyArguments:
@@ -169,7 +171,7 @@ def test_a_curve_is_drawn_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert [(point["kind"], point["value"]) for point in points] == [("fixed", 1), ("fixed", 0.5), ("content", 0.05)]
     assert points[0]["clusters"] > points[1]["clusters"] and points[0]["samples"] == 4
     assert "| by content, tolerance 0.05 |" in (tmp_path / "out" / "cluster_count.md").read_text()
-    assert Image.open(tmp_path / "out" / "cluster_count.png").width == 1000
+    assert Image.open(tmp_path / "out" / "cluster_count.png").width == 1100
     monkeypatch.setattr("sys.argv", ["cluster_count", "compare", *[str(tmp_path / "out" / "cluster_count.json")] * 2])
     command.main()
     assert "| fixed 0.5 | 0.500 |" in capsys.readouterr().out
