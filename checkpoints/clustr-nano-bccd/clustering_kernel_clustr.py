@@ -148,9 +148,8 @@ def merge(means: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> to
     products = (means @ means.mT).contiguous()
     size, max_cost = size.contiguous(), max_cost.contiguous()
     owner = torch.empty(size.shape, dtype=torch.long, device="cpu")
-    status = _function("merge_clusters")(
-        products.data_ptr(), size.data_ptr(), max_cost.data_ptr(), *size.shape, torch.get_num_threads(), owner.data_ptr()
-    )
+    pointers = products.data_ptr(), size.data_ptr(), max_cost.data_ptr()
+    status = _function("merge_clusters")(*pointers, *size.shape, torch.get_num_threads(), owner.data_ptr())
     if status == 2:
         raise MemoryError(f"Merging clusters with means of shape {tuple(means.shape)} ran out of memory.")
     return owner

@@ -38,7 +38,7 @@ def plot_curves(
         axis.set_xlabel("clusters of an image, mean" if place == "clusters" else "milliseconds per image")
         axis.grid(alpha=0.3)
     axes[0].set_xscale("log")
-    axes[0].set_ylabel(f"{metric.removeprefix('eval_').replace('_', ' ')} (%)")
+    axes[0].set_ylabel(f"{metric.removeprefix('eval_').replace('_', ' ').replace('iou', 'IoU')} (%)")
     axes[0].legend()
     return figure
 

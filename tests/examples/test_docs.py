@@ -76,6 +76,10 @@ CHECKS = {
         "print(*coarse.shape, coarse.max().item(), fine.max().item(), *cluster_tokens.shape)",
         "2 3136 48 195 2 196 64",
     ),
+    ("docs/cluster_count.md", "Number of clusters"): (
+        "print(model.config.cluster_count, model.config.cluster_tolerance)",
+        r"ratio 0\.01",
+    ),
     ("docs/pretrained_weights.md", "Convert"): (
         "print(model.config.reduction_ratios, type(model).__name__)",
         r"\[\[64\], \[16\], \[4\], \[1\]\] ClusTRForImageClassification",

@@ -331,18 +331,30 @@ def test_compiled_models():
         torch.testing.assert_close(compiled(images).logits, model(images).logits, rtol=1e-4, atol=1e-5)
 
 
+class Logits(torch.nn.Module):
+    """A model with a tensor as its output."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
 def test_exports(monkeypatch, tmp_path):
     model = tiny_classifier(cluster_count="content", cluster_tolerance=0.01)
     with pytest.raises(ValueError, match=r'must have `cluster_count="ratio"`.*set_cluster_budget'):
         export_to_onnx(model, tmp_path / "model.onnx", (64, 64))
     monkeypatch.setattr(content, "MAX_ROUNDS", 3)  # the rounds are unrolled
     monkeypatch.setenv("CLUSTR_KERNEL", "off")
-    images = torch.randn(2, 3, 32, 32)
+    batch = {"pixel_values": {0: torch.export.Dim("batch")}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exported = torch.export.export(model, (images,)).module()
-        others = torch.randn(2, 3, 32, 32)
-        torch.testing.assert_close(exported(others).logits, model(others).logits, rtol=1e-4, atol=1e-5)
+        exported = torch.export.export(Logits(model), (torch.randn(2, 3, 32, 32),), dynamic_shapes=batch).module()
+        for number in (1, 4):
+            images = torch.randn(number, 3, 32, 32)
+            torch.testing.assert_close(exported(images), model(images).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_budget_reaches_every_part_and_is_saved(tmp_path):

@@ -215,7 +215,7 @@ def _(
     tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    return torch.empty_like(cluster_index), tokens.new_empty((len(tokens), num_clusters), dtype=dtype)
+    return torch.empty_like(cluster_index), tokens.new_empty((tokens.shape[0], num_clusters), dtype=dtype)
 
 
 __all__ = ["MergedClusters", "merge_clusters"]
