@@ -78,8 +78,8 @@ def merge_clusters(
 
     Returns:
         [`MergedClusters`]: their number is that of the image with the most clusters, or M where the host would have to
-        know the result in advance (while compiling, exporting, tracing or capturing a graph). Clusters keep the order
-        of the largest of the original clusters that they consist of.
+        know the result in advance (while compiling, exporting, tracing or capturing a graph). Clusters are
+        numbered in the order of the first of the original clusters that they consist of.
 
     Raises:
         ValueError: if the tolerance is out of range or the shapes do not match.
