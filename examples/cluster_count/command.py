@@ -28,10 +28,11 @@ import sys
 from pathlib import Path
 
 from ablations.command import train
+from ablations.train_variant import TASKS
 from transformers import HfArgumentParser
 
 from cluster_count.arguments import StudyArguments, TimeArguments
-from cluster_count.curve import TASKS, draw_curve
+from cluster_count.curve import draw_curve
 from cluster_count.plan import plan_runs
 from cluster_count.study import measure_runs, report
 from cluster_count.table import compare_table

@@ -4,6 +4,8 @@
 from pathlib import Path
 from typing import Any
 
+from ablations.train_variant import TASKS
+
 from cluster_count.arguments import CurveArguments
 from cluster_count.figure import plot_curves
 from cluster_count.measure import measure
@@ -12,11 +14,8 @@ from clustr_hf.training.arguments import LoopArguments, parse_arguments
 from clustr_hf.training.checkpoints import write_json
 from clustr_hf.training.distributed import make_accelerator
 from clustr_hf.training.tasks.base import Run, make_task
-from clustr_hf.training.tasks.image_classification.task import IMAGE_CLASSIFICATION
-from clustr_hf.training.tasks.semantic_segmentation.task import SEMANTIC_SEGMENTATION
 
 
-TASKS = {"classification": IMAGE_CLASSIFICATION, "segmentation": SEMANTIC_SEGMENTATION}
 CURVE = "cluster_count.json"
 
 

@@ -3,7 +3,8 @@
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from cluster_count.settings import Setting, clustered_blocks
 from clustr_hf.remote_code.clustering_content_clustr import MergedClusters
+from clustr_hf.remote_code.modeling_clustr_attention import ScaleClusters
 from clustr_hf.training import Task
 from clustr_hf.training.data.loaders import LoaderOptions, evaluation_loader
 
@@ -63,20 +65,25 @@ def measure(task: Task, settings: Sequence[Setting], batch_size: int) -> list[di
 def _evaluate(task: Task, model: PreTrainedModel, batch: dict, setting: Setting) -> tuple[list, list[int], float]:
     """Records of the task, the number of clusters of each image, and the seconds that the batch took."""
     setting.apply(model)
-    found, hooks = [], []
-    for _, block in clustered_blocks(model):
-        hooks.append(block.attention.register_forward_hook(lambda module, inputs, output: found.extend(output[2])))
-    try:
+    with recorded_clusters(model) as found:
         start = time.perf_counter()
         records = task.predict(model, batch)
         seconds = time.perf_counter() - start
-    finally:
-        for hook in hooks:
-            hook.remove()
     return records, torch.stack([count(clusters) for clusters in found]).sum(dim=0).tolist(), seconds
 
 
-def count(clusters: torch.Tensor | MergedClusters) -> torch.Tensor:
+@contextmanager
+def recorded_clusters(model: PreTrainedModel) -> Iterator[list[ScaleClusters]]:
+    """Within this context, the clusters of every block and scale are appended to a list."""
+    found: list[ScaleClusters] = []
+    with ExitStack() as hooks:
+        for _, block in clustered_blocks(model):
+            hook = block.attention.register_forward_hook(lambda module, inputs, output: found.extend(output[2]))
+            hooks.callback(hook.remove)
+        yield found
+
+
+def count(clusters: ScaleClusters) -> torch.Tensor:
     """Number of clusters of each image, (B,)."""
     if isinstance(clusters, MergedClusters):
         return (clusters.num_merged > 0).sum(dim=1)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from cluster_count.rules import RULES, use_rule
 from clustr_hf.remote_code.modeling_clustr_attention import ClusTRAttention
+from clustr_hf.visualization.cluster_maps import coarsen_ratios
 
 
 KINDS = ("fixed", "content", *RULES)
@@ -36,7 +37,7 @@ class Setting:
         """The fields of a configuration that set it, from the model's own ratios."""
         if self.kind == "content":
             return {"cluster_count": "content", "cluster_tolerance": self.value}
-        return {"reduction_ratios": scale_ratios(ratios, self.value)}
+        return {"reduction_ratios": coarsen_ratios(ratios, 1 / self.value)}
 
     def apply(self, model: PreTrainedModel) -> None:
         """Set it in a model whose configuration has the ratios of the share 1."""
@@ -45,13 +46,9 @@ class Setting:
         model.set_cluster_budget(self.value if self.kind == "content" else None)
         for stage, block in clustered_blocks(model):
             ratios = model.config.reduction_ratios[stage]
-            block.attention.reduction_ratios = scale_ratios([ratios], self.value if self.kind == "fixed" else 1)[0]
+            factor = 1 / self.value if self.kind == "fixed" else 1
+            (block.attention.reduction_ratios,) = coarsen_ratios([ratios], factor)
             use_rule(block.attention, RULES.get(self.kind), self.value)
-
-
-def scale_ratios(ratios: list[list[float]], share: float) -> list[list[float]]:
-    """Ratios that leave a share of the clusters in the stages that cluster."""
-    return [[ratio / share for ratio in scales] if max(scales) > 1 else scales for scales in ratios]
 
 
 def clustered_blocks(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:

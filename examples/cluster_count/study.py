@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.runs import Run, as_options
+from ablations.scores import METRICS
 
 from cluster_count.arguments import StudyArguments
 from cluster_count.curve import CURVE, draw_curve
@@ -35,11 +36,11 @@ def measure_runs(runs: Sequence[Run], args: StudyArguments) -> None:
 def report(runs: Sequence[Run], args: StudyArguments) -> str:
     """Write cluster_count.json, tables and pictures of the measured runs to the output folder; returns the tables."""
     texts, results = [], {}
-    for task in ("classification", "segmentation"):
+    for task in METRICS:
         groups = _read_points([run for run in runs if run.task == task])
         if not groups[GROUPS[0]]:
             continue
-        metric = "eval_accuracy" if task == "classification" else "eval_mean_iou"
+        metric, _ = METRICS[task]
         results[task] = groups
         texts.append(f"### {task.capitalize()}\n\n{compare_table(groups, metric)}\n")
         drawn = {title: points for title, points in groups.items() if points}

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import set_seed
 
 from cluster_count.arguments import TimeArguments
-from cluster_count.measure import count
-from cluster_count.settings import clustered_blocks
+from cluster_count.measure import count, recorded_clusters
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRModel
 from clustr_hf.remote_code import modeling_clustr_attention
 
@@ -28,9 +27,10 @@ def measure_time(args: TimeArguments) -> dict[str, Any]:
     Time a model with random weights on photographs, one image at a time, in turn with both numbers of clusters.
 
     Returns:
-        `dict`: `tolerance`, with which the images have `share` of their clusters on average; `exact` and `content`, the
-        median milliseconds of an image; `ratio`, the median of their ratio, and its quartiles; `parts`, the median
-        milliseconds of each of `PARTS` for both. "attention" is what the layer does besides clustering and merging.
+        `dict`: `variant`, `size`, `images` and `threads`; `tolerance`, with which the searched images have `share` of
+        their clusters on average; `ratio`, the quartiles of the time by content relative to the exact one; and
+        `milliseconds`, for `exact` and `content` the median of each of `PARTS` and of the `total`. "attention" is what
+        the layer does besides clustering and merging.
     """
     set_seed(0)
     config = ClusTRConfig.from_variant(args.variant, cluster_sharing=args.sharing)
@@ -79,15 +79,9 @@ def find_tolerance(model: nn.Module, images: list[torch.Tensor], share: float) -
 def count_all(model: nn.Module, images: list[torch.Tensor], tolerance: float | None) -> int:
     """Clusters of all images, blocks and scales."""
     model.set_cluster_budget(tolerance)
-    found: list = []
-    hooks = [
-        block.attention.register_forward_hook(lambda module, inputs, output: found.extend(output[2]))
-        for _, block in clustered_blocks(model)
-    ]
-    for image in images:
-        model(image)
-    for hook in hooks:
-        hook.remove()
+    with recorded_clusters(model) as found:
+        for image in images:
+            model(image)
     return sum(int(count(clusters).sum()) for clusters in found)
 
 

@@ -31,16 +31,20 @@ class Found:
     Args:
         image (`PIL.Image.Image`): The image at the size that the model sees.
         maps (`list[ClusterMap]`): The clusters of each block and scale.
-        most_clusters (`int`): Number of clusters of all blocks and scales if it does not depend on the image.
     """
 
     image: Image.Image
     maps: list[ClusterMap]
-    most_clusters: int
 
     @property
     def num_clusters(self) -> int:
+        """`int`: Number of clusters of all blocks and scales."""
         return sum(each.num_clusters for each in self.maps)
+
+    @property
+    def most_clusters(self) -> int:
+        """`int`: Their number before any were merged."""
+        return sum(each.num_clusters if each.num_unmerged is None else each.num_unmerged for each in self.maps)
 
 
 class ClusterView:
@@ -66,18 +70,14 @@ class ClusterView:
     def _change(self, factor: int, tolerance: float | None) -> PreTrainedModel:
         """A copy of the model whose clusters are larger by a factor and merged with a tolerance."""
         model = coarsen_clusters(self.model, factor)
-        if tolerance is not None:
-            model.set_cluster_budget(tolerance)
+        model.set_cluster_budget(tolerance)
         return model
 
     def find(self, image: Image.Image | str | None, side: int, coarseness: str, budget: str = SAME) -> Found:
         """The clusters of an image."""
         image, pixel_values = prepare_image(checked(image, self.processor), self.processor, side, MAX_LONGER_SIDE)
         model = self.changed(FACTORS[coarseness], BUDGETS[budget])
-        maps = find_cluster_maps(model, pixel_values)
-        ratios = model.config.reduction_ratios
-        most = sum(max(1, int(len(each.cluster_index) // ratios[each.stage - 1][each.scale - 1])) for each in maps)
-        return Found(image, maps, most)
+        return Found(image, find_cluster_maps(model, pixel_values))
 
 
 def pick(found: Found | None, stage: int, block: int, scale: int) -> ClusterMap | None:

@@ -25,6 +25,8 @@ class ClusterMap:
         stage, block, scale (`int`): Numbers counted from 1; blocks are counted within their stage.
         cluster_index (`torch.LongTensor` of shape `(N,)`): Cluster of each token in row-major order.
         grid_size (`tuple[int, int]`): (height, width) of the token grid; N is their product.
+        num_unmerged (`int`, *optional*):
+            Number of clusters before any were merged, with `cluster_count="content"`.
     """
 
     stage: int
@@ -32,6 +34,7 @@ class ClusterMap:
     scale: int
     cluster_index: torch.Tensor
     grid_size: tuple[int, int]
+    num_unmerged: int | None = None
 
     @property
     def num_clusters(self) -> int:
@@ -63,8 +66,10 @@ def find_cluster_maps(model: nn.Module, pixel_values: torch.Tensor) -> list[Clus
 
     def record(stage: int, block: int, module, inputs, output):
         for scale, clusters in enumerate(output[1] or (), start=1):
-            labels = getattr(clusters, "cluster_index", clusters)  # of merged clusters, or labels themselves
-            maps.append(ClusterMap(stage, block, scale, labels[0].cpu(), tuple(inputs[1])))
+            labels, num_unmerged = clusters, None
+            if hasattr(clusters, "num_merged"):  # a `MergedClusters`, maybe of remote code
+                labels, num_unmerged = clusters.cluster_index, int(clusters.num_merged[0].sum())
+            maps.append(ClusterMap(stage, block, scale, labels[0].cpu(), tuple(inputs[1]), num_unmerged))
 
     for stage_number, stage in enumerate(model.base_model.stages, start=1):
         for block_number, block in enumerate(stage.blocks, start=1):
@@ -96,12 +101,15 @@ def coarsen_clusters(model: PreTrainedModel, factor: float) -> PreTrainedModel:
     if attention_type != "clustered":
         raise ValueError(f"`model` must have clusters, got one with `attention_type` {attention_type!r}.")
     config = copy.deepcopy(model.config)
-    config.reduction_ratios = [
-        [ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in config.reduction_ratios
-    ]
+    config.reduction_ratios = coarsen_ratios(config.reduction_ratios, factor)
     coarse = type(model)(config).eval()
     coarse.load_state_dict(model.state_dict())
     return coarse.to(device=model.device, dtype=model.dtype)
+
+
+def coarsen_ratios(reduction_ratios: list[list[float]], factor: float) -> list[list[float]]:
+    """Reduction ratios of each stage and scale, times a factor in the stages that cluster."""
+    return [[ratio * factor for ratio in ratios] if max(ratios) > 1 else ratios for ratios in reduction_ratios]
 
 
 def prepare_image(
