@@ -48,8 +48,7 @@ test-transformers: $(INSTALLED)
 	$(BIN)/python tests/transformers_suite/prepare.py
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/transformers_suite -rs
 
-$(INSTALLED): setup.cfg setup.py pyproject.toml src/clustr_hf/csrc/clustering_kernel.cpp src/clustr_hf/csrc/clustering_kernel_sweeps.inc \
-    src/clustr_hf/csrc/clustering_kernel_threads.h
+$(INSTALLED): setup.cfg setup.py pyproject.toml $(wildcard src/clustr_hf/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -7,6 +7,19 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 
+FOLDER = "src/clustr_hf/csrc"
+SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("clustering_kernel", "merging_kernel")]
+INCLUDED = [
+    f"{FOLDER}/{name}"
+    for name in (
+        "clustering_kernel_sweeps.inc",
+        "clustering_kernel_threads.h",
+        "instruction_sets.h",
+        "merging_kernel_loops.inc",
+    )
+]
+
+
 class BuildLibrary(build_ext):
     """
     Builds a plain C library for ctypes. It needs no headers of Python or torch, works with all versions of both, and
@@ -32,8 +45,8 @@ setup(
     ext_modules=[
         Extension(
             "clustr_hf._clustering_kernel",
-            sources=["src/clustr_hf/csrc/clustering_kernel.cpp", "src/clustr_hf/csrc/merging_kernel.cpp"],
-            depends=[f"src/clustr_hf/csrc/clustering_kernel_{part}" for part in ("sweeps.inc", "threads.h")],
+            sources=SOURCES,
+            depends=INCLUDED,
             # No -march: processor features are selected at run time. -ffp-contract: products are rounded alike in all
             # places. -Wno-...: GCC warns about vector arguments and undefined vectors in its own headers.
             extra_compile_args=[

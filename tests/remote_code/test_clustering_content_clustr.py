@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -67,10 +68,13 @@ def test_merging_all_tokens_is_scipys_ward(path, tolerance):
     assert 1 < merged.num_merged.shape[1] < 150
 
 
-def test_both_implementations_agree(monkeypatch):
-    if not kernel.is_available():
-        pytest.skip("the kernel was not built")
-    for num_clusters, num_tokens in ((1, 5), (2, 7), (17, 40), (64, 300), (200, 800)):
+@pytest.mark.parametrize("instruction_set", kernel.INSTRUCTION_SETS)
+def test_both_implementations_agree(instruction_set, monkeypatch):
+    if instruction_set not in kernel.supported_instruction_sets():
+        pytest.skip("the kernel was not built, or the processor lacks the instruction set")
+    monkeypatch.setattr(content, "merge_by_kernel", partial(kernel.merge, instruction_set=instruction_set))
+    # Numbers on both sides of the kernel's tiles, and of the blocks of its products.
+    for num_clusters, num_tokens in ((1, 5), (2, 7), (17, 40), (64, 300), (200, 800), (300, 900), (513, 600)):
         tokens = lumpy_tokens(3, num_tokens)
         (label,) = find_clusters(tokens, [num_clusters])
         for tolerance in TOLERANCES[1:]:
@@ -80,6 +84,13 @@ def test_both_implementations_agree(monkeypatch):
                 expected = merge_clusters(tokens, label, num_clusters, tolerance)
             assert torch.equal(found.cluster_index, expected.cluster_index), (num_clusters, tolerance)
             assert torch.equal(found.num_merged, expected.num_merged)
+
+
+def test_unknown_instruction_sets_are_refused():
+    if not kernel.is_available():
+        pytest.skip("the kernel was not built")
+    with pytest.raises(ValueError, match="`instruction_set` must be one of .*got 'sse9'"):
+        kernel.merge(torch.randn(1, 4, 2), torch.ones(1, 4), torch.ones(1), "sse9")
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch):

@@ -23,9 +23,9 @@
 #include <vector>
 
 #include "clustering_kernel_threads.h"
+#include "instruction_sets.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define X86_VARIANTS 1
+#ifdef X86_VARIANTS
 #include <immintrin.h>
 #endif
 
@@ -196,21 +196,18 @@ static inline void offer(NeighborLists& lists, int token, int other, float value
 // Sets `sweeps` for the instruction set `name`, or the best one if that is "best". Returns false if this processor or
 // build does not have it.
 bool find_sweeps(const char* name, Sweeps& sweeps) {
-    const auto is_wanted = [&](const char* candidate) {
-        return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
-    };
 #ifdef X86_VARIANTS
-    if (is_wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) {
+    if (is_wanted(name, "avx512") && has_avx512()) {
         sweeps = SWEEPS_OF(avx512);
         return true;
     }
-    if (is_wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (is_wanted(name, "avx2") && has_avx2()) {
         sweeps = SWEEPS_OF(avx2);
         return true;
     }
 #endif
     sweeps = SWEEPS_OF(portable);
-    return is_wanted("portable");
+    return is_wanted(name, "portable");
 }
 
 // The number of threads that are worthwhile for a number of pairs of tokens, at most `max_threads`.

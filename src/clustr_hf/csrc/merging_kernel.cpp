@@ -10,36 +10,87 @@
 // A merge changes a row and a column of the matrix of costs. Only the row is written: a row that is needed later takes
 // over what merges have changed since, because writing columns would take most of the time.
 //
-// M clusters.
+// M clusters, padded to P, a multiple of TILE.
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "clustering_kernel_threads.h"
+#include "instruction_sets.h"
 
 namespace {
 
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-constexpr int LANES = 16;    // numbers that are compared at once
-constexpr int PADDING = 16;  // numbers after each row, so that the rows of 1024 clusters do not share cache lines
+constexpr int TILE = 32;
+
+// The functions that are compiled once per instruction set.
+struct Loops {
+    void (*find_costs)(float*, int64_t, const float*, const float*, int64_t, int64_t);
+    int64_t (*find_cheapest)(const float*, const float*, int64_t);
+    void (*merge_costs)(float*, const float*, const float*, float, float, float, int64_t);
+};
+
+#ifdef X86_VARIANTS
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl")
+namespace avx512 {
+constexpr int LANES = 16;
+#include "merging_kernel_loops.inc"
+}  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int LANES = 8;
+#include "merging_kernel_loops.inc"
+}  // namespace avx2
+#pragma GCC pop_options
+#endif
+
+namespace portable {
+constexpr int LANES = 4;
+#include "merging_kernel_loops.inc"
+}  // namespace portable
+
+#define LOOPS_OF(variant) \
+    Loops { variant::find_costs, variant::find_cheapest, variant::merge_costs }
+
+// Sets `loops` for the instruction set `name`, or the best one if that is "best". Returns false if this processor or
+// build does not have it.
+bool find_loops(const char* name, Loops& loops) {
+#ifdef X86_VARIANTS
+    if (is_wanted(name, "avx512") && has_avx512()) {
+        loops = LOOPS_OF(avx512);
+        return true;
+    }
+    if (is_wanted(name, "avx2") && has_avx2()) {
+        loops = LOOPS_OF(avx2);
+        return true;
+    }
+#endif
+    loops = LOOPS_OF(portable);
+    return is_wanted(name, "portable");
+}
 
 // The clusters of one image.
 class Clusters {
 public:
-    // `products` (M, M): of the means.
-    Clusters(const float* products, const float* size, int64_t num_clusters, int64_t* owner)
-        : owner(owner), m(num_clusters), stride(m + PADDING), cost(new float[m * stride]), size(size, size + m),
-          penalty(m, 0.0f), seen(m, 0), changed(m, -1) {
+    // `products`: of the means, (P, P) in rows of `stride` numbers; those below the diagonal tiles need not be there.
+    Clusters(float* products, int64_t stride, const float* sizes, int64_t num_clusters, const Loops& loops,
+             int64_t* owner)
+        : loops(loops), owner(owner), m(num_clusters), padded((m + TILE - 1) / TILE * TILE), stride(stride),
+          cost(products), size(padded, 0.0f), penalty(padded, INFINITE), seen(m, 0), changed(m, -1) {
+        std::copy(sizes, sizes + m, size.begin());
         for (int64_t i = 0; i < m; ++i) {
             owner[i] = i;
-            if (size[i] <= 0) penalty[i] = INFINITE;
+            if (size[i] > 0) penalty[i] = 0;
         }
-        find_costs(products);
+        find_costs();
     }
 
     void merge(float max_cost) {
@@ -53,12 +104,16 @@ public:
     }
 
 private:
+    struct Growth {
+        int64_t merge, cluster;  // the number of a merge, and the cluster that has grown
+    };
+
     // Extends the chain by a cluster, or removes the pair at its end: merged, or final.
     void follow(std::vector<int64_t>& chain, float max_cost) {
         const int64_t last = chain.back();
         if (penalty[last] != 0) return chain.pop_back();  // rounding can lead a chain back to a cluster
         update_row(last);
-        int64_t partner = cheapest(last);
+        int64_t partner = loops.find_cheapest(row(last), penalty.data(), padded);
         const int64_t previous = chain.size() > 1 ? chain[chain.size() - 2] : -1;
         // Of equally cheap partners the previous cluster of the chain, so that every chain ends.
         if (previous >= 0 && penalty[previous] == 0 && !(at(last, partner) < at(last, previous))) partner = previous;
@@ -75,98 +130,91 @@ private:
         }
     }
 
-    // n_i n_j / (n_i + n_j) |mean_i - mean_j|^2, infinite for i = j.
-    void find_costs(const float* products) {
-        std::vector<float> norm(m), inverse(m);
-        for (int64_t i = 0; i < m; ++i) {
-            norm[i] = products[i * m + i];
+    void find_costs() {
+        std::vector<float> norm(padded), inverse(padded);
+        for (int64_t i = 0; i < padded; ++i) {
+            norm[i] = at(i, i);
             inverse[i] = 1.0f / std::max(size[i], 1.0f);
         }
-        for (int64_t i = 0; i < m; ++i) {
-            const float* product = products + i * m;
-            float* to = row(i);
-            for (int64_t j = 0; j < m; ++j) to[j] = ((norm[i] + norm[j]) - 2 * product[j]) / (inverse[i] + inverse[j]);
-            to[i] = INFINITE;
-        }
+        for (int64_t i = 0; i < padded; i += TILE)
+            for (int64_t j = i; j < padded; j += TILE)
+                loops.find_costs(cost, stride, norm.data(), inverse.data(), i, j);
+        for (int64_t i = 0; i < m; ++i) row(i)[i] = INFINITE;
     }
 
-    // Takes over the costs of the clusters that have changed since the row was last up to date.
+    // Takes over the costs of the clusters that have grown since the row was last up to date.
     void update_row(int64_t i) {
-        for (size_t merge = seen[i]; merge < merges.size(); ++merge) {
-            const int64_t k = merges[merge];
-            if (k != i && changed[k] == int64_t(merge) && penalty[k] == 0) row(i)[k] = at(k, i);
-        }
-        seen[i] = merges.size();
+        for (auto growth = growths.rbegin(); growth != growths.rend() && growth->merge >= seen[i]; ++growth)
+            if (growth->cluster != i && is_current(*growth)) row(i)[growth->cluster] = at(growth->cluster, i);
+        seen[i] = num_merges;
     }
 
-    int64_t cheapest(int64_t i) const {
-        const float* costs = row(i);
-        float best[LANES];
-        int32_t block[LANES];
-        std::fill(best, best + LANES, INFINITE);
-        std::fill(block, block + LANES, 0);
-        const int64_t whole = m / LANES;
-        for (int32_t b = 0; b < whole; ++b)
-            for (int lane = 0; lane < LANES; ++lane) {
-                const float value = costs[int64_t(b) * LANES + lane] + penalty[int64_t(b) * LANES + lane];
-                block[lane] = value < best[lane] ? b : block[lane];
-                best[lane] = value < best[lane] ? value : best[lane];
-            }
-        float minimum = INFINITE;
-        int64_t index = i == 0 && m > 1 ? 1 : 0;
-        const auto consider = [&](float value, int64_t j) {
-            if (value < minimum || (value == minimum && value < INFINITE && j < index)) minimum = value, index = j;
-        };
-        for (int lane = 0; lane < LANES; ++lane) consider(best[lane], int64_t(block[lane]) * LANES + lane);
-        for (int64_t j = whole * LANES; j < m; ++j) consider(costs[j] + penalty[j], j);
-        return index;
-    }
-
-    // Cluster j joins cluster i: the formula of Lance and Williams for Ward's criterion.
+    // Cluster j joins cluster i.
     void join(int64_t i, int64_t j) {
         update_row(i);
         update_row(j);
-        const float between = at(i, j), size_i = size[i], size_j = size[j], sum = size_i + size_j;
-        float *row_i = row(i), *row_j = row(j);
+        loops.merge_costs(row(i), row(j), size.data(), size[i], size[j], at(i, j), padded);
+        row(i)[i] = INFINITE;
         penalty[j] = INFINITE;
         owner[j] = i;
-        size[i] = sum;
-        for (int64_t k = 0; k < m; ++k) {
-            const float both = (size_i + size[k]) * row_i[k] + (size_j + size[k]) * row_j[k];
-            row_i[k] = (both - size[k] * between) / (sum + size[k]);
-        }
-        row_i[i] = INFINITE;
-        changed[i] = int64_t(merges.size());
-        merges.push_back(i);
-        seen[i] = merges.size();
+        size[i] += size[j];
+        note_growth(i);
+        seen[i] = num_merges;
     }
 
-    float* row(int64_t i) const { return cost.get() + i * stride; }
+    void note_growth(int64_t i) {
+        changed[i] = num_merges;
+        growths.push_back({num_merges++, i});
+        if (growths.size() < max_growths) return;
+        const auto is_outdated = [this](const Growth& growth) { return !is_current(growth); };
+        growths.erase(std::remove_if(growths.begin(), growths.end(), is_outdated), growths.end());
+        max_growths = 2 * growths.size() + TILE;
+    }
+
+    // Whether the cluster has not grown again since, and is still considered.
+    bool is_current(const Growth& growth) const {
+        return changed[growth.cluster] == growth.merge && penalty[growth.cluster] == 0;
+    }
+
+    float* row(int64_t i) const { return cost + i * stride; }
     float at(int64_t i, int64_t j) const { return row(i)[j]; }
 
+    const Loops& loops;
     int64_t* owner;
-    const int64_t m, stride;
-    const std::unique_ptr<float[]> cost;  // (M, M)
+    const int64_t m, padded, stride;
+    float* const cost;                 // (P, P)
     std::vector<float> size, penalty;  // penalty: infinite for clusters that are no longer considered
-    std::vector<int64_t> merges;       // for each merge, the cluster that has grown
-    std::vector<size_t> seen;          // for each row, the number of merges that it takes into account
-    std::vector<int64_t> changed;      // for each cluster, the last merge that changed it, or -1
+    std::vector<Growth> growths;       // in the order of the merges; at least the current ones
+    size_t max_growths = TILE;         // number at which those that are not current are removed
+    int64_t num_merges = 0;
+    std::vector<int64_t> seen;     // for each row, the number of merges that it takes into account
+    std::vector<int64_t> changed;  // for each cluster, the last merge by which it has grown, or -1
 };
 
 }  // namespace
 
 extern "C" {
 
-// Products of the means (B, M, M), sizes (B, M) and maximum costs (B,) -> for each cluster the one that it ends in,
-// (B, M), which has the lowest number of those that end in it. Returns 0 on success, 2 if memory ran out.
-int clustr_merge_clusters_v1(const float* products, const float* size, const float* max_cost, int64_t batch_size,
-                             int64_t num_clusters, int num_threads, int64_t* owner) {
+// TILE, of which P is a multiple.
+int clustr_merge_tile_v1() { return TILE; }
+
+// Products of the means (B, P, P), in rows of `stride` numbers, of which those below the diagonal tiles need not be
+// there, and which are overwritten; sizes (B, M) and maximum costs (B,) -> for each cluster the one that it ends in,
+// (B, M), which has the lowest number of those that end in it. Returns 0 on success, 1 for an unsupported instruction
+// set, 2 if memory ran out.
+int clustr_merge_clusters_v1(float* products, int64_t stride, const float* size, const float* max_cost,
+                             int64_t batch_size, int64_t num_clusters, int num_threads, const char* instruction_set,
+                             int64_t* owner) {
+    Loops loops;
+    if (!find_loops(instruction_set, loops)) return 1;
+    const int64_t padded = (num_clusters + TILE - 1) / TILE * TILE;
     try {
         const int threads = int(std::clamp<int64_t>(batch_size, 1, std::max(1, num_threads)));
         Team::gather(threads, [&](Team& team) {
             team.run(batch_size, [&](int64_t image, int) {
+                float* of_image = products + image * padded * stride;
                 const int64_t offset = image * num_clusters;
-                Clusters clusters(products + offset * num_clusters, size + offset, num_clusters, owner + offset);
+                Clusters clusters(of_image, stride, size + offset, num_clusters, loops, owner + offset);
                 clusters.merge(max_cost[image]);
             });
         });

@@ -23,8 +23,10 @@ int clustr_supports_v1(const char* instruction_set);
 int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
                             const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
                             int num_threads, const char* instruction_set, int64_t* labels);
-int clustr_merge_clusters_v1(const float* products, const float* size, const float* max_cost, int64_t batch_size,
-                             int64_t num_clusters, int num_threads, int64_t* owner);
+int clustr_merge_tile_v1();
+int clustr_merge_clusters_v1(float* products, int64_t stride, const float* size, const float* max_cost,
+                             int64_t batch_size, int64_t num_clusters, int num_threads, const char* instruction_set,
+                             int64_t* owner);
 }
 
 namespace {
@@ -118,40 +120,45 @@ void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 // Merges with random products, which need not be those of vectors, some of them equal, infinite or not a number.
-void check_merging(std::mt19937& random) {
+// Products below the diagonal tiles are not a number.
+void check_merging(std::mt19937& random, const char* instruction_set) {
     const auto whole = [&](int64_t low, int64_t high) {
         return std::uniform_int_distribution<int64_t>(low, high)(random);
     };
-    const int64_t batch_size = whole(1, 4), m = whole(1, 90), kind = whole(0, 3);
-    std::vector<float> products(batch_size * m * m), size(batch_size * m), max_cost(batch_size);
-    const float infinite = std::numeric_limits<float>::infinity();
+    const int64_t batch_size = whole(1, 4), m = whole(1, 90), kind = whole(0, 3), tile = clustr_merge_tile_v1();
+    const int64_t padded = (m + tile - 1) / tile * tile, stride = padded + whole(0, 20);
+    const float infinite = std::numeric_limits<float>::infinity(), no_number = std::numeric_limits<float>::quiet_NaN();
+    std::vector<float> products(batch_size * padded * stride, no_number), size(batch_size * m), max_cost(batch_size);
     for (int64_t image = 0; image < batch_size; ++image)
-        for (int64_t i = 0; i < m; ++i)
-            for (int64_t j = 0; j <= i; ++j) {
+        for (int64_t i = 0; i < padded; ++i)
+            for (int64_t j = i / tile * tile; j < padded; ++j) {
                 float value = kind == 1 ? float(whole(0, 3)) : std::uniform_real_distribution<float>(0, 1)(random);
                 if (kind == 2 && whole(0, 9) == 0) value = infinite;
-                if (kind == 3 && whole(0, 9) == 0) value = std::numeric_limits<float>::quiet_NaN();
-                products[(image * m + i) * m + j] = products[(image * m + j) * m + i] = value;
+                if (kind == 3 && whole(0, 9) == 0) value = no_number;
+                products[(image * padded + i) * stride + j] = i < m && j < m ? value : 0.0f;
             }
     for (float& value : size) value = float(whole(0, 5));
     for (float& value : max_cost) value = whole(0, 4) == 0 ? infinite : float(whole(0, 8)) / 8;
     std::vector<int64_t> expected(size.size()), found(size.size());
-    for (int threads : {1, 3}) {
-        allocations_left = threads == 3 ? whole(0, 6) : -1;
-        int status = clustr_merge_clusters_v1(products.data(), size.data(), max_cost.data(), batch_size, m, threads,
-                                              found.data());
+    const auto merge = [&](int threads, int64_t allocations) {
+        std::vector<float> overwritten = products;
+        allocations_left = allocations;
+        const int status = clustr_merge_clusters_v1(overwritten.data(), stride, size.data(), max_cost.data(), batch_size,
+                                                    m, threads, instruction_set, found.data());
         allocations_left = -1;
-        if (status == 2 && threads == 3) {
-            status = clustr_merge_clusters_v1(products.data(), size.data(), max_cost.data(), batch_size, m, threads,
-                                              found.data());
-        }
+        return status;
+    };
+    for (int threads : {1, 3}) {
+        int status = merge(threads, threads == 3 ? whole(0, 8) : -1);
+        if (status == 2 && threads == 3) status = merge(threads, -1);
         bool is_right = status == 0 && (threads == 1 || found == expected);
         for (int64_t i = 0; is_right && i < int64_t(found.size()); ++i) {
             const int64_t owner = found[i], first = i / m * m;
             is_right = owner >= 0 && owner <= i - first && found[first + owner] == owner && (size[i] > 0 || owner == i - first);
         }
         if (!is_right) {
-            std::fprintf(stderr, "merging: batch %ld, clusters %ld, kind %ld\n", long(batch_size), long(m), long(kind));
+            std::fprintf(stderr, "merging, %s: batch %ld, clusters %ld, kind %ld\n", instruction_set, long(batch_size),
+                         long(m), long(kind));
             std::exit(1);
         }
         expected = found;
@@ -173,7 +180,7 @@ int main(int argc, char** argv) {
         for (int i = 0; i < cases; ++i) {
             const Case made = make_case(random, i % 10 == 0 ? 700 : 120);
             check_labels(made, instruction_set, 2 + i % 3);
-            check_merging(random);
+            check_merging(random, instruction_set);
             if (i % 5 == 1) check_allocations(make_case(random, 60), instruction_set, 1 + i % 3);
         }
         std::printf("%s: %d cases\n", instruction_set, cases);
