@@ -8,19 +8,23 @@ by at most a share of the image's total, the tolerance (the criterion of Ward 19
 
     n_a n_b / (n_a + n_b) |mean_a - mean_b|^2 <= tolerance * sum_i |x_i - mean|^2
 
-The cheapest merge comes first, until the cheapest is more expensive than that. Tensor operations do the same in rounds:
+The cheapest merge comes first, until the cheapest is more expensive than that. A merged cluster stands for n of the
+original ones with the mean of their keys and values: the attention's scores get log n, which is n keys that are equal.
+
+Tensor operations do the same in rounds:
 each round merges all pairs of clusters that are each other's cheapest partner (which yields the same hierarchy, because
 a merge never brings clusters closer). On CPUs a compiled kernel follows chains of cheapest partners instead.
 
 Costs of at most a block are in memory at a time, see clustering_tensor_clustr.py, or for the kernel those of one image.
 
-Shapes: B images, N tokens, C channels, M clusters, R rows of a block.
+Shapes: B images, N tokens, C channels, K original clusters, M merged clusters, R rows of a block.
 """
 
 from typing import NamedTuple
 
 import torch
 
+from .clustering_clustr import aggregate_tokens
 from .clustering_kernel_clustr import can_merge as can_merge_by_kernel
 from .clustering_kernel_clustr import is_plain
 from .clustering_kernel_clustr import merge as merge_by_kernel
@@ -53,10 +57,16 @@ class MergedClusters(NamedTuple):
         num_merged (`torch.Tensor` of shape `(B, M)`):
             How many of the original clusters each cluster consists of, float32; 0 for the M - M_b clusters that an
             image lacks.
+        original_index (`torch.LongTensor` of shape `(B, N)`):
+            Original cluster of each token, values in `[0, K)`.
+        merged_index (`torch.LongTensor` of shape `(B, K)`):
+            Cluster that each original cluster is part of, values in `[0, M_b)`.
     """
 
     cluster_index: torch.Tensor
     num_merged: torch.Tensor
+    original_index: torch.Tensor
+    merged_index: torch.Tensor
 
 
 @torch.no_grad()
@@ -72,12 +82,12 @@ def merge_clusters(
     Args:
         tokens (`torch.Tensor` of shape `(B, N, C)`): Floating point tokens, in float32 or wider under any autocast.
         cluster_index (`torch.LongTensor` of shape `(B, N)`): Cluster of each token, values in `[0, num_clusters)`.
-        num_clusters (`int`): M, at least 1.
+        num_clusters (`int`): K, at least 1.
         tolerance (`float`): Share of the tokens' total squared distance to their mean that a merge may cost, in [0, 1].
             0 merges only clusters with equal means.
 
     Returns:
-        [`MergedClusters`]: their number is that of the image with the most clusters, or M where the host would have to
+        [`MergedClusters`]: their number is that of the image with the most clusters, or K where the host would have to
         know the result in advance (while compiling, exporting, tracing or capturing a graph). Clusters are
         numbered in the order of the first of the original clusters that they consist of.
 
@@ -93,13 +103,33 @@ def merge_clusters(
         )
     if torch.compiler.is_compiling() and not is_exporting():
         # One opaque node for the compiler, as for `find_clusters`.
-        return MergedClusters(*torch.ops.clustr_hf.merge_clusters(tokens, cluster_index, num_clusters, tolerance))
-    merged = _merge(tokens, cluster_index, num_clusters, tolerance)
-    return _without_padding(merged) if _can_wait(tokens) else merged
+        merged_index, num_merged = torch.ops.clustr_hf.merge_clusters(tokens, cluster_index, num_clusters, tolerance)
+    else:
+        merged_index, num_merged = _merge(tokens, cluster_index, num_clusters, tolerance)
+        num_merged = _without_padding(num_merged)
+    return MergedClusters(merged_index.gather(1, cluster_index), num_merged, cluster_index, merged_index)
 
 
-def _merge(tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float) -> MergedClusters:
-    """[`merge_clusters`] for valid arguments, with M clusters for every image."""
+def average_clusters(tokens: torch.Tensor, clusters: MergedClusters) -> torch.Tensor:
+    """
+    The mean of the tokens of the original clusters that each cluster consists of, whatever their sizes.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(B, K, C)`): One floating point token for each original cluster.
+        clusters ([`MergedClusters`]): The clusters.
+
+    Returns:
+        `torch.Tensor` of shape `(B, M, C)` in the dtype of `tokens`; zeros for a cluster that an image lacks.
+    """
+    is_present = torch.zeros(tokens.shape[:2], dtype=torch.float32, device=tokens.device)
+    is_present = is_present.scatter(1, clusters.original_index, 1.0)
+    return aggregate_tokens(tokens, clusters.merged_index, clusters.num_merged.shape[1], is_present)
+
+
+def _merge(
+    tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `merged_index` and `num_merged` of [`MergedClusters`] for valid arguments; M = K."""
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     with without_autocast(tokens.device.type):
         tokens = tokens - tokens.mean(dim=1, keepdim=True)
@@ -107,7 +137,8 @@ def _merge(tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int,
             _merge_group(*group, num_clusters, tolerance)
             for group in _groups_of_images(tokens, cluster_index, num_clusters)
         ]
-    return MergedClusters(*map(torch.cat, zip(*groups)))
+    merged_index, num_merged = zip(*groups)
+    return torch.cat(merged_index), torch.cat(num_merged)
 
 
 def _groups_of_images(
@@ -122,8 +153,8 @@ def _groups_of_images(
 
 def _merge_group(
     tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float
-) -> MergedClusters:
-    """Merge the clusters of the images of a group, whose tokens have the mean 0."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`_merge`] for the images of a group, whose tokens have the mean 0."""
     max_cost = tolerance * tokens.square().sum(dim=(1, 2)).unsqueeze(1)
     means, sizes = _merge_means(tokens, torch.ones_like(tokens[..., 0]), cluster_index, num_clusters)
     if num_clusters**2 <= MAX_MATRIX and can_merge_by_kernel(means):
@@ -133,7 +164,7 @@ def _merge_group(
     is_left = (owner == torch.arange(num_clusters, device=owner.device)) & (sizes > 0)
     number = (is_left.cumsum(dim=1) - 1).clamp(min=0).gather(1, owner)
     num_merged = torch.zeros_like(sizes).scatter_add(1, number, (sizes > 0).to(sizes.dtype))
-    return MergedClusters(number.gather(1, cluster_index), num_merged)
+    return number, num_merged
 
 
 def _merge_in_rounds(means: torch.Tensor, sizes: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
@@ -190,10 +221,12 @@ def _merge_means(
     return means.masked_fill((sizes == 0).unsqueeze(-1), 0.0), sizes
 
 
-def _without_padding(merged: MergedClusters) -> MergedClusters:
-    """Leave out the clusters that no image has; the host waits for their number."""
-    num_clusters = int((merged.num_merged > 0).sum(dim=1).amax()) if len(merged.num_merged) else 1
-    return MergedClusters(merged.cluster_index, merged.num_merged[:, :num_clusters])
+def _without_padding(num_merged: torch.Tensor) -> torch.Tensor:
+    """Leave out the clusters that no image has, if the host can wait for their number."""
+    if not _can_wait(num_merged):
+        return num_merged
+    num_clusters = int((num_merged > 0).sum(dim=1).amax()) if len(num_merged) else 1
+    return num_merged[:, :num_clusters]
 
 
 def _can_wait(tokens: torch.Tensor) -> bool:
@@ -207,15 +240,15 @@ def _can_wait(tokens: torch.Tensor) -> bool:
 def _merge_clusters_op(
     tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(_merge(tokens, cluster_index, num_clusters, tolerance))
+    return _merge(tokens, cluster_index, num_clusters, tolerance)
 
 
 @_merge_clusters_op.register_fake
 def _(
     tokens: torch.Tensor, cluster_index: torch.Tensor, num_clusters: int, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    return torch.empty_like(cluster_index), tokens.new_empty((tokens.shape[0], num_clusters), dtype=dtype)
+    shape, dtype = (tokens.shape[0], num_clusters), torch.promote_types(tokens.dtype, torch.float32)
+    return cluster_index.new_empty(shape), tokens.new_empty(shape, dtype=dtype)
 
 
-__all__ = ["MergedClusters", "merge_clusters"]
+__all__ = ["MergedClusters", "average_clusters", "merge_clusters"]

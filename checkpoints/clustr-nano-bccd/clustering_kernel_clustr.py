@@ -30,6 +30,10 @@ INTERFACE = "v1"
 INSTRUCTION_SETS = ("avx512", "avx2", "portable")
 # The kernel indexes tokens, padding included, by 32-bit integers.
 MAX_TOKENS = 2**30
+# Rows of a block in which the symmetric products of means are computed.
+PRODUCT_ROWS = 256
+# Numbers after each row of products, so that the rows of 1024 clusters do not share cache lines.
+PADDING = 16
 
 
 def is_available() -> bool:
@@ -117,10 +121,7 @@ def cluster(
         instruction_set.encode(),
         labels.data_ptr(),
     )
-    if status == 1:
-        raise ValueError(f"`instruction_set` must be one of {supported_instruction_sets()}, got {instruction_set!r}.")
-    if status == 2:
-        raise MemoryError(f"Clustering tokens of shape {tuple(tokens.shape)} ran out of memory.")
+    _check(status, f"Clustering tokens of shape {tuple(tokens.shape)}", instruction_set)
     return labels
 
 
@@ -130,7 +131,9 @@ def can_merge(means: torch.Tensor) -> bool:
     return is_suitable and hasattr(_library(), f"clustr_merge_clusters_{INTERFACE}")
 
 
-def merge(means: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> torch.Tensor:
+def merge(
+    means: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor, instruction_set: str = "best"
+) -> torch.Tensor:
     """
     Merge the clusters of each image, cheapest first, by the formula of Lance and Williams for Ward's criterion.
 
@@ -138,21 +141,53 @@ def merge(means: torch.Tensor, size: torch.Tensor, max_cost: torch.Tensor) -> to
         means (`torch.Tensor` of shape `(B, M, C)`): Means of the clusters, see [`can_merge`].
         size (`torch.Tensor` of shape `(B, M)`): Number of tokens of each cluster, float32.
         max_cost (`torch.Tensor` of shape `(B,)`): Cost at which merging ends, float32.
+        instruction_set (`str`, defaults to `"best"`): One of [`supported_instruction_sets`], or `"best"`.
 
     Returns:
         `torch.LongTensor` of shape `(B, M)`: for each cluster the first of those that it is merged with, or itself.
 
     Raises:
+        ValueError: if the processor or the build does not support the instruction set.
         MemoryError: if the kernel runs out of memory.
     """
-    products = (means @ means.mT).contiguous()
+    products = _products(means)
     size, max_cost = size.contiguous(), max_cost.contiguous()
     owner = torch.empty(size.shape, dtype=torch.long, device="cpu")
-    pointers = products.data_ptr(), size.data_ptr(), max_cost.data_ptr()
-    status = _function("merge_clusters")(*pointers, *size.shape, torch.get_num_threads(), owner.data_ptr())
-    if status == 2:
-        raise MemoryError(f"Merging clusters with means of shape {tuple(means.shape)} ran out of memory.")
+    status = _function("merge_clusters")(
+        products.data_ptr(),
+        products.shape[-1],
+        size.data_ptr(),
+        max_cost.data_ptr(),
+        *size.shape,
+        torch.get_num_threads(),
+        instruction_set.encode(),
+        owner.data_ptr(),
+    )
+    _check(status, f"Merging clusters with means of shape {tuple(means.shape)}", instruction_set)
     return owner
+
+
+def _products(means: torch.Tensor) -> torch.Tensor:
+    """
+    Products of all pairs of means (B, M, C) -> (B, P, P + PADDING), with P as the kernel requires. Of the symmetric
+    products, only those on and above the blocks on the diagonal are set.
+    """
+    tile = _function("merge_tile")()
+    means = torch.nn.functional.pad(means, (0, 0, 0, -means.shape[1] % tile))
+    num_rows = means.shape[1]
+    products = means.new_empty(means.shape[0], num_rows, num_rows + PADDING)
+    for start in range(0, num_rows, PRODUCT_ROWS):
+        rows, columns = slice(start, start + PRODUCT_ROWS), slice(start, num_rows)
+        torch.bmm(means[:, rows], means[:, columns].mT, out=products[:, rows, columns])
+    return products
+
+
+def _check(status: int, task: str, instruction_set: str):
+    """Raise the error that a kernel reports."""
+    if status == 1:
+        raise ValueError(f"`instruction_set` must be one of {supported_instruction_sets()}, got {instruction_set!r}.")
+    if status == 2:
+        raise MemoryError(f"{task} ran out of memory.")
 
 
 @functools.cache
@@ -177,7 +212,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         getattr(library, f"clustr_find_clusters_{INTERFACE}").argtypes = signature
         getattr(library, f"clustr_supports_{INTERFACE}").argtypes = [text]
         if hasattr(library, f"clustr_merge_clusters_{INTERFACE}"):  # missing in builds before `cluster_count`
-            signature = [pointer, pointer, pointer, int64, int64, ctypes.c_int, pointer]
+            signature = [pointer, int64, pointer, pointer, int64, int64, ctypes.c_int, text, pointer]
             getattr(library, f"clustr_merge_clusters_{INTERFACE}").argtypes = signature
     except (OSError, AttributeError) as error:  # built for another system, or by another release
         _log_missing(f"{path} cannot be used ({error})")

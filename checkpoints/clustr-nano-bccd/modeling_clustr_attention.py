@@ -19,7 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .clustering_clustr import aggregate_tokens, count_clusters, find_clusters, weight_tokens
-from .clustering_content_clustr import MergedClusters, merge_clusters
+from .clustering_content_clustr import MergedClusters, average_clusters, merge_clusters
 from .configuration_clustr import ClusTRConfig
 
 
@@ -54,12 +54,9 @@ INPUTS_OF_OTHER_MODELS = {
     "position_ids": "there are no position embeddings",
     "token_type_ids": "the input is `pixel_values`",
 }
-# The clusters of one scale: the cluster of each token, (B, N), and with `config.cluster_count="content"` also how many
-# of the N / lambda clusters each of them consists of.
+# The clusters of one scale: the cluster of each token, (B, N), and with `config.cluster_count="content"` also which of
+# the N / lambda clusters each of them consists of.
 ScaleClusters = torch.Tensor | MergedClusters
-# log(number of the original clusters) times this is added to the scores of a merged key: between 0, with which it
-# counts once, and 1, with which it counts as often as the original ones. Chosen by experiment (docs/cluster_count.md).
-MERGED_KEY_WEIGHT = 0.5
 # The arguments that modules of this file pass to an attention function.
 ATTENTION_ARGUMENTS = ("module", "query", "key", "value", "attention_mask", "dropout", "scaling", "kwargs")
 
@@ -253,12 +250,12 @@ class ClusTRAttention(nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, clusters: ScaleClusters | None
     ) -> torch.Tensor | None:
         """
-        Added to the scores of queries (B, H, N, C/H) and keys (B, H, M, C/H); None adds nothing. A merged cluster gains
-        weight with the number of the original clusters that it consists of, of which padding has none.
+        Added to the scores of queries (B, H, N, C/H) and keys (B, H, M, C/H); None adds nothing. A merged cluster
+        counts as often as the original clusters that it consists of, of which padding has none.
         """
         if not isinstance(clusters, MergedClusters):
             return None
-        return (MERGED_KEY_WEIGHT * clusters.num_merged.log()).to(query.dtype)[:, None, None]
+        return clusters.num_merged.log().to(query.dtype)[:, None, None]
 
     def _count_clusters(self, num_tokens: int) -> list[int]:
         """M = N / lambda of each scale, at most `config.max_clusters`, before it is divided among windows."""
@@ -311,12 +308,12 @@ class ClusTRAttention(nn.Module):
         merged = []
         for scale, number in enumerate(num_clusters):
             clusters = None if cluster_index is None else cluster_index[scale]
+            total = self._total(number, size, tokens)
             if isinstance(clusters, MergedClusters):
-                number = clusters.num_merged.shape[1]
-                merged.append(aggregate_tokens(tokens, clusters.cluster_index, number, token_weight))
+                original = aggregate_tokens(tokens, clusters.original_index, total, token_weight)
+                merged.append(average_clusters(original, clusters))
             elif number < tokens.shape[1]:
-                number = self._total(number, size, tokens)
-                merged.append(aggregate_tokens(tokens, clusters, number, token_weight))
+                merged.append(aggregate_tokens(tokens, clusters, total, token_weight))
             else:  # One token per cluster, in token order: attention does not depend on the order of the keys.
                 merged.append(tokens if token_weight is None else weight_tokens(tokens, token_weight))
         return merged

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.arguments import EXAMPLES
 from ablations.attention_off import evaluate_without_attention
+from ablations.study_arguments import EXAMPLES
 from clustr_hf.training.checkpoints import write_json
 from clustr_hf.training.report import RESULTS
 

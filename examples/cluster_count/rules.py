@@ -16,7 +16,7 @@ import torch
 
 from clustr_hf.remote_code import clustering_tensor_clustr as tensors
 from clustr_hf.remote_code.clustering_content_clustr import MergedClusters, merge_clusters
-from clustr_hf.remote_code.modeling_clustr_attention import MERGED_KEY_WEIGHT, ClusTRAttention
+from clustr_hf.remote_code.modeling_clustr_attention import ClusTRAttention
 
 
 # Numbers to choose from: each is 2^(-1/4) of the one before.
@@ -83,27 +83,38 @@ def _choose_number(rule: Callable) -> Callable:
             labels = torch.stack(attention.clustering(tokens, counts, config.num_neighbors, config.cluster_assignment))
             chosen = rule(tokens, labels, torch.tensor(counts, dtype=tokens.dtype, device=tokens.device), value)
             label = labels.gather(0, chosen[None, :, None].expand(1, -1, labels.shape[2]))[0]
-            present = torch.arange(number, device=label.device) <= label.amax(dim=1, keepdim=True)
-            found.append(MergedClusters(label, present.to(tokens.dtype)))
+            itself = torch.arange(number, device=label.device).expand(len(label), -1)
+            present = itself <= label.amax(dim=1, keepdim=True)
+            found.append(MergedClusters(label, present.to(tokens.dtype), label, itself))
         return tuple(found)
 
     return find_clusters
 
 
-def _merge_with_weight(weight: float) -> Callable:
-    """The model's merging, but a merged key weighs (number of original clusters)^`weight`, not its square root."""
+def _merge_with(weight: float, average: str = "clusters") -> Callable:
+    """
+    The model's merging, but a merged key counts (number of original clusters)^`weight` times, and is the weighted mean
+    of its `"clusters"`, as in the model, or of its `"tokens"`, in which large clusters prevail.
+    """
 
     def find_clusters(attention, tokens, size, num_clusters, value):
-        config = attention.config
+        config, found = attention.config, []
         labels = attention.clustering(tokens, num_clusters, config.num_neighbors, config.cluster_assignment)
-        merged = [merge_clusters(tokens, label, number, value) for label, number in zip(labels, num_clusters)]
-        present = [(each.num_merged > 0).to(tokens.dtype) for each in merged]
-        return tuple(
-            MergedClusters(each.cluster_index, is_there * each.num_merged ** (weight / MERGED_KEY_WEIGHT))
-            for each, is_there in zip(merged, present)
-        )
+        for label, number in zip(labels, num_clusters):
+            merged = merge_clusters(tokens, label, number, value)
+            count = torch.where(merged.num_merged > 0, merged.num_merged**weight, 0.0)
+            merged = merged._replace(num_merged=count)
+            found.append(_as_original(merged, number) if average == "tokens" else merged)
+        return tuple(found)
 
     return find_clusters
+
+
+def _as_original(merged: MergedClusters, num_original: int) -> MergedClusters:
+    """Clusters whose tokens are averaged directly, as if they had not been merged."""
+    label = merged.cluster_index
+    itself = torch.arange(num_original, device=label.device).clamp(max=merged.num_merged.shape[1] - 1)
+    return merged._replace(original_index=label, merged_index=itself.expand(len(label), -1))
 
 
 def _merge_to_share(attention, tokens, size, num_clusters, value):
@@ -115,8 +126,12 @@ def _merge_to_share(attention, tokens, size, num_clusters, value):
         target = max(1, round(value * number))
         images = [_merge_image(tokens[i : i + 1], label[i : i + 1], number, target) for i in range(len(tokens))]
         width = max(each.num_merged.shape[1] for each in images)
-        merged = [torch.nn.functional.pad(each.num_merged, (0, width - each.num_merged.shape[1])) for each in images]
-        found.append(MergedClusters(torch.cat([each.cluster_index for each in images]), torch.cat(merged)))
+        missing = [width - each.num_merged.shape[1] for each in images]
+        images = [
+            each._replace(num_merged=torch.nn.functional.pad(each.num_merged, (0, number)))
+            for each, number in zip(images, missing)
+        ]
+        found.append(MergedClusters(*map(torch.cat, zip(*images))))
     return tuple(found)
 
 
@@ -135,9 +150,11 @@ RULES: dict[str, Callable] = {
     "variance-price": _choose_number(variance_price),
     "decision-limit": _choose_number(decision_limit),
     "decision-share": _choose_number(decision_share),
-    "content-weight-0": _merge_with_weight(0.0),
-    "content-weight-1": _merge_with_weight(1.0),
     "merged-fixed": _merge_to_share,
+    "content-once": _merge_with(0.0),
+    "content-root": _merge_with(0.5),
+    "content-tokens": _merge_with(1.0, average="tokens"),
+    "content-tokens-root": _merge_with(0.5, average="tokens"),
 }
 
 

@@ -102,7 +102,7 @@ def write_study(folder) -> StudyArguments:
     """A study whose runs are complete and measured."""
     for name in ("train.parquet", "val.parquet", "id2label.json"):
         (folder / name).write_text("{}")
-    args = StudyArguments(str(folder), str(folder), seeds=[0, 1], output_dir=str(folder / "out"))
+    args = StudyArguments(data=str(folder), segmentation_data=str(folder), seeds=[0, 1], output_dir=str(folder / "out"))
     for run in plan_runs(args):
         settings = args.settings(run.task) if run.row == "base" else [Setting("own", 1)]
         points = [
@@ -124,8 +124,8 @@ def test_the_study_has_a_run_for_every_setting_and_reports_them(tmp_path):
     args = write_study(tmp_path)
     runs = plan_runs(args)
     assert len(runs) == 2 * 2 * (1 + 10) and len({run.folder for run in runs}) == len(runs)
-    tuned = next(run for run in runs if run.row == "content-0.004" and run.task == "classification")
-    assert tuned.arguments["config_overrides"] == {"cluster_count": "content", "cluster_tolerance": 0.004}
+    tuned = next(run for run in runs if run.row == "content-0.008" and run.task == "classification")
+    assert tuned.arguments["config_overrides"] == {"cluster_count": "content", "cluster_tolerance": 0.008}
     assert tuned.start_from.row == "base" and tuned.arguments["learning_rate"] == 0.0009
     quarter = next(run for run in runs if run.row == "fixed-0.25")
     assert quarter.arguments["config_overrides"] == {"reduction_ratios": [[256, 64], [64, 16], [16, 4], [1]]}
@@ -192,6 +192,21 @@ def test_a_curve_is_drawn_from_the_command_line(tmp_path, monkeypatch, capsys):
 def test_invalid_values_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         CurveArguments(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seeds": [0, 0]}, r"--seeds must be different numbers of at least 0, got \[0, 0\]"),
+        ({"jobs": 0}, "--jobs must be at least 1, got 0"),
+        ({"data": "nowhere"}, "--data nowhere must be a folder with .*, but lacks"),
+        ({"segmentation_data": "nowhere"}, "--segmentation_data nowhere must be a folder with .*, but lacks"),
+    ],
+)
+def test_invalid_studies_are_refused(fields, message, tmp_path):
+    (tmp_path / "train.parquet").touch()
+    with pytest.raises(ValueError, match=message):
+        StudyArguments(**{"data": str(tmp_path), **fields})
 
 
 def test_settings_of_a_curve():

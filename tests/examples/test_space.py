@@ -565,6 +565,8 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     screenshot(page, "clusters")
     page.locator("#budget input").nth(3).check()
     wait_for_text(page, "#caption", "in place of")
+    page.locator("#budget input").nth(0).check()
+    wait_for_text(page, "#caption", "in all blocks and scales.")
 
 
 def test_people_read_the_prediction_of_every_task(page, space):

@@ -10,12 +10,12 @@ from naive_ward import merge_naively
 from scipy.cluster.hierarchy import fcluster, linkage
 from tiny_models import tiny_classifier, tiny_config
 
-from clustr_hf import ClusTRForObjectDetection, ClusTRForSemanticSegmentation, aggregate_tokens, find_clusters
+from clustr_hf import ClusTRForObjectDetection, ClusTRForSemanticSegmentation, find_clusters
 from clustr_hf.export import export_to_onnx
 from clustr_hf.remote_code import clustering_content_clustr as content
 from clustr_hf.remote_code import clustering_kernel_clustr as kernel
-from clustr_hf.remote_code.clustering_content_clustr import MergedClusters, merge_clusters
-from clustr_hf.remote_code.modeling_clustr_attention import MERGED_KEY_WEIGHT, ClusTRAttention
+from clustr_hf.remote_code.clustering_content_clustr import MergedClusters, average_clusters, merge_clusters
+from clustr_hf.remote_code.modeling_clustr_attention import ClusTRAttention
 
 
 TOLERANCES = [0.0, 0.002, 0.01, 0.05, 0.3, 1.0]
@@ -89,7 +89,7 @@ def test_both_implementations_agree(instruction_set, monkeypatch):
 def test_unknown_instruction_sets_are_refused():
     if not kernel.is_available():
         pytest.skip("the kernel was not built")
-    with pytest.raises(ValueError, match="`instruction_set` must be one of .*got 'sse9'"):
+    with pytest.raises(ValueError, match=r"`instruction_set` must be one of .*got 'sse9'"):
         kernel.merge(torch.randn(1, 4, 2), torch.ones(1, 4), torch.ones(1), "sse9")
 
 
@@ -147,6 +147,15 @@ def test_clusters_without_tokens_are_left_out(path):
     merged = merge_clusters(tokens, label, 12, 0.0)
     assert merged.num_merged.tolist() == [[1, 1, 1]] * 2
     assert torch.equal(merged.cluster_index, (torch.arange(30) % 3).expand(2, -1))
+
+
+def test_averages_do_not_depend_on_the_sizes_of_the_clusters():
+    label = torch.tensor([[0, 0, 0, 1, 3, 3]])
+    tokens = torch.tensor([[[5.0], [5.0], [5.0], [5.1], [-9.0], [-9.0]]])
+    merged = merge_clusters(tokens, label, 5, 0.01)  # nothing is in the clusters 2 and 4
+    assert merged.num_merged.tolist() == [[2, 1]]
+    originals = torch.tensor([[[1.0], [3.0], [100.0], [7.0], [100.0]]])
+    torch.testing.assert_close(average_clusters(originals, merged), torch.tensor([[[2.0], [7.0]]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -208,22 +217,28 @@ def test_invalid_tolerances_are_named(arguments):
 
 
 def naive_attention(attention: ClusTRAttention, tokens: torch.Tensor, merged: list[MergedClusters]) -> torch.Tensor:
-    """The attention of one image without padding and without a mask: (N, C) -> (N, C)."""
+    """
+    The attention of one image, (N, C) -> (N, C): all the original clusters, each with the mean of the tokens of those
+    that it was merged with, without padding and without a mask.
+    """
     weight, total = attention.token_weight(tokens).exp(), 0
     for clusters, projection in zip(merged, attention.kv_projs):
-        number = int((clusters.num_merged[0] > 0).sum())
-        means = aggregate_tokens(tokens[None], clusters.cluster_index, number, weight[None])[0]
-        bias = MERGED_KEY_WEIGHT * clusters.num_merged[0, :number].log()
+        label, owner = clusters.original_index[0], clusters.merged_index[0]
+        means = []
+        for k in range(len(owner)):
+            member = label == k
+            means.append((weight * tokens)[member].sum(dim=0) / (weight[member].sum() + 1e-6))
+        means = torch.stack([torch.stack(means)[owner == m].mean(dim=0) for m in owner])
         heads = attention.num_heads, attention.head_dim
         query = attention.q_proj(tokens).unflatten(-1, heads)
         key, value = (part.unflatten(-1, heads) for part in projection(means).chunk(2, dim=-1))
-        scores = torch.einsum("nhc,mhc->hnm", query, key) * attention.head_dim**-0.5 + bias
+        scores = torch.einsum("nhc,mhc->hnm", query, key) * attention.head_dim**-0.5
         total = total + torch.einsum("hnm,mhc->nhc", scores.softmax(dim=-1), value).flatten(1)
     return attention.o_proj(total)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_padded_keys_change_nothing(implementation):
+def test_merged_keys_count_as_often_as_the_original_ones(implementation):
     fields = {"cluster_count": "content", "cluster_tolerance": 0.01, "attn_implementation": implementation}
     attention = ClusTRAttention(tiny_config(reduction_ratios=[[4, 1], [4], [4], [1]], **fields), stage_index=0).eval()
     tokens = lumpy_tokens(3, 64, channels=16)
