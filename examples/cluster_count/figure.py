@@ -3,14 +3,17 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from clustr_hf.visualization.colors import BLUE, ORANGE
 
 
-NAMES = {"fixed": "the same number in every image", "content": "chosen by content"}
+NAMES = {"fixed": "fixed number", "content": "by content"}
 COLORS = {"fixed": ORANGE, "content": BLUE}
 STYLES = ("-", "--", ":")
 
@@ -19,7 +22,8 @@ def plot_curves(
     groups: Mapping[str, Sequence[dict[str, Any]]], metric: str, places: Sequence[str] = ("clusters", "milliseconds")
 ) -> Figure:
     """
-    Curves of `"fixed"` and `"content"`, with a band for the standard error of several seeds.
+    Curves of `"fixed"` and `"content"`. Bands are standard errors of the change from the point with the most clusters,
+    over several seeds.
 
     Args:
         groups (`Mapping[str, Sequence[dict]]`): Title of a group, such as "fine-tuned" -> its points, from [`measure`];
@@ -32,14 +36,14 @@ def plot_curves(
     for axis, place in zip(axes, places):
         for style, (group, points) in zip(STYLES, groups.items()):
             for kind, name in NAMES.items():
-                own = [point for point in points if point["kind"] == kind]
+                own = [point for point in _with_changes(points, metric) if point["kind"] == kind]
                 label = ", ".join(part for part in (name, group) if part)
                 _draw(axis, own, place, metric, label, COLORS[kind], style)
         axis.set_xlabel("clusters of an image, mean" if place == "clusters" else "milliseconds per image")
         axis.grid(alpha=0.3)
-    axes[0].set_xscale("log")
+    _use_plain_numbers(axes[0])
     axes[0].set_ylabel(f"{metric.removeprefix('eval_').replace('_', ' ').replace('iou', 'IoU')} (%)")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 
@@ -51,11 +55,41 @@ def _draw(axis, points: Sequence[dict], place: str, metric: str, label: str, col
         return
     line = []
     for same in by_value.values():
-        scores = [100 * point["metrics"][metric] for point in same]
-        error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
-        line.append((statistics.mean(point[place] for point in same), statistics.mean(scores), error))
+        change = [100 * point["change"] for point in same]
+        error = statistics.stdev(change) / len(change) ** 0.5 if len(change) > 1 else 0.0
+        score = statistics.mean(100 * point["metrics"][metric] for point in same)
+        line.append((statistics.mean(point[place] for point in same), score, error))
     x, y, error = zip(*sorted(line))
     axis.plot(x, y, style, color=color, label=label, marker="o")
     if any(error):
         low, high = ([a + sign * b for a, b in zip(y, error)] for sign in (-1, 1))
         axis.fill_between(x, low, high, color=color, alpha=0.15)
+
+
+def _with_changes(points: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The points with the `change` of their score from that of their seed's point with the most clusters."""
+    full: dict[Any, dict[str, Any]] = {}
+    for point in sorted(points, key=lambda point: point["clusters"]):
+        full[point.get("seed")] = point
+    return [
+        {**point, "change": point["metrics"][metric] - full[point.get("seed")]["metrics"][metric]} for point in points
+    ]
+
+
+def _use_plain_numbers(axis) -> None:
+    """A logarithmic axis with the ticks 1, 2 and 5 of each power of ten."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def join_pictures(sources: Sequence[Path], target: Path) -> None:
+    """Write pictures of the same height side by side."""
+    pictures = [Image.open(source) for source in sources]
+    joined = Image.new("RGB", (sum(picture.width for picture in pictures), pictures[0].height), "white")
+    left = 0
+    for picture in pictures:
+        joined.paste(picture, (left, 0))
+        left += picture.width
+    joined.save(target, optimize=True)

@@ -11,7 +11,7 @@ from ablations.scores import METRICS
 
 from cluster_count.arguments import StudyArguments
 from cluster_count.curve import CURVE, draw_curve
-from cluster_count.figure import plot_curves
+from cluster_count.figure import join_pictures, plot_curves
 from cluster_count.table import compare_table
 from clustr_hf.training.checkpoints import write_json
 
@@ -34,8 +34,8 @@ def measure_runs(runs: Sequence[Run], args: StudyArguments) -> None:
 
 
 def report(runs: Sequence[Run], args: StudyArguments) -> str:
-    """Write cluster_count.json, tables and pictures of the measured runs to the output folder; returns the tables."""
-    texts, results = [], {}
+    """Write cluster_count.json, .md and .png of the measured runs to the output folder; returns the tables."""
+    texts, pictures, results, folder = [], [], {}, Path(args.output_dir)
     for task in METRICS:
         groups = _read_points([run for run in runs if run.task == task])
         if not groups[GROUPS[0]]:
@@ -44,10 +44,13 @@ def report(runs: Sequence[Run], args: StudyArguments) -> str:
         results[task] = groups
         texts.append(f"### {task.capitalize()}\n\n{compare_table(groups, metric)}\n")
         drawn = {title: points for title, points in groups.items() if points}
-        plot_curves(drawn, metric, places=("clusters",)).savefig(Path(args.output_dir) / f"{task}.png", dpi=100)
-    write_json(Path(args.output_dir) / CURVE, results)
+        pictures.append(folder / f"{task}.png")
+        plot_curves(drawn, metric, places=("clusters",)).savefig(pictures[-1], dpi=100)
+    if pictures:
+        join_pictures(pictures, folder / "cluster_count.png")
+    write_json(folder / CURVE, results)
     text = "\n".join(texts)
-    (Path(args.output_dir) / "cluster_count.md").write_text(text)
+    (folder / "cluster_count.md").write_text(text)
     return text
 
 

@@ -9,8 +9,9 @@ import torch
 from cluster_count import command, study
 from cluster_count.arguments import CurveArguments, StudyArguments, TimeArguments
 from cluster_count.measure import measure
+from cluster_count.number_rules import log_decision_values, unexplained_variance
 from cluster_count.plan import plan_runs
-from cluster_count.rules import RULES, log_decision_values, unexplained_variance
+from cluster_count.rules import RULES
 from cluster_count.settings import KINDS, Setting, clustered_blocks
 from cluster_count.table import share_of_equal_loss
 from cluster_count.timing import measure_time
@@ -123,7 +124,7 @@ def write_study(folder) -> StudyArguments:
 def test_the_study_has_a_run_for_every_setting_and_reports_them(tmp_path):
     args = write_study(tmp_path)
     runs = plan_runs(args)
-    assert len(runs) == 2 * 2 * (1 + 10) and len({run.folder for run in runs}) == len(runs)
+    assert len(runs) == 2 * 2 * (1 + 11) and len({run.folder for run in runs}) == len(runs)
     tuned = next(run for run in runs if run.row == "content-0.008" and run.task == "classification")
     assert tuned.arguments["config_overrides"] == {"cluster_count": "content", "cluster_tolerance": 0.008}
     assert tuned.start_from.row == "base" and tuned.arguments["learning_rate"] == 0.0009
@@ -135,6 +136,7 @@ def test_the_study_has_a_run_for_every_setting_and_reports_them(tmp_path):
     assert "| 0.333 | 70.0 (+0.0 ± 0.0) | 1.0200 |" in row
     for name in ("cluster_count.json", "cluster_count.md", "classification.png", "segmentation.png"):
         assert (tmp_path / "out" / name).stat().st_size > 100
+    assert Image.open(tmp_path / "out" / "cluster_count.png").size == (1200, 400)
 
 
 def write_photographs(path) -> None:
