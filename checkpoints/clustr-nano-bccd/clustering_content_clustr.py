@@ -8,12 +8,12 @@ by at most a share of the image's total, the tolerance (the criterion of Ward 19
 
     n_a n_b / (n_a + n_b) |mean_a - mean_b|^2 <= tolerance * sum_i |x_i - mean|^2
 
-The cheapest merge comes first, until the cheapest is more expensive than that. A merged cluster stands for n of the
-original ones with the mean of their keys and values: the attention's scores get log n, which is n keys that are equal.
+The cheapest merge comes first, until the cheapest is more expensive than that. A cluster that n of the original ones
+were merged into stands for n equal keys: its token is the mean of their tokens, and log n is added to its scores.
 
-Tensor operations do the same in rounds:
-each round merges all pairs of clusters that are each other's cheapest partner (which yields the same hierarchy, because
-a merge never brings clusters closer). On CPUs a compiled kernel follows chains of cheapest partners instead.
+Tensor operations do the same in rounds: each round merges all pairs of clusters that are each other's cheapest partner
+(which yields the same hierarchy, because a merge never brings clusters closer). On CPUs a compiled kernel follows
+chains of cheapest partners instead.
 
 Costs of at most a block are in memory at a time, see clustering_tensor_clustr.py, or for the kernel those of one image.
 
