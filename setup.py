@@ -1,23 +1,11 @@
 """Builds the compiled clustering kernel, which is skipped without a compiler. Everything else is in setup.cfg."""
 
 import os
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-
-
-FOLDER = "src/clustr_hf/csrc"
-SOURCES = [f"{FOLDER}/{name}.cpp" for name in ("clustering_kernel", "merging_kernel")]
-INCLUDED = [
-    f"{FOLDER}/{name}"
-    for name in (
-        "clustering_kernel_sweeps.inc",
-        "clustering_kernel_threads.h",
-        "instruction_sets.h",
-        "merging_kernel_loops.inc",
-    )
-]
 
 
 class BuildLibrary(build_ext):
@@ -45,8 +33,8 @@ setup(
     ext_modules=[
         Extension(
             "clustr_hf._clustering_kernel",
-            sources=SOURCES,
-            depends=INCLUDED,
+            sources=sorted(glob("src/clustr_hf/csrc/*.cpp")),
+            depends=sorted(glob("src/clustr_hf/csrc/*")),
             # No -march: processor features are selected at run time. -ffp-contract: products are rounded alike in all
             # places. -Wno-...: GCC warns about vector arguments and undefined vectors in its own headers.
             extra_compile_args=[

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from cluster_count.paired import full_points, standard_error
 from clustr_hf.visualization.colors import BLUE, ORANGE
 
 
@@ -55,8 +56,7 @@ def _draw(axis, points: Sequence[dict], place: str, metric: str, label: str, col
         return
     line = []
     for same in by_value.values():
-        change = [100 * point["change"] for point in same]
-        error = statistics.stdev(change) / len(change) ** 0.5 if len(change) > 1 else 0.0
+        error = standard_error([100 * point["change"] for point in same]) or 0.0
         score = statistics.mean(100 * point["metrics"][metric] for point in same)
         line.append((statistics.mean(point[place] for point in same), score, error))
     x, y, error = zip(*sorted(line))
@@ -68,12 +68,8 @@ def _draw(axis, points: Sequence[dict], place: str, metric: str, label: str, col
 
 def _with_changes(points: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     """The points with the `change` of their score from that of their seed's point with the most clusters."""
-    full: dict[Any, dict[str, Any]] = {}
-    for point in sorted(points, key=lambda point: point["clusters"]):
-        full[point.get("seed")] = point
-    return [
-        {**point, "change": point["metrics"][metric] - full[point.get("seed")]["metrics"][metric]} for point in points
-    ]
+    full = {seed: point["metrics"][metric] for seed, point in full_points(points).items()}
+    return [{**point, "change": point["metrics"][metric] - full[point.get("seed")]} for point in points]
 
 
 def _use_plain_numbers(axis) -> None:

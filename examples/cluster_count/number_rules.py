@@ -82,7 +82,7 @@ def choose_number(rule: Callable) -> Callable:
             label = labels.gather(0, chosen[None, :, None].expand(1, -1, labels.shape[2]))[0]
             itself = torch.arange(number, device=label.device).expand(len(label), -1)
             present = itself <= label.amax(dim=1, keepdim=True)
-            found.append(MergedClusters(label, present.to(tokens.dtype), label, itself))
+            found.append(MergedClusters(present.to(tokens.dtype), label, itself))
         return tuple(found)
 
     return find_clusters

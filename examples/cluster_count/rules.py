@@ -7,13 +7,13 @@ Those of number_rules.py keep the centres with the largest decision values. The 
 Shapes: B images, N tokens, C channels, M clusters.
 """
 
-import math
 from collections.abc import Callable
 from types import MethodType
 
 import torch
 
 from cluster_count.number_rules import NUMBER_RULES
+from cluster_count.search import find_smallest_tolerance
 from clustr_hf.remote_code.clustering_content_clustr import MergedClusters, merge_clusters
 from clustr_hf.remote_code.modeling_clustr_attention import ClusTRAttention
 
@@ -52,24 +52,28 @@ def _merge_to_share(attention, tokens, size, num_clusters, value):
     for label, number in zip(labels, num_clusters):
         target = max(1, round(value * number))
         images = [_merge_image(tokens[i : i + 1], label[i : i + 1], number, target) for i in range(len(tokens))]
-        width = max(each.num_merged.shape[1] for each in images)
-        missing = [width - each.num_merged.shape[1] for each in images]
-        images = [
-            each._replace(num_merged=torch.nn.functional.pad(each.num_merged, (0, number)))
-            for each, number in zip(images, missing)
-        ]
-        found.append(MergedClusters(*map(torch.cat, zip(*images))))
+        found.append(_as_batch(images))
     return tuple(found)
 
 
+def _as_batch(images: list[MergedClusters]) -> MergedClusters:
+    """The clusters of several images, padded to the number of the image with the most."""
+    width = max(each.num_merged.shape[1] for each in images)
+    padded = [
+        each._replace(num_merged=torch.nn.functional.pad(each.num_merged, (0, width - each.num_merged.shape[1])))
+        for each in images
+    ]
+    return MergedClusters(*map(torch.cat, zip(*padded)))
+
+
 def _merge_image(tokens: torch.Tensor, label: torch.Tensor, number: int, target: int) -> MergedClusters:
-    """Merge the clusters of one image until at most `target` are left, by bisection of the tolerance."""
-    low, high = 1e-7, 1.0
-    for _ in range(14):
-        middle = math.sqrt(low * high)
-        is_enough = merge_clusters(tokens, label, number, middle).num_merged.shape[1] <= target
-        low, high = (low, middle) if is_enough else (middle, high)
-    return merge_clusters(tokens, label, number, high)
+    """Merge the clusters of one image until at most `target` are left."""
+    tolerance = find_smallest_tolerance(
+        lambda tolerance: merge_clusters(tokens, label, number, tolerance).num_merged.shape[1] <= target,
+        low=1e-7,
+        num_steps=14,
+    )
+    return merge_clusters(tokens, label, number, tolerance)
 
 
 RULES: dict[str, Callable] = {

@@ -9,6 +9,8 @@ from typing import Any
 
 from benchmark.report.cells import markdown_table
 
+from cluster_count.paired import full_points, standard_error
+
 
 TITLES = {"fixed": "N / lambda in every image, times", "content": "by content, tolerance", "own": "as configured"}
 
@@ -58,7 +60,7 @@ def _cells(points: list[dict], kind: str, value: float, metric: str) -> list[str
     own = [point for point in points if (point["kind"], point["value"]) == (kind, value)]
     if not own:
         return ["", "", "", ""]
-    full = {point["seed"]: point for point in points if (point["kind"], point["value"]) == ("fixed", 1)}
+    full = full_points(points)
     share = statistics.mean(point["clusters"] / full[point["seed"]]["clusters"] for point in own)
     score = statistics.mean(100 * point["metrics"][metric] for point in own)
     loss = statistics.mean(point["metrics"]["eval_loss"] for point in own)
@@ -71,10 +73,8 @@ def _cells(points: list[dict], kind: str, value: float, metric: str) -> list[str
 
 def _with_error(values: Sequence[float], form: str) -> str:
     """Mean and standard error."""
-    mean = f"{statistics.mean(values):{form}}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:{form.removeprefix('+')}}"
+    mean, error = f"{statistics.mean(values):{form}}", standard_error(values)
+    return mean if error is None else f"{mean} ± {error:{form.removeprefix('+')}}"
 
 
 def share_of_equal_loss(point: dict, points: Sequence[dict]) -> float | None:

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from cluster_count.arguments import TimeArguments
 from cluster_count.measure import count, recorded_clusters
+from cluster_count.search import find_smallest_tolerance
 from clustr_hf import ClusTRConfig, ClusTRImageProcessor, ClusTRModel
 from clustr_hf.remote_code import modeling_clustr_attention
 
@@ -68,11 +69,10 @@ def read_images(args: TimeArguments) -> list[torch.Tensor]:
 def find_tolerance(model: nn.Module, images: list[torch.Tensor], share: float) -> tuple[float, float]:
     """The tolerance with which images have a share of their clusters on average, and the share that it gives."""
     full = count_all(model, images, None)
-    low, high = 1e-8, 1.0
-    for _ in range(12):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if count_all(model, images, middle) > share * full else (low, middle)
-    return high, count_all(model, images, high) / full
+    tolerance = find_smallest_tolerance(
+        lambda tolerance: count_all(model, images, tolerance) <= share * full, low=1e-8, num_steps=12
+    )
+    return tolerance, count_all(model, images, tolerance) / full
 
 
 @torch.no_grad()

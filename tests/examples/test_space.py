@@ -563,10 +563,15 @@ def test_people_see_clusters_change_with_stage_and_scale(page, space):
     other = pixels_of(page, wait_for_new_picture(page, "#clusters", fourth))
     assert np.abs(other - pictures[0]).mean() > 3  # pictures of another model
     screenshot(page, "clusters")
+    before, unmerged = page.inner_text("#caption"), page.get_attribute("#clusters img", "src")
     page.locator("#budget input").nth(3).check()
-    wait_for_text(page, "#caption", "in place of")
+    caption = wait_for_text(page, "#caption", "in place of")
+    taken, most = map(int, re.search(r"takes (\d+) clusters in .* in place of (\d+)\.", caption).groups())
+    assert taken < most and f"takes {most} clusters in all blocks and scales." in before
+    merged = wait_for_new_picture(page, "#clusters", unmerged)
     page.locator("#budget input").nth(0).check()
-    wait_for_text(page, "#caption", "in all blocks and scales.")
+    assert wait_for_text(page, "#caption", "in all blocks and scales.") == before
+    wait_for_new_picture(page, "#clusters", merged)
 
 
 def test_people_read_the_prediction_of_every_task(page, space):

@@ -193,23 +193,6 @@ static inline void offer(NeighborLists& lists, int token, int other, float value
             variant::half_norms                                                                               \
     }
 
-// Sets `sweeps` for the instruction set `name`, or the best one if that is "best". Returns false if this processor or
-// build does not have it.
-bool find_sweeps(const char* name, Sweeps& sweeps) {
-#ifdef X86_VARIANTS
-    if (is_wanted(name, "avx512") && has_avx512()) {
-        sweeps = SWEEPS_OF(avx512);
-        return true;
-    }
-    if (is_wanted(name, "avx2") && has_avx2()) {
-        sweeps = SWEEPS_OF(avx2);
-        return true;
-    }
-#endif
-    sweeps = SWEEPS_OF(portable);
-    return is_wanted(name, "portable");
-}
-
 // The number of threads that are worthwhile for a number of pairs of tokens, at most `max_threads`.
 int worthwhile_threads(double pairs, int64_t channels, int64_t max_threads) {
     const double threads = pairs * double(channels) / CLUSTR_PRODUCTS_PER_THREAD;
@@ -540,8 +523,7 @@ int clustr_max_neighbors_v1() { return LIST; }
 
 // Whether this processor and build have an instruction set ("avx512", "avx2" or "portable").
 int clustr_supports_v1(const char* instruction_set) {
-    Sweeps sweeps;
-    return find_sweeps(instruction_set, sweeps);
+    return find_instruction_set(instruction_set) != NONE;
 }
 
 // Contiguous tokens (B, N, C) -> labels (S, B, N) of S scales. Returns 0 on success, 1 for an unsupported instruction
@@ -549,8 +531,9 @@ int clustr_supports_v1(const char* instruction_set) {
 int clustr_find_clusters_v1(const float* tokens, int64_t batch_size, int64_t num_tokens, int64_t channels,
                             const int64_t* num_clusters, int64_t num_scales, int64_t num_neighbors, int nearest_center,
                             int num_threads, const char* instruction_set, int64_t* labels) {
-    Sweeps sweeps;
-    if (!find_sweeps(instruction_set, sweeps)) return 1;
+    const InstructionSet set = find_instruction_set(instruction_set);
+    if (set == NONE) return 1;
+    const Sweeps sweeps = CHOOSE(SWEEPS_OF, set);
     const Request request{num_tokens,   channels,   int(num_neighbors),     nearest_center != 0,
                           num_clusters, num_scales, batch_size * num_tokens};
     try {

@@ -12,27 +12,28 @@
 #define X86_VARIANTS 1
 #endif
 
+// One of the values VARIANT_OF(avx512), VARIANT_OF(avx2) and VARIANT_OF(portable).
+#ifdef X86_VARIANTS
+#define CHOOSE(VARIANT_OF, set) \
+    ((set) == AVX512 ? VARIANT_OF(avx512) : (set) == AVX2 ? VARIANT_OF(avx2) : VARIANT_OF(portable))
+#else
+#define CHOOSE(VARIANT_OF, set) VARIANT_OF(portable)
+#endif
+
 namespace {
 
-inline bool has_avx512() {
-#ifdef X86_VARIANTS
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
-#else
-    return false;
-#endif
-}
+enum InstructionSet { NONE, PORTABLE, AVX2, AVX512 };
 
-inline bool has_avx2() {
+// The instruction set `name`, or the best one if that is "best"; NONE if this processor or build does not have it.
+inline InstructionSet find_instruction_set(const char* name) {
+    const auto is_wanted = [&](const char* candidate) {
+        return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
+    };
 #ifdef X86_VARIANTS
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-    return false;
+    if (is_wanted("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) return AVX512;
+    if (is_wanted("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
-}
-
-// Whether `candidate` may be used for the instruction set `name`: the same one, or any for "best".
-inline bool is_wanted(const char* name, const char* candidate) {
-    return std::strcmp(name, "best") == 0 || std::strcmp(name, candidate) == 0;
+    return is_wanted("portable") ? PORTABLE : NONE;
 }
 
 }  // namespace

@@ -60,23 +60,6 @@ constexpr int LANES = 4;
 #define LOOPS_OF(variant) \
     Loops { variant::find_costs, variant::find_cheapest, variant::merge_costs }
 
-// Sets `loops` for the instruction set `name`, or the best one if that is "best". Returns false if this processor or
-// build does not have it.
-bool find_loops(const char* name, Loops& loops) {
-#ifdef X86_VARIANTS
-    if (is_wanted(name, "avx512") && has_avx512()) {
-        loops = LOOPS_OF(avx512);
-        return true;
-    }
-    if (is_wanted(name, "avx2") && has_avx2()) {
-        loops = LOOPS_OF(avx2);
-        return true;
-    }
-#endif
-    loops = LOOPS_OF(portable);
-    return is_wanted(name, "portable");
-}
-
 // The clusters of one image.
 class Clusters {
 public:
@@ -205,8 +188,9 @@ int clustr_merge_tile_v1() { return TILE; }
 int clustr_merge_clusters_v1(float* products, int64_t stride, const float* size, const float* max_cost,
                              int64_t batch_size, int64_t num_clusters, int num_threads, const char* instruction_set,
                              int64_t* owner) {
-    Loops loops;
-    if (!find_loops(instruction_set, loops)) return 1;
+    const InstructionSet set = find_instruction_set(instruction_set);
+    if (set == NONE) return 1;
+    const Loops loops = CHOOSE(LOOPS_OF, set);
     const int64_t padded = (num_clusters + TILE - 1) / TILE * TILE;
     try {
         const int threads = int(std::clamp<int64_t>(batch_size, 1, std::max(1, num_threads)));

@@ -52,21 +52,23 @@ class MergedClusters(NamedTuple):
     Clusters of one scale of which each image has its own number.
 
     Args:
-        cluster_index (`torch.LongTensor` of shape `(B, N)`):
-            Cluster of each token, values in `[0, M_b)` for M_b clusters in image b.
         num_merged (`torch.Tensor` of shape `(B, M)`):
-            How many of the original clusters each cluster consists of, float32; 0 for the M - M_b clusters that an
-            image lacks.
+            How many of the original clusters each cluster consists of, float32; 0 for the M - M_b clusters that image b
+            lacks.
         original_index (`torch.LongTensor` of shape `(B, N)`):
             Original cluster of each token, values in `[0, K)`.
         merged_index (`torch.LongTensor` of shape `(B, K)`):
             Cluster that each original cluster is part of, values in `[0, M_b)`.
     """
 
-    cluster_index: torch.Tensor
     num_merged: torch.Tensor
     original_index: torch.Tensor
     merged_index: torch.Tensor
+
+    @property
+    def cluster_index(self) -> torch.Tensor:
+        """`torch.LongTensor` of shape `(B, N)`: Cluster of each token, values in `[0, M_b)`."""
+        return self.merged_index.gather(1, self.original_index)
 
 
 @torch.no_grad()
@@ -107,7 +109,7 @@ def merge_clusters(
     else:
         merged_index, num_merged = _merge(tokens, cluster_index, num_clusters, tolerance)
         num_merged = _without_padding(num_merged)
-    return MergedClusters(merged_index.gather(1, cluster_index), num_merged, cluster_index, merged_index)
+    return MergedClusters(num_merged, cluster_index, merged_index)
 
 
 def average_clusters(tokens: torch.Tensor, clusters: MergedClusters) -> torch.Tensor:
